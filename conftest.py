@@ -1,0 +1,40 @@
+"""What every test and doctest stands on: a cache of its own, one thread, and examples that are the same on every run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from pollard.settings import Settings
+
+# Fetched data is shared with the person who runs the tests: where it lies is settled before the cache is moved.
+os.environ["POLLARD_DATA"] = str(Settings.read().data)
+_cache = tempfile.TemporaryDirectory(prefix="pollard-tests-")
+os.environ["POLLARD_CACHE"] = _cache.name
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_unconfigure():
+    _cache.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two workers share the cores; a test of threads sets its own number, and the next test starts from one again."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing a test or a doctest writes lands in the repository."""
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,106 @@
+"""``pollard bench``: what sparse costs beside dense, on this machine, in one process."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from typer.core import TyperCommand
+
+from pollard.cli import values
+from pollard.cli.output import emit, progress_bar
+from pollard.formats.store import write_atomic
+from pollard.report.bench import ROUNDS, cases, measure, network_cases
+from pollard.report.contenders import OPERATIONS, Case
+from pollard.report.render import bench_table
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+STDOUT = "-"
+DEFAULT_SHAPE = "1024x1024x256"
+EPILOG = """
+Examples:
+
+pollard bench --shape 4096x4096x128 --density 0.1,0.05 --pattern unstructured,v4
+
+pollard bench --shape 1024x1024x256 --op step --optimizer momentum --threads 1,2 --json records.json
+
+pollard bench --step-network 3072-4096-4096-10 --batch 128 --density 0.1
+
+Every contender is verified against dense torch before it is timed; a case that dense wins is marked.
+"""
+
+
+class BenchCommand(TyperCommand):
+    """A command whose ``--json`` may stand without a file: it then means standard output, as in the other commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with the file that a bare ``--json`` leaves out put in."""
+        filled = []
+        for index, word in enumerate(args):
+            filled.append(word)
+            following = args[index + 1 : index + 2]
+            if word == "--json" and (not following or following[0].startswith("--")):
+                filled.append(STDOUT)
+        return super().parse_args(ctx, filled)
+
+
+@app.command(cls=BenchCommand, epilog=EPILOG)
+def bench(
+    *,
+    shape: Annotated[
+        str | None,
+        typer.Option(help=f"OUTxINxBATCH of a layer, several separated by commas (default: {DEFAULT_SHAPE})."),
+    ] = None,
+    density: Annotated[str, typer.Option(help="Fractions kept, separated by commas: 0.1 is 90 % sparse.")] = "0.1",
+    pattern: Annotated[
+        str, typer.Option(help="unstructured, v2, v4, v8, v16: vN keeps N neighbouring rows as one.")
+    ] = "unstructured",
+    op: Annotated[
+        str, typer.Option(help="forward, input_grad, value_grad, forward+backward, step (with the optimizer).")
+    ] = ",".join(OPERATIONS),
+    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Samples a contender, taken in turns; the figures are medians.")
+    ] = ROUNDS,
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd or momentum, for the steps.")] = "adam",
+    step_network: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHS", help="Time whole training steps of this ReLU network, as in 784-1024-1024-10."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch of --step-network.")] = 128,
+    peers: Annotated[bool, typer.Option(help="Run torch.sparse, SciPy and MKL (where installed) beside dense.")] = True,
+    json: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="[FILE]", help="Write the records to FILE; without FILE, print them and nothing else."
+        ),
+    ] = None,
+) -> None:
+    """Time sparse layers and whole training steps against dense torch, torch.sparse, SciPy and MKL.
+
+    Times are milliseconds a call, medians of rounds in which the contenders take turns. Layers are timed as a user calls
+    them: batch first in and out, with whatever packing that takes.
+    """
+    patterns, densities = values.words(pattern, "pattern"), values.numbers(density, "density")
+    counts = values.counts(threads, "threads")
+    todo: list[Case] = []
+    if shape is not None or step_network is None:
+        shapes = [values.shape(one) for one in values.words(shape or DEFAULT_SHAPE, "shape")]
+        ops = values.words(op, "op")
+        todo += cases(ops, shapes, patterns=patterns, densities=densities, threads=counts, optimizer=optimizer)
+    if step_network is not None:
+        widths = values.widths(step_network)
+        todo += network_cases(
+            widths, batch, patterns=patterns, densities=densities, threads=counts, optimizer=optimizer
+        )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with progress_bar(*columns) as progress:
+        timed = progress.track(todo, description="timing")
+        records = [measure(case, rounds=rounds, peers=peers).as_json() for case in timed]
+    # The table first: a file that cannot be written must not take an hour of timings with it.
+    emit(records, [bench_table(records)], as_json=json == STDOUT)
+    if json is not None and json != STDOUT:
+        write_atomic(Path(json), (jsonlib.dumps(records, indent=1) + "\n").encode())

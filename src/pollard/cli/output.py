@@ -1,0 +1,59 @@
+"""Where words go: answers on standard output, as JSON or for people; progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn
+
+from pollard.errors import PollardError
+
+Answer = Mapping[str, Any] | Sequence[Any]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+# Rich assumes 80 columns where there is no terminal, and folds tables that a file or a pager has room for.
+PIPED_WIDTH = 160
+
+
+def emit(answer: Answer, view: Iterable[RenderableType], *, as_json: bool) -> None:
+    """Print a command's answer: `answer` as one JSON document, or else each part of `view`."""
+    if as_json:
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+        return
+    out = console()
+    for part in view:
+        # A path or a JSON line that is folded cannot be copied.
+        out.print(part, soft_wrap=isinstance(part, str))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on the present standard output, or standard error."""
+    out = Console(stderr=stderr, highlight=False, markup=False)
+    if not out.is_terminal:
+        out.width = PIPED_WIDTH
+    return out
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on standard error that leaves nothing behind; no bar at all where nobody would see it move."""
+    out = console(stderr=True)
+    return Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+
+
+def print_error(error: PollardError) -> None:
+    """The three lines of an error, on standard error."""
+    lines = (("got", error.got), ("expected", error.expected), ("next step", error.fix))
+    sys.stderr.write("".join(f"{name + ':':<10} {text}\n" for name, text in lines))
+
+
+def print_interrupted() -> None:
+    """What is lost when a command is stopped, on standard error."""
+    sys.stderr.write(
+        "\nStopped. Run the same command again to go on: `train` continues after its last checkpoint, "
+        "`data get` from the last byte.\n"
+    )

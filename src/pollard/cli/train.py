@@ -1,0 +1,106 @@
+"""``pollard train``: an experiment from flags to a run folder, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from pollard.cli.output import JsonFlag, emit
+from pollard.cli.recipe_options import recipe_of, recipe_options
+from pollard.formats.store import write_atomic
+from pollard.pruning.plan import Plan
+from pollard.recipes.folder import PLAN
+from pollard.recipes.recipe import Recipe
+from pollard.recipes.result import RunResult
+from pollard.recipes.run import run
+from pollard.report.plot import svg
+from pollard.report.render import terminal_plot
+from pollard.report.summary import accuracy_curves, comparison_table, run_figure
+from pollard.training import read_metrics
+from pollard.training.loop import METRICS
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+PLOT = "plot.svg"
+EPILOG = """
+Examples:
+
+pollard train
+
+pollard train --data mnist --density 0.05 --epochs 10 --compare dense
+
+pollard train --data mnist --model mlp-784-1024-1024-10 --pattern v4 --optimizer adam --lr 0.001
+
+pollard train --recipe recipe.toml --seed 1
+
+The run folder is OUT/HASH, named by the recipe. The same command again goes on with an unfinished run, and reports a
+finished one.
+"""
+
+
+class Twin(StrEnum):
+    """What a run can be set beside."""
+
+    DENSE = "dense"
+
+
+@app.command(epilog=EPILOG)
+@recipe_options(entry.name for entry in fields(Recipe))
+def train(
+    ctx: typer.Context,
+    *,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start from a recipe in .toml or .json; options given here win.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of run folders.")] = Path("runs"),
+    compare: Annotated[Twin | None, typer.Option(help="Train the dense twin too, and set it beside.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels (default: torch's own number).")
+    ] = None,
+    checkpoint_steps: Annotated[
+        int, typer.Option(min=0, help="Checkpoint every so many steps too, not only each epoch; 0 for never.")
+    ] = 0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events into the run folder.")
+    ] = False,
+    json: JsonFlag = False,
+    **flags: Any,
+) -> None:
+    """Prune a network before training, train what is kept, and measure it.
+
+    Without options: SNIP at density 0.1 on the built-in digits, in seconds. Density is the fraction kept: 95 % sparsity is
+    --density 0.05.
+    """
+    experiment = recipe_of(ctx, flags, recipe)
+    result = run(
+        experiment,
+        out,
+        compare="dense" if compare else None,
+        threads=threads,
+        tensorboard=tensorboard,
+        checkpoint_steps=checkpoint_steps,
+    )
+    told = result.to_dict()
+    twin = out / experiment.twin().digest if result.dense else None
+    curves = accuracy_curves(
+        told, read_metrics(result.folder / METRICS), read_metrics(twin / METRICS) if twin else None
+    )
+    plot = result.folder / PLOT
+    write_atomic(plot, svg(run_figure(told, curves)).encode())
+    answer = told | {"folder": str(result.folder), "plot": str(plot), "reused": result.reused}
+    picture: list[RenderableType] = ["", "test accuracy in percent, by epoch", terminal_plot(curves), ""]
+    emit(answer, [*_plan(result), comparison_table(told), *picture, *_where(result, plot)], as_json=json)
+
+
+def _plan(result: RunResult) -> list[RenderableType]:
+    file = result.folder / PLAN
+    return [Plan.load(file).table(), ""] if file.exists() else []
+
+
+def _where(result: RunResult, plot: Path) -> list[str]:
+    finished = "was finished before; this is its report" if result.reused else "is finished"
+    return [f"run {result.recipe.digest} {finished}", f"folder: {result.folder}", f"plot:   {plot}"]

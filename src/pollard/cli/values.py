@@ -1,0 +1,73 @@
+"""Lists and shapes as they are written on a command line."""
+
+from __future__ import annotations
+
+from pollard.errors import InvalidInput
+
+
+def words(text: str, what: str) -> list[str]:
+    """The parts of a comma-separated list, at least one; `what` they are is for the error.
+
+    >>> words("unstructured, v4", "pattern")
+    ['unstructured', 'v4']
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise InvalidInput(
+            f"{what} {text!r}", "at least one, separated by commas", f"Leave --{what} out for its default."
+        )
+    return found
+
+
+def numbers(text: str, what: str) -> list[float]:
+    """A comma-separated list of numbers.
+
+    >>> numbers("0.1,0.05", "density")
+    [0.1, 0.05]
+    """
+    found = words(text, what)
+    try:
+        return [float(part) for part in found]
+    except ValueError as error:
+        raise InvalidInput(f"{what} {text!r}", "numbers separated by commas", "Write them as in 0.1,0.05.") from error
+
+
+def counts(text: str, what: str) -> list[int]:
+    """A comma-separated list of whole numbers of at least 1.
+
+    >>> counts("1,2", "threads")
+    [1, 2]
+    """
+    found = words(text, what)
+    if not all(part.isdecimal() and int(part) for part in found):
+        raise InvalidInput(f"{what} {text!r}", "whole numbers above 0, separated by commas", "Write them as in 1,2.")
+    return [int(part) for part in found]
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """OUTxINxBATCH.
+
+    >>> shape("4096x1024x128")
+    (4096, 1024, 128)
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise InvalidInput(
+            f"shape {text!r}",
+            "OUTxINxBATCH, three whole numbers above 0",
+            "Write 4096x1024x128 for Linear(1024, 4096) on 128 rows.",
+        )
+    out_features, in_features, batch = map(int, parts)
+    return out_features, in_features, batch
+
+
+def widths(text: str) -> list[int]:
+    """IN-HIDDEN-...-OUT of a fully connected network.
+
+    >>> widths("784-300-100-10")
+    [784, 300, 100, 10]
+    """
+    parts = text.split("-")
+    if len(parts) < 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise InvalidInput(f"network {text!r}", "widths from input to output, joined by '-'", "Write 784-300-100-10.")
+    return [int(part) for part in parts]

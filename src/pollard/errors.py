@@ -1,0 +1,79 @@
+"""Every error Pollard raises on purpose.
+
+::
+
+    PollardError                    got, expected, what to do next
+    |-- InvalidInput (ValueError)   an argument is wrong: dtype, shape, device, density, layout, NaN
+    |   |-- PatternError            a pattern that cannot be parsed or does not fit the weight
+    |   |-- TopologyError           index arrays that do not describe a sparse matrix
+    |   `-- NothingMatched          a filter selected no layer
+    |-- SettingsError (ValueError)  an environment variable holds a value that cannot be used
+    |-- StoreError (OSError)        a file that is truncated, foreign, or cannot be written
+    |-- DataError (OSError)         a data set that is missing or damaged
+    `-- KernelError (RuntimeError)  code generation or compilation failed
+
+    PollardWarning (UserWarning)
+    |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
+    `-- LayerCollapse               a layer keeps no weight at all
+"""
+
+from __future__ import annotations
+
+
+class PollardError(Exception):
+    """An error that says what was got, what was expected and what to do next.
+
+    >>> str(PollardError("density 0", "a density in (0, 1]", "Pass density=1.0 to keep everything."))
+    'got density 0; expected a density in (0, 1]. Pass density=1.0 to keep everything.'
+    """
+
+    def __init__(self, got: str, expected: str, fix: str) -> None:
+        super().__init__(got, expected, fix)
+        self.got, self.expected, self.fix = got, expected, fix
+
+    def __str__(self) -> str:
+        return f"got {self.got}; expected {self.expected}. {self.fix}"
+
+
+class InvalidInput(PollardError, ValueError):
+    """An argument has the wrong dtype, shape, device, range or layout."""
+
+
+class PatternError(InvalidInput):
+    """A pattern cannot be parsed, or does not divide the weight it is laid on."""
+
+
+class TopologyError(InvalidInput):
+    """Index arrays do not describe a sparse matrix."""
+
+
+class NothingMatched(InvalidInput):
+    """A name or type filter selected no layer."""
+
+
+class SettingsError(PollardError, ValueError):
+    """An environment variable holds a value that cannot be used."""
+
+
+class StoreError(PollardError, OSError):
+    """A file is truncated, belongs to something else, or cannot be written."""
+
+
+class DataError(PollardError, OSError):
+    """A data set is missing, damaged or incomplete."""
+
+
+class KernelError(PollardError, RuntimeError):
+    """Code generation or compilation failed."""
+
+
+class PollardWarning(UserWarning):
+    """Something a user should know, though work goes on."""
+
+
+class KernelFallback(PollardWarning):
+    """A kernel could not be compiled: the slow twin runs instead."""
+
+
+class LayerCollapse(PollardWarning):
+    """A layer keeps no weight at all."""

@@ -1,0 +1,149 @@
+"""The checks between arrays of unknown origin and kernels that follow them blindly; each runs in bounded memory."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput, TopologyError
+from pollard.formats.pattern import Pattern
+
+LIMIT = 2**31 - 1
+_CHUNK = 1 << 18
+
+
+def checked_frame(shape: tuple[int, int], pattern: str | Pattern) -> tuple[tuple[int, int], Pattern, int]:
+    """Shape as two ints, pattern as a Pattern, and the number of row groups; raises TopologyError, PatternError."""
+    try:
+        out_features, in_features = (operator.index(size) for size in shape)
+    except (TypeError, ValueError):
+        raise TopologyError(f"shape {shape!r}", "two integers (out, in)", "Pass the shape of a weight.") from None
+    if not (0 <= out_features <= LIMIT and 0 <= in_features <= LIMIT):
+        raise TopologyError(
+            f"shape {(out_features, in_features)}",
+            f"sizes from 0 to {LIMIT}",
+            "Indices are int32: split larger layers.",
+        )
+    pattern = Pattern.parse(pattern)
+    return (out_features, in_features), pattern, pattern.grain_shape((out_features, in_features))[0]
+
+
+def check_density(density: float) -> None:
+    """Raises InvalidInput unless `density` is in (0, 1]."""
+    if not 0 < density <= 1:
+        raise InvalidInput(f"density {density!r}", "a density in (0, 1]", "Density is the fraction of weights kept.")
+
+
+def check_count(grains: int) -> None:
+    """Raises TopologyError where int32 cannot count `grains`."""
+    if grains > LIMIT:
+        raise TopologyError(
+            f"{grains} grains", f"at most {LIMIT}", "Keep fewer, choose a coarser pattern, or split the layer."
+        )
+
+
+def check_mask(mask: object) -> None:
+    """Raises InvalidInput unless `mask` is a bool matrix on the CPU."""
+    found, fix = type(mask).__name__, "Compare something to a threshold, as in weight != 0."
+    if isinstance(mask, Tensor):
+        found = f"{mask.dtype} {tuple(mask.shape)} on {mask.device}"
+        if mask.dtype is torch.bool and mask.layout is torch.strided and len(mask.shape) == len(("out", "in")):
+            if mask.device.type == "cpu":
+                return
+            fix = "Call mask.cpu() first."
+    raise InvalidInput(f"a mask of {found}", "a bool tensor (out, in) on the CPU, True = keep", fix)
+
+
+def checked_pointers(pointers: Tensor, groups: int) -> Tensor:
+    """Row pointers `(groups + 1,)` as contiguous int32; raises TopologyError unless they start at 0 and never fall."""
+    _check_array("row_pointers", pointers)
+    if len(pointers) != groups + 1:
+        raise TopologyError(
+            f"{len(pointers)} row pointers",
+            f"{groups + 1}, one more than row groups",
+            "Check the shape and the pattern.",
+        )
+    pointers = _narrow("row_pointers", pointers, LIMIT)
+    if int(pointers[0]) != 0:
+        raise TopologyError(
+            f"first row pointer {int(pointers[0])}", "0", "Row pointers count grains from the first row."
+        )
+    for start, stop in _pairs(groups + 1):
+        if bool((pointers[start + 1 : stop + 1] < pointers[start:stop]).any()):
+            raise TopologyError("row pointers that fall", "row pointers that never fall", "Accumulate the row counts.")
+    return pointers
+
+
+def checked_columns(columns: Tensor, pointers: Tensor, width: int) -> Tensor:
+    """Columns `(grains,)` as contiguous int32; raises TopologyError unless below `width` and ascending in each row."""
+    _check_array("columns", columns)
+    check_count(len(columns))
+    if int(pointers[-1]) != len(columns):
+        raise TopologyError(
+            f"last row pointer {int(pointers[-1])}",
+            f"{len(columns)}, the number of columns",
+            "The arrays do not match.",
+        )
+    columns = _narrow("columns", columns, width - 1)
+    for start, stop in _pairs(len(columns)):
+        falls = (columns[start + 1 : stop + 1] <= columns[start:stop]).nonzero().view(-1).add_(start + 1).int()
+        # Wherever the column does not rise, a new row must begin.
+        starts = pointers[torch.searchsorted(pointers, falls)]
+        if not torch.equal(starts, falls):
+            place = int(falls[(starts != falls).nonzero()[0, 0]])
+            raise TopologyError(
+                f"column {int(columns[place])} after {int(columns[place - 1])} at grain {place}",
+                "columns strictly ascending within a row",
+                "Sort each row's columns and merge duplicates.",
+            )
+    return columns
+
+
+def checked_positions(positions: Tensor, total: int) -> Tensor:
+    """Flat positions as a contiguous array; raises TopologyError unless strictly ascending and below `total`."""
+    _check_array("positions", positions)
+    positions = positions.detach().contiguous()
+    check_count(len(positions))
+    for start, stop in _pairs(len(positions)):
+        if bool((positions[start + 1 : stop + 1] <= positions[start:stop]).any()):
+            raise TopologyError(
+                "positions out of order or repeated", "strictly ascending positions", "Sort them first."
+            )
+    if len(positions) and (int(positions[0]) < 0 or int(positions[-1]) >= total):
+        raise TopologyError(
+            f"positions from {int(positions[0])} to {int(positions[-1])}",
+            f"positions from 0 to {total - 1}",
+            "A position is group * in + column.",
+        )
+    return positions
+
+
+def _check_array(name: str, array: object) -> None:
+    if not isinstance(array, Tensor):
+        raise TopologyError(f"{name} of type {type(array).__name__}", "a tensor", "Convert it with torch.as_tensor.")
+    if array.device.type != "cpu":
+        raise InvalidInput(f"{name} on {array.device}", f"{name} on the CPU", f"Call {name}.cpu() first.")
+    if array.dtype not in (torch.int32, torch.int64) or array.layout != torch.strided or array.dim() != 1:
+        raise TopologyError(
+            f"{name} of {array.dtype} {tuple(array.shape)}", "a 1-D int32 or int64 tensor", f"Convert {name} first."
+        )
+
+
+def _narrow(name: str, array: Tensor, limit: int) -> Tensor:
+    """`array` as contiguous int32, once every entry is known to lie in `[0, limit]`."""
+    if len(array):
+        low, high = (int(bound) for bound in torch.aminmax(array))
+        if low < 0 or high > limit:
+            raise TopologyError(
+                f"{name} from {low} to {high}", f"{name} from 0 to {limit}", "The indices belong to another shape."
+            )
+    return array.detach().to(torch.int32).contiguous()
+
+
+def _pairs(length: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cut the `length - 1` pairs of neighbours into pieces whose temporaries stay in cache."""
+    for start in range(0, length - 1, _CHUNK):
+        yield start, min(start + _CHUNK, length - 1)

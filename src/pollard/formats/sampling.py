@@ -1,0 +1,54 @@
+"""Exact samples without replacement out of ranges far larger than memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_SMALL = 1 << 16
+# Up to this total, 31 random bits a draw are enough to waste few of them, and half as many bytes are moved.
+_NARROW = 1 << 28
+
+Integers = NDArray[np.signedinteger[Any]]
+
+
+def sample(total: int, count: int, generator: torch.Generator | None = None) -> Integers:
+    """`count` distinct integers of `range(total)`, ascending `(count,)`, every set of that size equally likely.
+
+    Memory is proportional to `count`, never to `total` (up to `2**62`), as long as `count <= total / 2`: ask for the
+    complement above that. The same generator state gives the same sample. Draws with replacement until the expected
+    number of distinct integers, `total * (1 - exp(-draws / total))`, is safely past `count`, then drops a random
+    surplus: no step prefers one integer to another, so neither does the result.
+
+    >>> sample(10**18, 3, torch.Generator().manual_seed(0)).shape
+    (3,)
+    >>> sample(4, 4).tolist()
+    [0, 1, 2, 3]
+    """
+    if total <= _SMALL:
+        chosen: Integers = torch.randperm(total, generator=generator)[:count].sort().values.numpy()
+        return chosen
+    distinct = _distinct(total, count, generator)
+    while len(distinct) < count:
+        distinct = _distinct(total, count, generator)
+    surplus = len(distinct) - count
+    return np.delete(distinct, sample(len(distinct), surplus, generator)) if surplus else distinct
+
+
+def _distinct(total: int, count: int, generator: torch.Generator | None) -> Integers:
+    dtype, limit = (torch.int32, 1 << 31) if total <= _NARROW else (torch.int64, 1 << 63)
+    # Draws past the largest multiple of total go, so that every remainder is equally likely.
+    bound = limit // total * total
+    wanted = count + 6.0 * math.sqrt(count) + 6.0  # six standard deviations: a second try is a one in a billion event
+    draws = math.ceil(-total * math.log1p(-wanted / total) * (limit / bound))
+    numbers: Integers = torch.empty(draws, dtype=dtype).random_(generator=generator).numpy()
+    numbers = numbers[numbers < bound]
+    np.remainder(numbers, total, out=numbers)
+    numbers.sort()
+    fresh = np.ones(len(numbers), np.bool_)
+    np.not_equal(numbers[1:], numbers[:-1], out=fresh[1:])
+    return numbers[fresh]

@@ -1,0 +1,204 @@
+"""Files that are whole or not there: safetensors with JSON metadata, written beside their place and renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput, StoreError
+from pollard.formats.topology import Topology
+
+VERSION = 1
+_KEY = "pollard"
+_ADVICE = {
+    errno.ENOSPC: "Free some space, or write to another disk.",
+    errno.EDQUOT: "Free some of your quota, or write to another disk.",
+    errno.EROFS: "Choose a folder that may be written to.",
+    errno.EACCES: "Choose a folder that may be written to.",
+    errno.EPERM: "Choose a folder that may be written to.",
+    errno.ENOENT: "Create the folder first.",
+    errno.ENOTDIR: "Create the folder first.",
+}
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
+    """Put `content` at `path`, or leave what was there: no reader and no crash ever meets half a file.
+
+    content: the bytes, or a function that writes them to the path it is given. They go to a new name in the same
+    folder, are synced, renamed over `path`, and the folder is synced. Raises StoreError where that fails (full disk,
+    read-only folder), with the old file intact and nothing left behind.
+
+    >>> write_atomic("note.txt", b"kept")
+    >>> Path("note.txt").read_bytes()
+    b'kept'
+    """
+    path = Path(path)
+    beside = path.parent / f".{os.getpid()}-{os.urandom(8).hex()}.tmp"
+    try:
+        if isinstance(content, bytes):
+            beside.write_bytes(content)
+        else:
+            content(beside)
+        _sync(beside)
+        beside.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "Check the path and the disk.")
+        raise StoreError(f"{path}: {error.strerror or error}", "a file that can be written", advice) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write `tensors` and JSON-able `metadata` as one safetensors file, atomically.
+
+    Tensors that share memory are stored apart. Raises InvalidInput on what cannot be stored, StoreError on a failed
+    write.
+
+    >>> save_tensors("weights.safetensors", {"w": torch.arange(3.0)}, {"epoch": 2})
+    >>> load_tensors("weights.safetensors")
+    ({'w': tensor([0., 1., 2.])}, {'epoch': 2})
+    """
+    import safetensors.torch  # keeps `import pollard` light
+
+    try:
+        text = json.dumps({"version": VERSION, "metadata": dict(metadata)})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"metadata with {error}", "JSON: dicts, lists, text, numbers", "Leave it out.") from error
+    stored = _apart(tensors)
+
+    def write(beside: Path) -> None:
+        try:
+            safetensors.torch.save_file(stored, beside, {_KEY: text})
+        except safetensors.SafetensorError as error:
+            raise _io_error(error) from error
+        except (KeyError, ValueError) as error:
+            raise InvalidInput(f"a tensor with {error}", "a dtype of safetensors", "Convert it first.") from error
+
+    write_atomic(path, write)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that `save_tensors` wrote; the tensors own their memory.
+
+    The file is read, not mapped, so that nothing done to it later reaches the tensors. Raises StoreError on a file that
+    is missing, truncated, damaged, foreign, or of another version.
+    """
+    import safetensors.torch  # keeps `import pollard` light
+
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}", "a file that can be read", "Check the path.") from error
+    metadata = _metadata(path, content)
+    try:
+        return safetensors.torch.load(content), metadata
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def save_topologies(
+    path: str | os.PathLike[str], topologies: Mapping[str, Topology], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write named `topologies` and JSON-able `metadata` as one safetensors file, atomically; raises as `save_tensors`.
+
+    >>> save_topologies("plan.safetensors", {"fc1": Topology.full((4, 2), "v2")}, {"criterion": "snip"})
+    >>> load_topologies("plan.safetensors")
+    ({'fc1': Topology(shape=(4, 2), pattern='v2', grains=4, density=1)}, {'criterion': 'snip'})
+    """
+    layers = {
+        name: {"shape": topology.shape, "pattern": str(topology.pattern), "fingerprint": topology.fingerprint}
+        for name, topology in topologies.items()
+    }
+    arrays = {f"{name}.{array}": getattr(topology, array) for name, topology in topologies.items() for array in _ARRAYS}
+    save_tensors(path, arrays, {"topologies": layers, "metadata": dict(metadata or {})})
+
+
+def load_topologies(path: str | os.PathLike[str]) -> tuple[dict[str, Topology], dict[str, Any]]:
+    """Topologies, each validated, and metadata of a file that `save_topologies` wrote.
+
+    Raises StoreError on a file that `load_tensors` refuses, and on one whose index arrays are not those it was saved
+    with.
+    """
+    arrays, content = load_tensors(path)
+    try:
+        topologies = {
+            name: Topology.adopt(layer["shape"], layer["pattern"], *(arrays[f"{name}.{array}"] for array in _ARRAYS))
+            for name, layer in content["topologies"].items()
+        }
+        altered = [
+            name for name in topologies if topologies[name].fingerprint != content["topologies"][name]["fingerprint"]
+        ]
+        metadata = dict(content["metadata"])
+    except (InvalidInput, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _damaged(path, f"no valid topologies ({error})") from error
+    if altered:
+        raise _damaged(path, f"altered indices in {altered[0]!r}")
+    return topologies, metadata
+
+
+_ARRAYS = ("row_pointers", "columns")
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to the file or folder `path`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor contiguous, on the CPU, and in memory of its own, as the format wants them."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.device.type == "meta":
+            raise InvalidInput(f"{name!r}: {tensor!r:.80}", "a dense tensor", "Save its parts as dense tensors.")
+        dense = tensor.detach().cpu().contiguous()
+        memory = dense.untyped_storage().data_ptr()
+        apart[name] = dense.clone() if memory in seen else dense
+        seen.add(memory)
+    return apart
+
+
+def _metadata(path: str | os.PathLike[str], content: bytes) -> dict[str, Any]:
+    """The metadata in the header of a safetensors file: eight bytes of length, then JSON."""
+    try:
+        length = int.from_bytes(content[:8], "little")
+        text = json.loads(content[8 : 8 + length])["__metadata__"][_KEY]
+        held = json.loads(text)
+        version, metadata = held["version"], held["metadata"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, "no metadata of ours") from error
+    if version != VERSION:
+        raise StoreError(
+            f"{path} of version {version!r}", f"version {VERSION}", "Write it again, or use the Pollard that wrote it."
+        )
+    if not isinstance(metadata, dict):
+        raise _damaged(path, "no metadata of ours")
+    return metadata
+
+
+def _damaged(path: str | os.PathLike[str], found: str) -> StoreError:
+    return StoreError(
+        f"{path} with {found}",
+        "a whole file that Pollard wrote",
+        "Write it again: it is truncated, damaged or foreign.",
+    )
+
+
+def _io_error(error: Exception) -> OSError:
+    """safetensors tells of a failed write in words only: `... (os error 28)`."""
+    found = [code for code in _ADVICE if f"(os error {code})" in str(error)]
+    return OSError(found[0], os.strerror(found[0])) if found else OSError(str(error))

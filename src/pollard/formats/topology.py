@@ -1,0 +1,389 @@
+"""Which grains of a weight are kept: frozen index arrays, checked once, so that kernels may trust them blindly."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pollard.errors import PatternError, TopologyError
+from pollard.formats.difference import Difference, Rows, compare
+from pollard.formats.indices import (
+    check_count,
+    check_density,
+    check_mask,
+    checked_columns,
+    checked_frame,
+    checked_pointers,
+    checked_positions,
+)
+from pollard.formats.pattern import Pattern
+from pollard.formats.sampling import Integers, sample
+
+# Grains handled at once where a step needs a wider temporary: a few hundred thousand stay in cache and cost no memory.
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transpose:
+    """A topology by columns: column `j` holds grains `row_pointers[j] : row_pointers[j + 1]` of `groups`, ascending.
+
+    row_pointers: int32 `(in + 1,)`.
+    groups: int32 `(grains,)`, the row group of each grain.
+    permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
+    """
+
+    row_pointers: Tensor
+    groups: Tensor
+    permutation: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Topology:
+    """The kept grains of a weight of `shape` (out, in), in CSR order over row groups and columns.
+
+    Group `i` (rows `rows * i` to `rows * i + rows - 1`) holds the grains `row_pointers[i] : row_pointers[i + 1]`, and
+    grain `g` lies in column `columns[g]`. Values that go with a topology are 1-D `(nnz,)`, grain by grain:
+    `values[g * rows + r] == weight[rows * i + r, columns[g]]`.
+
+    shape: (out, in), each at most `2**31 - 1`. pattern: a Pattern or its name.
+    row_pointers: int32 `(out / rows + 1,)`. columns: int32 `(grains,)`, strictly ascending within a group.
+
+    int64 input is taken where it fits. The arrays are copied, and then belong to the topology: they are the same tensor
+    objects at every access, and nobody writes to them. Compared and hashed by identity; `same_as` compares contents.
+    Raises TopologyError where the arrays are no such matrix, PatternError where the pattern does not divide the rows.
+
+    >>> topology = Topology((2, 3), "unstructured", torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]))
+    >>> topology
+    Topology(shape=(2, 3), pattern='unstructured', grains=3, density=0.5)
+    >>> topology.mask().int().tolist()
+    [[1, 0, 1], [0, 1, 0]]
+    """
+
+    shape: tuple[int, int]
+    pattern: Pattern
+    row_pointers: Tensor
+    columns: Tensor
+
+    def __post_init__(self) -> None:
+        made = type(self).adopt(self.shape, self.pattern, _private(self.row_pointers), _private(self.columns))
+        self.__dict__.update(made.__dict__)
+
+    @classmethod
+    def adopt(cls, shape: tuple[int, int], pattern: str | Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
+        """As the constructor, but contiguous int32 arrays are taken over, not copied: nobody may write to them again."""
+        shape, pattern, groups = checked_frame(shape, pattern)
+        row_pointers = checked_pointers(row_pointers, groups)
+        columns = checked_columns(columns, row_pointers, shape[1])
+        return cls._trusted(shape, pattern, row_pointers, columns)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, pattern: str | Pattern = "unstructured") -> Self:
+        """The grains that bool `mask` (out, in), True = keep, holds; any strides.
+
+        Raises PatternError where the mask keeps only a part of a grain: `covering` takes such masks.
+
+        >>> Topology.from_mask(torch.tensor([[True, False], [True, False]]), "v2").columns.tolist()
+        [0]
+        """
+        return cls._from_grain_mask(mask, pattern, partial=False)
+
+    @classmethod
+    def covering(cls, mask: Tensor, pattern: str | Pattern) -> Self:
+        """The grains with at least one weight that bool `mask` (out, in) keeps; `waste_factor` says what that costs.
+
+        >>> Topology.covering(torch.eye(2, dtype=torch.bool), "v2").mask().tolist()
+        [[True, True], [True, True]]
+        """
+        return cls._from_grain_mask(mask, pattern, partial=True)
+
+    @classmethod
+    def from_positions(cls, shape: tuple[int, int], pattern: str | Pattern, positions: Tensor) -> Self:
+        """The grains at `positions`: flat `group * in + column`, integers `(grains,)`, strictly ascending.
+
+        Raises TopologyError where positions are out of order, repeated or out of range.
+
+        >>> Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4])).columns.tolist()
+        [0, 2, 1]
+        """
+        shape, pattern, groups = checked_frame(shape, pattern)
+        ascending = checked_positions(positions, groups * shape[1])
+        return cls._from_ascending(shape, pattern, len(ascending), _slices(ascending.numpy()))
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, int],
+        density: float,
+        pattern: str | Pattern = "unstructured",
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """`round(density * grains)` grains out of all, every such choice equally likely, `density` in (0, 1].
+
+        Memory is proportional to what is kept, so a weight too large to exist can be drawn from. The same generator
+        state gives the same topology. Raises InvalidInput on another density, TopologyError past `2**31 - 1` grains.
+
+        >>> Topology.random((10**6, 10**6), 1e-9, generator=torch.Generator().manual_seed(0)).grains
+        1000
+        """
+        shape, pattern, groups = checked_frame(shape, pattern)
+        check_density(density)
+        total = groups * shape[1]
+        count = round(density * total)
+        check_count(count)
+        if 2 * count <= total:
+            return cls._from_ascending(shape, pattern, count, _slices(sample(total, count, generator)))
+        dropped = sample(total, total - count, generator)
+        return cls._from_ascending(shape, pattern, count, _complement(dropped, total))
+
+    @classmethod
+    def full(cls, shape: tuple[int, int], pattern: str | Pattern = "unstructured") -> Self:
+        """Every grain kept.
+
+        >>> Topology.full((2, 2)).columns.tolist()
+        [0, 1, 0, 1]
+        """
+        shape, pattern, groups = checked_frame(shape, pattern)
+        check_count(groups * shape[1])
+        row_pointers = torch.arange(groups + 1, dtype=torch.int32).mul_(shape[1])
+        return cls._trusted(shape, pattern, row_pointers, torch.arange(shape[1], dtype=torch.int32).repeat(groups))
+
+    @classmethod
+    def _from_grain_mask(cls, mask: Tensor, pattern: str | Pattern, *, partial: bool) -> Self:
+        check_mask(mask)
+        shape, pattern, groups = checked_frame((mask.shape[0], mask.shape[1]), pattern)
+        grains: NDArray[np.bool_] = mask.detach().numpy()
+        if pattern.rows > 1:
+            split = grains.reshape(groups, pattern.rows, shape[1])
+            grains = np.logical_or.reduce(split, 1)
+            if not partial and not np.array_equal(grains, np.logical_and.reduce(split, 1)):
+                raise PatternError(
+                    "a mask that keeps a part of a grain",
+                    f"every {pattern.rows} rows of a column kept or dropped as one, for pattern {pattern}",
+                    "Use Topology.covering to keep every grain that holds a kept weight.",
+                )
+        flat = np.ascontiguousarray(grains).reshape(-1)
+        count = int(np.count_nonzero(flat))
+        check_count(count)
+        return cls._from_ascending(shape, pattern, count, _nonzero(flat))
+
+    @classmethod
+    def _from_ascending(cls, shape: tuple[int, int], pattern: Pattern, count: int, chunks: Iterable[Integers]) -> Self:
+        """From `count` strictly ascending grain positions, in chunks none of which is empty."""
+        width = shape[1]
+        columns = np.empty(count, np.int32)
+        pointers = np.zeros(pattern.grain_shape(shape)[0] + 1, np.int32)
+        done = 0
+        for positions in chunks:
+            groups = positions // width
+            place = columns[done : done + len(positions)]
+            np.subtract(positions, groups * width, out=place, casting="unsafe")
+            ends = np.append(np.flatnonzero(groups[1:] != groups[:-1]), len(groups) - 1)
+            pointers[groups[ends] + 1] += np.diff(ends, prepend=-1).astype(np.int32)
+            done += len(positions)
+        np.cumsum(pointers, out=pointers)
+        return cls._trusted(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
+
+    @classmethod
+    def _trusted(cls, shape: tuple[int, int], pattern: Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
+        made = object.__new__(cls)
+        made.__dict__.update(shape=shape, pattern=pattern, row_pointers=row_pointers, columns=columns)
+        return made
+
+    def __repr__(self) -> str:
+        return (
+            f"Topology(shape={self.shape}, pattern='{self.pattern}', grains={self.grains}, density={self.density:.4g})"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays: a tensor's own attributes, which may lead back to this topology, stay behind.
+        return _restore, (type(self), self.shape, str(self.pattern), self.row_pointers.numpy(), self.columns.numpy())
+
+    @property
+    def groups(self) -> int:
+        """Row groups, `out / rows`."""
+        return len(self.row_pointers) - 1
+
+    @property
+    def grains(self) -> int:
+        """How many grains are kept."""
+        return len(self.columns)
+
+    @property
+    def nnz(self) -> int:
+        """How many weights are kept, `grains * rows`."""
+        return self.grains * self.pattern.rows
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights kept, `nnz / (out * in)`; 0 for a weight without entries."""
+        return self.nnz / max(math.prod(self.shape), 1)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of index arrays held now: pointers and columns, and the transpose once it has been made."""
+        made = self.__dict__.get("_transposed")
+        extra = () if made is None else (made.row_pointers, made.groups, made.permutation)
+        return sum(array.nbytes for array in (self.row_pointers, self.columns, *extra))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that stand for the contents: BLAKE2b over shape, pattern and index arrays."""
+        digest = hashlib.blake2b(f"{self.shape} {self.pattern} ".encode(), digest_size=16)
+        for array in (self.row_pointers, self.columns):
+            digest.update(array.numpy().astype("<i4", copy=False).data)
+        return digest.hexdigest()
+
+    def same_as(self, other: Topology) -> bool:
+        """Whether `other` keeps the same grains of the same shape under the same pattern."""
+        return self is other or (
+            self.shape == other.shape
+            and self.pattern == other.pattern
+            and torch.equal(self.row_pointers, other.row_pointers)
+            and torch.equal(self.columns, other.columns)
+        )
+
+    def positions(self) -> Tensor:
+        """Flat grain positions `group * in + column`, ascending int64 `(grains,)`.
+
+        >>> Topology.full((4, 2), "v2").positions().tolist()
+        [0, 1, 2, 3]
+        """
+        return torch.from_numpy(self._group_starts(self.shape[1]) + self.columns.numpy())
+
+    def weight_positions(self) -> Tensor:
+        """Flat weight positions `row * in + column` of every value, int64 `(nnz,)` in the order of values.
+
+        >>> Topology.full((4, 2), "v2").weight_positions().tolist()
+        [0, 2, 1, 3, 4, 6, 5, 7]
+        """
+        if self.pattern.rows == 1:
+            return self.positions()
+        top = self._group_starts(self.pattern.rows * self.shape[1]) + self.columns.numpy()
+        below = np.arange(self.pattern.rows, dtype=np.int64) * self.shape[1]
+        return torch.from_numpy((top[:, None] + below).reshape(-1))
+
+    def _group_starts(self, step: int) -> NDArray[np.int64]:
+        """`step` times its row group, for every grain."""
+        return np.repeat(np.arange(self.groups, dtype=np.int64) * step, np.diff(self.row_pointers.numpy()))
+
+    def mask(self) -> Tensor:
+        """Bool `(out, in)`, True = keep. One byte a weight: for small things and tests."""
+        grains = torch.zeros(self.groups * self.shape[1], dtype=torch.bool)
+        grains[self.positions()] = True
+        return self.pattern.spread(grains.view(self.groups, self.shape[1]))
+
+    def fan_in(self) -> Tensor:
+        """Weights kept in each row, int64 `(out,)`.
+
+        >>> Topology.from_mask(torch.eye(3, dtype=torch.bool)).fan_in().tolist()
+        [1, 1, 1]
+        """
+        return self.row_pointers.diff().long().repeat_interleave(self.pattern.rows)
+
+    def transpose(self) -> Transpose:
+        """The same grains by columns; made once, then kept.
+
+        >>> by_column = Topology.from_mask(torch.tensor([[True, True], [True, False]])).transpose()
+        >>> by_column.row_pointers.tolist(), by_column.groups.tolist(), by_column.permutation.tolist()
+        ([0, 2, 3], [0, 1, 0], [0, 2, 1])
+        """
+        return self._transposed
+
+    @cached_property
+    def _transposed(self) -> Transpose:
+        import scipy.sparse  # a tenth of a second that users who never train should not pay
+
+        entries = np.arange(self.grains, dtype=np.int32)
+        by_row = scipy.sparse.csr_array(
+            (entries, self.columns.numpy(), self.row_pointers.numpy()), (self.groups, self.shape[1])
+        )
+        by_column = by_row.tocsc()
+        arrays = (by_column.indptr, by_column.indices, by_column.data)
+        return Transpose(*(torch.from_numpy(array.astype(np.int32, copy=False)) for array in arrays))
+
+    def difference(self, other: Topology) -> Difference:
+        """Which grains stay, go and come on the way from this topology to `other`, in one linear merge.
+
+        Raises TopologyError where shape or pattern differ.
+
+        >>> here = Topology.from_positions((1, 5), "unstructured", torch.tensor([0, 1, 3]))
+        >>> there = Topology.from_positions((1, 5), "unstructured", torch.tensor([1, 2, 3, 4]))
+        >>> change = here.difference(there)
+        >>> change.kept_here.tolist(), change.kept_there.tolist(), change.dropped.tolist(), change.grown.tolist()
+        ([1, 2], [0, 2], [0], [1, 3])
+        """
+        if self.shape != other.shape or self.pattern != other.pattern:
+            raise TopologyError(
+                f"{other!r}", f"shape {self.shape} and pattern {self.pattern}", "Compare like with like."
+            )
+        here, there = (Rows(side.row_pointers.numpy(), side.columns.numpy()) for side in (self, other))
+        return compare(here, there, self.shape[1])
+
+
+def waste_factor(mask: Tensor, pattern: str | Pattern) -> float:
+    """Weights laid out over weights needed when an unstructured `mask` (out, in) is laid on `pattern`; 1 at best.
+
+    >>> waste_factor(torch.eye(4, dtype=torch.bool), "v4")
+    4.0
+    """
+    covering = Topology.covering(mask, pattern)
+    return covering.nnz / int(mask.sum()) if covering.nnz else 1.0
+
+
+def expected_waste_factor(density: float, pattern: str | Pattern) -> float:
+    """`(1 - (1 - density)**rows) / density`: the mean waste factor of masks that keep each weight independently.
+
+    >>> round(expected_waste_factor(0.1, "v4"), 2), round(expected_waste_factor(0.1, "v8"), 2)
+    (3.44, 5.7)
+    """
+    check_density(density)
+    if density == 1:
+        return 1.0
+    return -math.expm1(Pattern.parse(pattern).rows * math.log1p(-density)) / density
+
+
+def _restore(
+    kind: type[Topology], shape: tuple[int, int], pattern: str, pointers: NDArray[np.int32], columns: NDArray[np.int32]
+) -> Topology:
+    return kind.adopt(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
+
+
+def _slices(positions: Integers) -> Iterator[Integers]:
+    for start in range(0, len(positions), _CHUNK):
+        yield positions[start : start + _CHUNK]
+
+
+def _nonzero(flat: NDArray[np.bool_]) -> Iterator[Integers]:
+    for start in range(0, len(flat), _CHUNK):
+        positions = np.flatnonzero(flat[start : start + _CHUNK])
+        if len(positions):
+            yield positions + start
+
+
+def _complement(dropped: Integers, total: int) -> Iterator[Integers]:
+    """Chunks of the ascending integers of `range(total)` that are not in ascending `dropped`."""
+    for start in range(0, total, _CHUNK):
+        stop = min(start + _CHUNK, total)
+        kept = np.ones(stop - start, np.bool_)
+        first, last = np.searchsorted(dropped, (start, stop))
+        kept[dropped[first:last] - start] = False
+        positions = np.flatnonzero(kept)
+        if len(positions):
+            yield positions + start
+
+
+def _private(array: Tensor) -> Tensor:
+    # Any other dtype is refused, or converted later, which copies.
+    return array.detach().clone() if getattr(array, "dtype", None) is torch.int32 else array

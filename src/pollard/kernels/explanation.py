@@ -1,0 +1,72 @@
+"""Which kernel a product gets on this machine, and why: what `pollard explain` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology
+from pollard.kernels import dispatch, jit
+from pollard.kernels.dispatch import Product
+from pollard.kernels.operand import Operand
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import current
+
+KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sample"}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The chosen kernel, the tile it walks, the reason, and the candidates with their microseconds."""
+
+    spec: KernelSpec | None
+    choice: str
+    reason: str
+    candidates: tuple[tuple[str, float], ...] = ()
+
+    def ir(self) -> str:
+        """The optimised LLVM IR of the chosen kernel; empty where plain torch runs."""
+        return jit.optimised_ir(self.spec) if self.spec else ""
+
+    def assembly(self) -> str:
+        """The assembly of the chosen kernel; empty where plain torch runs."""
+        return jit.assembly(self.spec) if self.spec else ""
+
+
+def explain(operation: str, shape: tuple[int, int, int], density: float, pattern: str | Pattern) -> Explanation:
+    """Choose, tuning if need be, for a random topology of `shape` (out, in, batch), a row-major operand and torch's threads.
+
+    operation: forward, input_grad or value_grad; raises InvalidInput on another.
+    """
+    if operation not in KERNELS:
+        raise InvalidInput(f"operation {operation!r}", "one of " + ", ".join(KERNELS), "Name the product to explain.")
+    target = current()
+    if target is None:
+        return Explanation(None, "reference", "plain torch: asked for, or no generator for this CPU")
+    out, width, batch = shape
+    topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
+    values, x, grad = torch.randn(topology.nnz), torch.randn(batch, width), torch.randn(batch, out)
+    runs: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {
+        "forward": (x, lambda: dispatch.forward(x, values, topology)),
+        "input_grad": (grad, lambda: dispatch.input_grad(grad, values, topology)),
+        "value_grad": (x, lambda: dispatch.value_grad(grad, x, topology)),
+    }
+    operand, run = runs[operation]
+    run()
+    product = Product(KERNELS[operation], topology, Operand.of(operand), target, torch.get_num_threads())
+    decision = product.decide(None)
+
+    def describe(choice: dispatch.Choice) -> str:
+        tile = f"tiles of {choice.width} columns" if 0 < choice.width < width else "one tile"
+        return f"{product.spec(choice)}, {tile}"
+
+    timed = tuple((describe(choice), microseconds) for choice, microseconds in decision.candidates)
+    return Explanation(product.spec(decision.choice), describe(decision.choice), decision.reason, timed)
+
+
+__all__ = ["Explanation", "explain"]

@@ -1,0 +1,144 @@
+"""A kernel spec to a function that can be called: the only module that starts a compiler.
+
+Machine code is kept on disk, keyed by everything it depends on, so that a second process compiles nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llvmlite import __version__ as llvmlite_version
+from llvmlite import binding
+
+from pollard.errors import KernelError
+from pollard.kernels import openmp
+from pollard.kernels.emit import emit
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import FEATURES, TRIPLES, host_isas
+from pollard.settings import Settings
+
+Entry = Any  # a ctypes function: (arguments, units, threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled kernel: its entry, and the engine that keeps its code alive."""
+
+    spec: KernelSpec
+    entry: Entry
+    engine: Any
+
+
+@cache
+def load(spec: KernelSpec) -> Kernel:
+    """The kernel of `spec`, compiled for this CPU or read from the cache; raises KernelError if LLVM refuses it."""
+    try:
+        _initialise()
+        openmp.publish(binding)
+        code = _cached(spec) or _store(spec, _compile(spec))
+        # The engine takes ownership of the machine it is given: a shared one would be freed twice.
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(spec.isa))
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+    except RuntimeError as refused:
+        raise KernelError(
+            f"an LLVM error for {spec}: {refused}",
+            "IR that LLVM compiles for this CPU",
+            "Set POLLARD_TARGET=reference to run on plain torch, and report this with the output of `pollard doctor`.",
+        ) from refused
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)
+    return Kernel(spec, kind(engine.get_function_address("parallel")), engine)
+
+
+def optimised_ir(spec: KernelSpec) -> str:
+    """The LLVM IR of `spec` after optimisation, for people to read."""
+    return str(_optimised(spec, _machine(spec.isa)))
+
+
+def assembly(spec: KernelSpec) -> str:
+    """The assembly of `spec`, whose instruction set need not be this machine's."""
+    machine = _machine(spec.isa)
+    return str(machine.emit_assembly(_optimised(spec, machine)))
+
+
+@cache
+def _initialise() -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+
+
+def _machine(isa: str) -> Any:
+    _initialise()
+    native = isa in host_isas()
+    triple = binding.get_process_triple() if native else TRIPLES[isa]
+    return binding.Target.from_triple(triple).create_target_machine(
+        cpu=_cpu(isa), features=FEATURES[isa], opt=2, jit=native
+    )
+
+
+def _cpu(isa: str) -> str:
+    # A narrower instruction set than the best is for another CPU: nothing of this one may leak in.
+    return str(binding.get_host_cpu_name()) if host_isas()[:1] == (isa,) else ""
+
+
+def _optimised(spec: KernelSpec, machine: Any) -> Any:
+    module = emit(spec)
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    tuning = binding.create_pipeline_tuning_options(speed_level=2)
+    # The kernels are vectors already: what these would find is not worth the time they take.
+    tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
+    passes = binding.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(parsed, passes)
+    return parsed
+
+
+def _compile(spec: KernelSpec) -> bytes:
+    machine = _machine(spec.isa)
+    return bytes(machine.emit_object(_optimised(spec, machine)))
+
+
+@cache
+def _toolchain() -> str:
+    # Everything but the spec that machine code depends on: the generators' own source included.
+    digest = hashlib.sha256(f"{llvmlite_version} {binding.llvm_version_info} {openmp.library()is None}".encode())
+    for path in sorted(Path(__file__).parent.glob("**/*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _path(spec: KernelSpec) -> Path:
+    key = hashlib.sha256(f"{_toolchain()} {_cpu(spec.isa)} {FEATURES[spec.isa]} {spec}".encode()).hexdigest()
+    return Settings.read().cache / "kernels" / f"{key[:32]}.o"
+
+
+def _cached(spec: KernelSpec) -> bytes | None:
+    # Content is checked against its own digest: a damaged file must not be run.
+    try:
+        content = _path(spec).read_bytes()
+    except OSError:
+        return None
+    code, digest = content[:-32], content[-32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _store(spec: KernelSpec, code: bytes) -> bytes:
+    # A cache that cannot be written costs time, nothing else.
+    path = _path(spec)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(code + hashlib.sha256(code).digest())
+        os.replace(name, path)
+    return code

@@ -1,0 +1,240 @@
+"""A small vocabulary of loops and vectors over llvmlite, in which kernels are written.
+
+Addresses are byte pointers, integers are 64 bits, floats are 32 bits; a vector of one lane is a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+BYTE = ir.IntType(8)
+POINTER = BYTE.as_pointer()
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+F32 = ir.FloatType()
+VOID = ir.VoidType()
+Value = Any  # an llvmlite value: the library ships no types
+
+
+def vector(lanes: int) -> Any:
+    """The type of `lanes` fp32 lanes."""
+    return F32 if lanes == 1 else ir.VectorType(F32, lanes)
+
+
+class Loop:
+    """A running loop: its index, the values it carries from turn to turn, and what they become."""
+
+    def __init__(self, index: Value, carried: list[Value]) -> None:
+        self.index, self.carried, self.following = index, carried, carried
+
+    def carry(self, values: Sequence[Value]) -> None:
+        """Give the carried values of the next turn."""
+        self.following = list(values)
+
+
+class Code:
+    """Writes one function, instruction by instruction."""
+
+    def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any]) -> None:
+        self.module = module
+        self.function = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
+        self.ir = ir.IRBuilder(self.function.append_basic_block("entry"))
+
+    # -- integers and addresses
+
+    def integer(self, value: Value | int) -> Value:
+        """`value` as a 64-bit integer."""
+        return I64(value) if isinstance(value, int) else value
+
+    def add(self, left: Value | int, right: Value | int) -> Value:
+        """left + right."""
+        return self.ir.add(self.integer(left), self.integer(right))
+
+    def sub(self, left: Value | int, right: Value | int) -> Value:
+        """left - right."""
+        return self.ir.sub(self.integer(left), self.integer(right))
+
+    def mul(self, left: Value | int, right: Value | int) -> Value:
+        """left * right."""
+        return self.ir.mul(self.integer(left), self.integer(right))
+
+    def less(self, left: Value | int, right: Value | int) -> Value:
+        """left < right, signed."""
+        return self.ir.icmp_signed("<", self.integer(left), self.integer(right))
+
+    def equal(self, left: Value | int, right: Value | int) -> Value:
+        """left == right."""
+        return self.ir.icmp_signed("==", self.integer(left), self.integer(right))
+
+    def offset(self, pointer: Value, count: Value | int) -> Value:
+        """`pointer` moved by `count` bytes."""
+        return self.ir.gep(pointer, [self.integer(count)])
+
+    def floats(self, pointer: Value, count: Value | int) -> Value:
+        """`pointer` moved by `count` fp32 numbers."""
+        return self.offset(pointer, self.mul(count, 4))
+
+    def index_at(self, pointer: Value, position: Value | int) -> Value:
+        """The 32-bit index at `position`, widened."""
+        address = self.offset(pointer, self.mul(position, 4))
+        return self.ir.sext(self.ir.load(self.ir.bitcast(address, I32.as_pointer())), I64)
+
+    # -- vectors
+
+    def load(self, pointer: Value, lanes: int) -> Value:
+        """`lanes` fp32 numbers from `pointer`, no alignment asked."""
+        return self.ir.load(self.ir.bitcast(pointer, vector(lanes).as_pointer()), align=4)
+
+    def store(self, value: Value, pointer: Value) -> None:
+        """Write the lanes of `value` to `pointer`, no alignment asked."""
+        self.ir.store(value, self.ir.bitcast(pointer, value.type.as_pointer()), align=4)
+
+    def zero(self, lanes: int) -> Value:
+        """A vector of zeros."""
+        return ir.Constant(F32, 0.0) if lanes == 1 else ir.Constant(vector(lanes), [0.0] * lanes)
+
+    def splat(self, scalar: Value, lanes: int) -> Value:
+        """`scalar` in every lane."""
+        if lanes == 1:
+            return scalar
+        undefined = ir.Constant(vector(lanes), ir.Undefined)
+        first = self.ir.insert_element(undefined, scalar, I32(0))
+        return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+    def shuffle(self, left: Value, right: Value, lanes: Sequence[int]) -> Value:
+        """Lanes picked from `left` followed by `right`."""
+        return self.ir.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+    def call(self, name: str, result: Any, arguments: Sequence[Value], **options: Any) -> Value:
+        """Call the LLVM intrinsic or external function `name`."""
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.ir.call(function, list(arguments), **options)
+
+    def fma(self, left: Value, right: Value, addend: Value) -> Value:
+        """left * right + addend, rounded once."""
+        return self.call(f"llvm.fma.{_suffix(addend.type)}", addend.type, [left, right, addend])
+
+    def relu(self, value: Value, lanes: int) -> Value:
+        """max(value, 0), NaN kept."""
+        zero = self.zero(lanes)
+        return self.ir.select(self.ir.fcmp_ordered("<", value, zero), zero, value)
+
+    def sum_lanes(self, value: Value, lanes: int) -> Value:
+        """The sum over lanes, pairwise: a scalar."""
+        while lanes > 1:
+            lanes //= 2
+            low = self.shuffle(value, value, range(lanes)) if lanes > 1 else self.ir.extract_element(value, I32(0))
+            high = self.shuffle(value, value, range(lanes, 2 * lanes)) if lanes > 1 else self.ir.extract_element(value, I32(1))
+            value = self.ir.fadd(low, high)
+        return value
+
+    def sum_each(self, values: Sequence[Value], lanes: int) -> Value:
+        """The lane sums of `lanes` vectors, as one vector: the sum of `values[i]` in lane i."""
+        level, width = list(values), 1
+        while len(level) > 1:
+            even, odd = _interleaving(lanes, width)
+            pairs = zip(level[::2], level[1::2], strict=True)
+            level = [self.ir.fadd(self.shuffle(a, b, even), self.shuffle(a, b, odd)) for a, b in pairs]
+            width *= 2
+        return level[0]
+
+    def lane_mask(self, filled: Value, lanes: int) -> Value:
+        """True in the first `filled` lanes."""
+        bits = ir.VectorType(I32, lanes)
+        undefined = ir.Constant(bits, ir.Undefined)
+        first = self.ir.insert_element(undefined, self.ir.trunc(filled, I32), I32(0))
+        bound = self.ir.shuffle_vector(first, undefined, ir.Constant(bits, [0] * lanes))
+        return self.ir.icmp_signed("<", ir.Constant(bits, list(range(lanes))), bound)
+
+    def masked_load(self, pointer: Value, mask: Value, lanes: int) -> Value:
+        """The lanes of `pointer` that `mask` allows, zero elsewhere; the others are not touched."""
+        name = f"llvm.masked.load.v{lanes}f32.p0"
+        return self.call(name, vector(lanes), [pointer, I32(4), mask, self.zero(lanes)])
+
+    def masked_store(self, value: Value, pointer: Value, mask: Value, lanes: int) -> None:
+        """Write the lanes of `value` that `mask` allows; the others are not touched."""
+        self.call(f"llvm.masked.store.v{lanes}f32.p0", VOID, [value, pointer, I32(4), mask])
+
+    def transpose(self, rows: Sequence[Value], lanes: int) -> list[Value]:
+        """`lanes` vectors of `lanes` lanes, rows and columns exchanged."""
+        level = list(rows)
+        width = 1
+        while width < lanes:
+            low = [lane if not lane & width else lanes + lane - width for lane in range(lanes)]
+            high = [lane + width if not lane & width else lanes + lane for lane in range(lanes)]
+            for i in (i for i in range(lanes) if not i & width):
+                first, second = level[i], level[i + width]
+                level[i], level[i + width] = self.shuffle(first, second, low), self.shuffle(first, second, high)
+            width *= 2
+        return level
+
+    def minimum(self, left: Value | int, right: Value | int) -> Value:
+        """The smaller of two integers."""
+        return self.ir.select(self.less(left, right), self.integer(left), self.integer(right))
+
+    def prefetch(self, pointer: Value) -> None:
+        """Ask for the cache line at `pointer`, to be read soon."""
+        self.call("llvm.prefetch.p0", VOID, [pointer, I32(0), I32(3), I32(1)])
+
+    # -- control
+
+    @contextmanager
+    def loop(self, start: Value | int, stop: Value | int, step: int = 1, carried: Sequence[Value] = ()) -> Iterator[Loop]:
+        """``for index in range(start, stop, step)``; after it, `carried` holds the last values and `index` the first not run."""
+        build = self.ir
+        start, stop = self.integer(start), self.integer(stop)
+        before = build.block
+        head, body, after = (build.append_basic_block(name) for name in ("head", "body", "after"))
+        build.branch(head)
+        build.position_at_end(head)
+        index = build.phi(I64)
+        index.add_incoming(start, before)
+        values = [build.phi(value.type) for value in carried]
+        for phi, value in zip(values, carried, strict=True):
+            phi.add_incoming(value, before)
+        build.cbranch(build.icmp_signed("<", index, stop), body, after)
+        build.position_at_end(body)
+        running = Loop(index, values)
+        yield running
+        index.add_incoming(self.add(index, step), build.block)
+        for phi, value in zip(values, running.following, strict=True):
+            phi.add_incoming(value, build.block)
+        build.branch(head)
+        build.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Run the enclosed code if `condition`."""
+        with self.ir.if_then(condition):
+            yield
+
+    def either(self, values: tuple[Value, Value], blocks: tuple[Value, Value]) -> Value:
+        """The first value when control came from the first block, the second when from the second."""
+        phi = self.ir.phi(values[0].type)
+        for value, block in zip(values, blocks, strict=True):
+            phi.add_incoming(value, block)
+        return phi
+
+    def finish(self) -> None:
+        """Return from the function."""
+        self.ir.ret_void()
+
+
+def _suffix(kind: Any) -> str:
+    return "f32" if isinstance(kind, ir.FloatType) else f"v{kind.count}f32"
+
+
+def _interleaving(lanes: int, width: int) -> tuple[list[int], list[int]]:
+    # Lane l of the result stands for input vector (l // width) % 2; the two lists pick the halves to be added.
+    even, odd = [], []
+    for lane in range(lanes):
+        block, within = divmod(lane, width)
+        source = (block // 2) * 2 * width + within + (lanes if block % 2 else 0)
+        even.append(source)
+        odd.append(source + width)
+    return even, odd

@@ -1,0 +1,50 @@
+"""What a generated kernel is specialised to: a frozen value, one line of text, the cache key of compiled code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pollard.errors import KernelError
+
+OPERATIONS = ("gather", "scatter", "sample", "pack")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class KernelSpec:
+    """One kernel.
+
+    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``scatter`` adds to them (``dX = W^T dY``),
+    ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels.
+    isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
+    vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
+    last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
+    scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
+    bias, relu: fused into ``gather``.
+
+    >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
+    >>> str(spec)
+    'gather.avx2.v4.b4.c3.tiled.packed'
+    """
+
+    operation: str
+    isa: str
+    rows: int = 1
+    block: int = 1
+    vectors: int = 1
+    wide: bool = False
+    ragged: bool = False
+    tiled: bool = False
+    packed: bool = True
+    bias: bool = False
+    relu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
+            raise KernelError(
+                repr(self), f"an operation of {OPERATIONS} with a block that divides the rows", "Report this as a defect."
+            )
+
+    def __str__(self) -> str:
+        flags = ("wide", "ragged", "tiled", "packed", "bias", "relu")
+        parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
+        return ".".join(parts + [flag for flag in flags if getattr(self, flag)])

@@ -1,0 +1,94 @@
+"""The CPU that kernels are generated for: its vectors, its registers, its caches."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from llvmlite import binding
+
+from pollard.errors import KernelError
+from pollard.settings import Settings
+
+TRIPLES = {"avx512": "x86_64-unknown-linux-gnu", "avx2": "x86_64-unknown-linux-gnu", "neon": "aarch64-unknown-linux-gnu"}
+FEATURES = {
+    "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+bmi,+bmi2,-prefer-256-bit",
+    "avx2": "+avx2,+fma,+bmi,+bmi2",
+    "neon": "+neon",
+}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Target:
+    """An instruction set as a generator sees it: fp32 lanes of a vector, and vector registers.
+
+    >>> TARGETS["avx2"]
+    Target(isa='avx2', lanes=8, registers=16)
+    """
+
+    isa: str
+    lanes: int
+    registers: int
+
+
+TARGETS = {"avx512": Target("avx512", 16, 32), "avx2": Target("avx2", 8, 16), "neon": Target("neon", 4, 32)}
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """Bytes of the data caches of one core."""
+
+    l1: int
+    l2: int
+    l3: int
+
+
+@cache
+def host_isas() -> tuple[str, ...]:
+    """The instruction sets this CPU can run, best first; empty on a CPU Pollard has no generator for."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return ("neon",)
+    features = binding.get_host_cpu_features()
+    found = []
+    if all(features.get(name) for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl")):
+        found.append("avx512")
+    if features.get("avx2") and features.get("fma"):
+        found.append("avx2")
+    return tuple(found)
+
+
+def current() -> Target | None:
+    """The target in force, or None where plain torch runs instead (``POLLARD_TARGET=reference``, or an unknown CPU).
+
+    Raises KernelError when POLLARD_TARGET names an instruction set that this CPU does not have.
+    """
+    wanted = Settings.read().target
+    isas = host_isas()
+    if wanted == "reference" or (wanted == "auto" and not isas):
+        return None
+    if wanted == "auto":
+        return TARGETS[isas[0]]
+    if wanted not in isas:
+        raise KernelError(
+            f"POLLARD_TARGET={wanted}",
+            f"an instruction set of this CPU ({', '.join(isas) or 'none known'})",
+            "Unset POLLARD_TARGET, or use 'reference' to run on plain torch.",
+        )
+    return TARGETS[wanted]
+
+
+@cache
+def caches() -> Caches:
+    """Cache sizes of core 0 as the kernel reports them, with cautious figures where it does not."""
+    sizes = {"1": 32 << 10, "2": 512 << 10, "3": 8 << 20}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind = (index / "level").read_text().strip(), (index / "type").read_text().strip()
+            text = (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if kind != "Instruction" and level in sizes:
+            sizes[level] = int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
+    return Caches(sizes["1"], sizes["2"], sizes["3"])

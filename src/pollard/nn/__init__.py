@@ -1,0 +1,7 @@
+"""Modules that store what they keep, their dense twin, and surgery on any torch model."""
+
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import densify_, sparsify_
+
+__all__ = ["MaskedLinear", "SparseLinear", "densify_", "sparsify_"]

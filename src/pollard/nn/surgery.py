@@ -1,0 +1,152 @@
+"""Dense layers out, sparse layers in, and back: in place, checked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar, get_args
+
+from torch import nn
+
+from pollard.errors import InvalidInput
+from pollard.formats.topology import Topology
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
+from pollard.selection import LayerFilter, linear_layers, listed, refuse_tied, select, unmatched
+
+Storage = Literal["compressed", "masked"]
+_HOOKS = {f"_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre")}
+Model = TypeVar("Model", bound=nn.Module)
+_LAYERS: dict[str, type[SparseLinear | MaskedLinear]] = {"compressed": SparseLinear, "masked": MaskedLinear}
+
+
+def sparsify_(
+    model: Model, plan: Mapping[str, Topology], *, layers: LayerFilter = None, storage: Storage = "compressed"
+) -> Model:
+    """Replaces each linear layer that `plan` names by a sparse one that keeps what the plan keeps; returns `model`.
+
+    layers: take only these of the plan, as name patterns or a callable `(name, module) -> bool`.
+    storage: `compressed` stores what is kept (`SparseLinear`); `masked` stores a dense weight under a mask
+    (`MaskedLinear`), the slow twin to compare with.
+
+    Biases, training flags, `requires_grad`, dtype and device are carried over. All checks come before the first
+    replacement, so a call that raises a Pollard error has changed nothing; each dense weight is let go before the next
+    layer is made. The parameters are new objects: make the optimizer afterwards.
+    Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
+    parameters, hooks on a layer (they would be lost), a layer off the CPU, or a model that is itself a linear layer.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> type(sparsify_(model, {"0": Topology.full((3, 4))})[0]).__name__
+    'SparseLinear'
+    """
+    if storage not in get_args(Storage):
+        raise InvalidInput(
+            f"storage={storage!r}", "one of " + ", ".join(get_args(Storage)), "Leave storage= out for 'compressed'."
+        )
+    _refuse_root(model, nn.Linear, "SparseLinear.from_dense(linear, topology)")
+    names = select(_planned(model, plan), layers)
+    refuse_tied(model, names)
+    _refuse_hooks(model, names)
+    if storage == "compressed":
+        _refuse_devices(model, names)
+    for name in names:
+        dense = model.get_submodule(name)
+        assert isinstance(dense, nn.Linear)
+        _swap(model, dense, _LAYERS[storage].from_dense(dense, plan[name]))
+    return model
+
+
+def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
+    """Replaces each sparse layer of `model`, compressed or masked, by the `nn.Linear` it equals; returns `model`.
+
+    layers: take only these, as name patterns or a callable `(name, module) -> bool`. What is carried over and the errors are
+    those of `sparsify_`; raises NothingMatched where no layer is sparse, InvalidInput for a layer with a fused ReLU.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> densify_(sparsify_(model, {"0": Topology.full((3, 4))}))
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+    )
+    """
+    _refuse_root(model, (SparseLinear, MaskedLinear), "its to_dense()")
+    names = select({name: m for name, m in model.named_modules() if isinstance(m, SparseLinear | MaskedLinear)}, layers)
+    refuse_tied(model, names)
+    _refuse_hooks(model, names)
+    fused = [name for name in names if getattr(model.get_submodule(name), "relu", False)]
+    if fused:
+        raise InvalidInput(
+            f"a fused ReLU in {listed(fused)}",
+            "plain linear layers",
+            "Set layer.relu = False and put nn.ReLU behind it.",
+        )
+    for name in names:
+        sparse = model.get_submodule(name)
+        assert isinstance(sparse, SparseLinear | MaskedLinear)
+        _swap(model, sparse, sparse.to_dense())
+    return model
+
+
+def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Module]:
+    """The modules that `plan` names, each a linear layer of the planned shape."""
+    linear = linear_layers(model)
+    modules = dict(model.named_modules())
+    for name, topology in plan.items():
+        if isinstance(modules.get(name), SparseLinear | MaskedLinear):
+            raise InvalidInput(
+                f"layer {name!r}, which is sparse already", "a dense layer", "Make it dense with densify_(model) first."
+            )
+        if name not in linear:
+            raise unmatched(name, linear)
+        shape = (linear[name].out_features, linear[name].in_features)
+        if topology.shape != shape:
+            raise InvalidInput(
+                f"a topology of shape {topology.shape} for layer {name!r}",
+                f"{shape}, as its weight",
+                "Make the plan from this model.",
+            )
+    return {name: linear[name] for name in plan}
+
+
+def _refuse_root(model: nn.Module, kinds: type | tuple[type, ...], instead: str) -> None:
+    if isinstance(model, kinds):
+        raise InvalidInput(
+            f"a model that is itself a {type(model).__name__}",
+            "a module that holds the layers to replace",
+            f"Wrap it, as in nn.Sequential(layer), or use {instead}.",
+        )
+
+
+def _refuse_hooks(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        module = model.get_submodule(name)
+        if any(hooks for kind, hooks in vars(module).items() if kind in _HOOKS):
+            raise InvalidInput(
+                f"layer {name!r} with hooks",
+                "a layer without: they would be lost",
+                "Remove the hooks, and register them again afterwards.",
+            )
+
+
+def _refuse_devices(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            if parameter.device.type != "cpu":
+                raise InvalidInput(
+                    f"layer {name!r} on {parameter.device}",
+                    "a layer on the CPU, for which kernels are generated",
+                    "Move the model with .cpu(), or use storage='masked'.",
+                )
+
+
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts `new` wherever `old` is used, with its flags."""
+    new.train(old.training)
+    for was, now in zip(_parameters(old), _parameters(new), strict=True):
+        now.requires_grad_(was.requires_grad)
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
+
+
+def _parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """The weight or values, then the bias if there is one."""
+    own = dict(layer.named_parameters(recurse=False))
+    return [own[name] for name in ("weight", "values", "bias") if name in own]

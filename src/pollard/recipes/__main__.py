@@ -1,0 +1,39 @@
+"""`python -m pollard.recipes RECIPE OUT`: one recipe in a process of its own, so that its peak memory is its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pollard.errors import PollardError
+from pollard.recipes.recipe import Recipe
+from pollard.recipes.run import run
+
+
+def main() -> int:
+    """Run the recipe that the arguments name; exit status 1 and a message on a Pollard error."""
+    parser = argparse.ArgumentParser(prog="python -m pollard.recipes", description="Run one recipe, or go on with it.")
+    parser.add_argument("recipe", type=Path, help="a recipe as JSON or TOML")
+    parser.add_argument("out", type=Path, help="the folder of run folders")
+    parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--checkpoint-steps", type=int, default=0, help="checkpoint within epochs too")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    given = parser.parse_args()
+    try:
+        result = run(
+            Recipe.read(given.recipe),
+            given.out,
+            progress=not given.quiet,
+            threads=given.threads,
+            checkpoint_steps=given.checkpoint_steps,
+        )
+    except PollardError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(result.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

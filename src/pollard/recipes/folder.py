@@ -1,0 +1,67 @@
+"""A run's folder: one recipe, one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pollard.errors import StoreError
+from pollard.formats.store import write_atomic
+from pollard.recipes.recipe import Recipe
+
+RECIPE = "recipe.json"
+PLAN = "plan.safetensors"
+MODEL = "model.safetensors"
+RESULT = "result.json"
+LOCK = ".lock"
+EVENTS = "tensorboard"
+
+
+@contextmanager
+def locked_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
+    """The run folder of `recipe` in `out`, held until the block ends or the process does, however it ends.
+
+    Raises StoreError when it cannot be written, or when another process holds it.
+    """
+    folder = out / recipe.digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise StoreError(f"{folder}: {error}", "a folder that can be written", "Give another output folder.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"{folder}, in use by another process",
+                "a run folder of its own",
+                "Wait for that run, or give another output folder.",
+            ) from error
+        if not (folder / RECIPE).exists():
+            write_json(folder / RECIPE, recipe.to_dict())
+        yield folder
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` to `path` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object at `path`; raises StoreError when there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path}: {error}", "a JSON file written by a run", "Remove it, and run the recipe again."
+        ) from error
+    if not isinstance(value, dict):
+        raise StoreError(
+            f"{path} that holds a {type(value).__name__}", "a JSON object", "Remove it, and run the recipe again."
+        )
+    return value

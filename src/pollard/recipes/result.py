@@ -1,0 +1,69 @@
+"""What a run came to, as a frozen value and as result.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pollard.errors import InvalidInput, StoreError
+from pollard.recipes.folder import RESULT, read_json, write_json
+from pollard.recipes.recipe import Recipe
+from pollard.report.measure import ModuleBytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to; `result.json` in `folder` holds the same.
+
+    density, nnz: over the weights of all linear layers; densities: per layer. bytes: what training holds, by purpose.
+    peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
+    seconds_per_step: median of forward, backward and update. dense: the same figures of the dense twin, if compared.
+    reused: nothing was left to do.
+    """
+
+    folder: Path
+    recipe: Recipe
+    test_accuracy: float
+    test_loss: float
+    train_loss: float
+    density: float
+    densities: dict[str, float]
+    nnz: int
+    weights: int
+    bytes: ModuleBytes
+    peak_rss_bytes: int
+    baseline_rss_bytes: int
+    seconds_per_step: float
+    epochs: int
+    steps: int
+    threads: int
+    versions: dict[str, str]
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    dense: dict[str, Any] | None = None
+    reused: bool = field(default=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        told = {
+            entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in ("folder", "reused")
+        }
+        return {"run": self.recipe.digest, **told, "recipe": self.recipe.to_dict(), "bytes": asdict(self.bytes)}
+
+    @classmethod
+    def read(cls, folder: Path) -> RunResult:
+        """The result in a run's `folder`; raises StoreError when there is none, or it is damaged."""
+        told = read_json(folder / RESULT)
+        try:
+            told.pop("run")
+            recipe, held = Recipe.from_dict(told.pop("recipe")), ModuleBytes(**told.pop("bytes"))
+            return cls(folder=folder, recipe=recipe, bytes=held, **told)
+        except (KeyError, TypeError, InvalidInput) as error:
+            raise StoreError(
+                f"{folder / RESULT}: {error}", "a complete result", "Remove it, and run the recipe again."
+            ) from error
+
+    def save(self) -> None:
+        """Write result.json into `folder`, atomically."""
+        write_json(self.folder / RESULT, self.to_dict())

@@ -1,0 +1,171 @@
+"""What this machine is to Pollard, and whether every kernel computes what the slow twin computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pollard.errors import KernelFallback, PollardError
+from pollard.formats.matrix import SparseMatrix
+from pollard.formats.pattern import ROWS, Pattern
+from pollard.formats.topology import Topology
+from pollard.kernels import target
+from pollard.ops import matmul
+from pollard.settings import Settings
+
+# Not multiples of any vector or tile: the tails of every kernel run too.
+SHAPE, BATCH = (48, 83), 37
+DENSITY = 0.2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried: its name, whether it is right, and what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Facts about the machine and the installation, and the checks that were run."""
+
+    facts: dict[str, str]
+    checks: list[Check]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+
+def examine() -> Diagnosis:
+    """The facts of this machine, and every operation on every pattern held against plain torch in double precision.
+
+    Raises SettingsError or KernelError where an environment variable asks for what cannot be.
+    """
+    isa = target.current()
+    return Diagnosis(_machine(isa) | _versions() | _folders(Settings.read()), kernel_checks())
+
+
+def kernel_checks(seed: int = 0) -> list[Check]:
+    """One check for each operation and pattern, on operands drawn from `seed`."""
+    return [_kernel_check(name, Pattern(rows), seed) for name, rows in product(_OPERATIONS, ROWS)]
+
+
+@dataclass(frozen=True)
+class _Operands:
+    x: Tensor
+    grad: Tensor
+    values: Tensor
+    topology: Topology
+
+    @classmethod
+    def draw(cls, pattern: Pattern, seed: int) -> _Operands:
+        generator = torch.Generator().manual_seed(seed)
+        topology = Topology.random(SHAPE, DENSITY, pattern, generator=generator)
+        rows, columns = SHAPE
+        x, grad = torch.randn(BATCH, columns, generator=generator), torch.randn(BATCH, rows, generator=generator)
+        return cls(x, grad, torch.randn(topology.nnz, generator=generator), topology)
+
+    def weight(self) -> Tensor:
+        dense: Tensor = SparseMatrix(self.values, self.topology).to_dense()
+        return dense.double()
+
+
+# Operation name -> the kernel's result, and the same in dense double precision.
+_OPERATIONS: dict[str, tuple[Callable[[_Operands], Tensor], Callable[[_Operands], Tensor]]] = {
+    "forward": (
+        lambda o: matmul.linear(o.x, o.values, o.topology),
+        lambda o: o.x.double() @ o.weight().T,
+    ),
+    "input_grad": (
+        lambda o: matmul.input_grad(o.grad, o.values, o.topology),
+        lambda o: o.grad.double() @ o.weight(),
+    ),
+    "value_grad": (
+        lambda o: matmul.value_grad(o.grad, o.x, o.topology),
+        lambda o: (o.grad.double().T @ o.x.double()).flatten()[o.topology.weight_positions()],
+    ),
+}
+
+
+def _kernel_check(name: str, pattern: Pattern, seed: int) -> Check:
+    kernel, twin = _OPERATIONS[name]
+    operands = _Operands.draw(pattern, seed)
+    label = f"{name} {pattern}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", KernelFallback)
+            got = kernel(operands)
+    except (PollardError, KernelFallback) as failed:
+        return Check(label, ok=False, detail=str(failed))
+    want = twin(operands)
+    error = float((got.double() - want).abs().max() / want.abs().max())
+    allowed = 8 * torch.finfo(torch.float32).eps * max(*SHAPE, BATCH) ** 0.5
+    return Check(label, ok=error <= allowed, detail=f"largest error {error:.1e} of the largest value")
+
+
+def _machine(isa: target.Target | None) -> dict[str, str]:
+    caches = target.caches()
+    return {
+        "cpu": _cpu_name(),
+        "cores": f"{os.cpu_count() or 1} visible, {torch.get_num_threads()} threads in use (torch.set_num_threads)",
+        "instruction sets": ", ".join(target.host_isas()) or "none that Pollard generates code for",
+        "kernels": f"generated for {isa.isa}" if isa else "plain torch (the reference twin)",
+        "caches of a core": f"L1 {caches.l1 >> 10} KiB, L2 {caches.l2 >> 10} KiB, L3 {caches.l3 >> 20} MiB",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("pollard")
+    except PackageNotFoundError:
+        own = "not installed, running from source"
+    return {
+        "pollard": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "llvmlite": version("llvmlite"),
+    }
+
+
+def _folders(settings: Settings) -> dict[str, str]:
+    return {
+        "cache folder": f"{settings.cache} ({_writable(settings.cache)})",
+        "data folder": f"{settings.data} ({_writable(settings.data)})",
+        "settings": f"POLLARD_TARGET={settings.target} POLLARD_TUNING={settings.tuning}",
+    }
+
+
+def _writable(folder: Path) -> str:
+    """Tried, not guessed from permissions: a full or read-only file system has them too."""
+    nearest = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        return f"NOT writable: {error.strerror or error}"
+    return "writable" if nearest == folder else "not made yet, can be"

@@ -1,0 +1,134 @@
+"""A training run at one moment, as safetensors and JSON: all that going on bit for bit takes, and no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pollard.errors import StoreError
+from pollard.formats.store import load_tensors, save_tensors
+
+FORMAT = "pollard checkpoint 1"
+
+# A tree as torch's state_dict() gives it: dicts, lists and tuples of tensors and scalars.
+Tree = Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A run after `step` steps.
+
+    identity: names what is trained and how; a run with another identity refuses to go on from it.
+    model, optimizer: their state_dict(). noise: torch's random state. seconds: float32, of every step so far.
+    loss_sum: over the examples of the epoch that is under way. metrics_bytes: size of the metrics file.
+    record: the metrics of the last finished epoch.
+    """
+
+    identity: str
+    step: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tree]
+    noise: Tensor
+    seconds: Tensor
+    loss_sum: float
+    metrics_bytes: int
+    record: Mapping[str, int | float]
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, atomically: a kill at any moment leaves the old checkpoint or the new one."""
+        tensors: dict[str, Tensor] = {}
+        state = {
+            "model": flatten(dict(self.model), tensors, "model"),
+            "optimizer": flatten(dict(self.optimizer), tensors, "optimizer"),
+        }
+        tensors["noise"], tensors["seconds"] = self.noise, self.seconds
+        scalars = {name: getattr(self, name) for name in SCALARS}
+        save_tensors(path, tensors, {"format": FORMAT, "state": state, **scalars, "record": dict(self.record)})
+
+    @classmethod
+    def load(cls, path: Path, identity: str) -> Checkpoint:
+        """The checkpoint at `path`; raises StoreError when it is truncated, foreign, or of another `identity`."""
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise StoreError(
+                f"{path}, a {metadata.get('format', 'file without a format')}", f"a {FORMAT}", _START_AGAIN
+            )
+        if metadata.get("identity") != identity:
+            raise StoreError(
+                f"{path} of run {metadata.get('identity')}",
+                f"run {identity}",
+                "Its recipe was another one: use that recipe, or another output folder.",
+            )
+        try:
+            return cls(
+                model=unflatten(metadata["state"]["model"], tensors),
+                optimizer=unflatten(metadata["state"]["optimizer"], tensors),
+                noise=tensors["noise"],
+                seconds=tensors["seconds"],
+                record=metadata["record"],
+                **{name: metadata[name] for name in SCALARS},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} with a gap: {error!r}", "a complete checkpoint", _START_AGAIN) from error
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Put the stored state into `model` and `optimizer`; raises StoreError when it does not fit them."""
+        try:
+            model.load_state_dict(self.model)
+            optimizer.load_state_dict(dict(self.optimizer))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"a checkpoint that does not fit: {error}", "the checkpoint of this model and optimizer", _START_AGAIN
+            ) from error
+
+
+SCALARS = ("identity", "step", "loss_sum", "metrics_bytes")
+_START_AGAIN = "Remove the run folder to start again."
+
+
+def flatten(tree: Tree, tensors: dict[str, Tensor], name: str) -> Tree:
+    """`tree` as JSON, its tensors moved into `tensors` under names that start with `name`.
+
+    >>> found: dict[str, Tensor] = {}
+    >>> flatten({0: (Tensor([1, 1]), 0.5)}, found, "state")
+    {'dict': [[0, {'tuple': [{'tensor': 'state.0.0'}, 0.5]}]]}
+    >>> found
+    {'state.0.0': tensor([1., 1.])}
+    """
+    if isinstance(tree, Tensor):
+        tensors[name] = tree.detach()
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[key, flatten(value, tensors, f"{name}.{key}")] for key, value in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        kind = "list" if isinstance(tree, list) else "tuple"
+        return {kind: [flatten(value, tensors, f"{name}.{index}") for index, value in enumerate(tree)]}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise StoreError(
+        f"{name}, a {type(tree).__name__}",
+        "tensors, numbers, text, lists and dicts",
+        "Keep this state out of state_dict().",
+    )
+
+
+def unflatten(flat: Tree, tensors: Mapping[str, Tensor]) -> Tree:
+    """The tree that `flatten` took apart.
+
+    >>> unflatten({"tuple": [{"tensor": "a"}, 0.5]}, {"a": Tensor([1])})
+    (tensor([1.]), 0.5)
+    """
+    if not isinstance(flat, dict):
+        return flat
+    [(kind, content)] = flat.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: unflatten(value, tensors) for key, value in content}
+    parts = [unflatten(value, tensors) for value in content]
+    return tuple(parts) if kind == "tuple" else parts

@@ -1,0 +1,256 @@
+"""The one training loop, for sparse, masked and dense networks alike."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from pollard.errors import InvalidInput, PollardError
+from pollard.training.checkpoint import Checkpoint
+from pollard.training.metrics import MetricsLog, Number
+from pollard.training.observers import Observer
+from pollard.training.optimizers import make_optimizer
+from pollard.training.options import TrainingOptions
+from pollard.training.randomness import generator, stream
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Gauges = Mapping[str, Callable[[], Number]]
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+
+
+class TrainingDiverged(PollardError, ArithmeticError):
+    """The loss of a batch is infinite or not a number."""
+
+
+class Examples(NamedTuple):
+    """Inputs `x` `(examples, ...)` and targets `y` `(examples, ...)`."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Evaluation(NamedTuple):
+    """Mean loss, and the fraction of examples whose highest output is the target's."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """How training ended; `record` is the last epoch's line of metrics, `resumed_at` the step it went on from, or 0."""
+
+    steps: int
+    resumed_at: int
+    seconds_per_step: float
+    record: Mapping[str, Number]
+    model: nn.Module
+    optimizer: Optimizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """Where a run leaves its traces.
+
+    folder: of the checkpoint and the metrics file; None keeps neither. identity: names the run, guards its checkpoint.
+    checkpoint_steps: also checkpoint every so many steps within an epoch; 0 for epochs only.
+    observers: watch the run. gauges: figures read at each epoch's end into its line of metrics.
+    """
+
+    folder: Path | None = None
+    identity: str = ""
+    checkpoint_steps: int = 0
+    observers: Sequence[Observer] = ()
+    gauges: Gauges = field(default_factory=dict)
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    evaluation: Mapping[str, Examples],
+    options: TrainingOptions,
+    *,
+    loss_fn: LossFunction = cross_entropy,
+    outputs: Outputs | None = None,
+) -> Trained:
+    """Train `model` in place on `examples`; every epoch ends with an evaluation on each named set, and a checkpoint.
+
+    ::
+
+        go on from the checkpoint, if there is one
+        for each epoch that is left:
+            order the examples by (seed, epoch)
+            for each batch that is left:
+                loss <- of the model on the batch; stop if it is not finite
+                weights <- the optimizer's step along the gradients, at the schedule's learning rate
+                checkpoint, every so many steps
+            evaluate; write the metrics; checkpoint
+
+    A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
+    `loss_fn(output, target)` is a mean over the batch. Raises TrainingDiverged on a loss that is not finite, StoreError
+    on a checkpoint that is damaged or of another run, InvalidInput when examples and targets do not pair up.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> points = Examples(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    >>> trained = train(model, points, {"test": points}, TrainingOptions(epochs=30, batch_size=2))
+    >>> trained.steps, trained.record["test_accuracy"]
+    (30, 1.0)
+    """
+    for name, part in {"train": examples, **evaluation}.items():
+        _check_pairs(name, part)
+    run = _Run(model, examples, options, loss_fn, outputs or Outputs())
+    # Dropout draws from torch's global generator: it gets a stream of its own here, and is given back as it was.
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        torch.manual_seed(stream(options.seed, "noise"))
+        run.open(stack)
+        for epoch in range(run.step // run.steps_per_epoch, options.epochs):
+            order = torch.randperm(len(examples.x), generator=generator(options.seed, f"epoch {epoch}"))
+            batches = order.split(options.batch_size)
+            for index in range(run.step % run.steps_per_epoch, run.steps_per_epoch):
+                run.take_step(batches[index])
+                run.checkpoint_within_epoch()
+            run.finish_epoch(epoch + 1, evaluation)
+    return Trained(run.step, run.resumed_at, median(run.seconds), run.record, model, run.optimizer)
+
+
+def evaluate(
+    model: nn.Module, examples: Examples, *, loss_fn: LossFunction = cross_entropy, batch_size: int = 100
+) -> Evaluation:
+    """Mean loss and accuracy of `model` on `examples`, in evaluation mode, without gradients; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    loss_sum, hits = 0.0, 0
+    with torch.no_grad():
+        for x, y in zip(examples.x.split(batch_size), examples.y.split(batch_size), strict=True):
+            output = model(x)
+            loss_sum += float(loss_fn(output, y)) * len(x)
+            hits += int((output.argmax(1) == y).sum())
+    model.train(was_training)
+    return Evaluation(loss_sum / len(examples.x), hits / len(examples.x))
+
+
+class _Run:
+    """The moving parts of `train`: what a checkpoint holds, and how it changes."""
+
+    def __init__(
+        self, model: nn.Module, examples: Examples, options: TrainingOptions, loss_fn: LossFunction, outputs: Outputs
+    ) -> None:
+        self.model, self.examples, self.options, self.loss_fn, self.outputs = model, examples, options, loss_fn, outputs
+        self.steps_per_epoch = math.ceil(len(examples.x) / options.batch_size)
+        self.steps = self.steps_per_epoch * options.epochs
+        self.learning_rate = options.learning_rate(self.steps)
+        self.optimizer = make_optimizer(model, options)
+        self.identity = outputs.identity or hashlib.sha256(repr(options).encode()).hexdigest()[:12]
+        self.step = self.resumed_at = 0
+        self.loss_sum = 0.0
+        self.seconds: list[float] = []
+        self.record: dict[str, Number] = {}
+        self.metrics: MetricsLog | None = None
+
+    def open(self, stack: ExitStack) -> None:
+        """Restore the checkpoint, if any; open the metrics file and the observers until `stack` closes."""
+        folder = self.outputs.folder
+        if folder is not None:
+            size = self._restore(folder / CHECKPOINT)
+            self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
+        self.model.train()
+        for observer in self.outputs.observers:
+            observer.begin(self.step, self.steps)
+            stack.callback(observer.end)
+
+    def take_step(self, batch: Tensor) -> None:
+        """One batch: forward, backward, update."""
+        started = time.perf_counter()
+        lr = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.loss_fn(self.model(self.examples.x[batch]), self.examples.y[batch])
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"loss {value} at step {self.step + 1} of {self.steps}, learning rate {lr:.3g}",
+                "a finite loss",
+                "Lower lr, warm it up, or look for NaN in the inputs; metrics and checkpoint are kept.",
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.loss_sum += value * len(batch)
+        self.seconds.append(time.perf_counter() - started)
+        for observer in self.outputs.observers:
+            observer.after_step(self.step, value)
+
+    def checkpoint_within_epoch(self) -> None:
+        """Checkpoint if this step is due; the last step of an epoch is not, as its evaluation would be skipped."""
+        every = self.outputs.checkpoint_steps
+        if every and self.step % every == 0 and self.step % self.steps_per_epoch:
+            self._save()
+
+    def finish_epoch(self, epoch: int, evaluation: Mapping[str, Examples]) -> None:
+        """Evaluate, write the epoch's line of metrics, checkpoint."""
+        record: dict[str, Number] = {
+            "epoch": epoch,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": self.loss_sum / len(self.examples.x),
+        }
+        for name, part in evaluation.items():
+            result = evaluate(self.model, part, loss_fn=self.loss_fn, batch_size=self.options.batch_size)
+            record |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
+        record["seconds"] = sum(self.seconds[-self.steps_per_epoch :])
+        record |= {name: read() for name, read in self.outputs.gauges.items()}
+        self.record, self.loss_sum = record, 0.0
+        if self.metrics is not None:
+            self.metrics.write(record)
+        self._save()
+        for observer in self.outputs.observers:
+            observer.after_epoch(record)
+
+    def _save(self) -> None:
+        if self.metrics is None:
+            return
+        Checkpoint(
+            identity=self.identity,
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            noise=torch.get_rng_state(),
+            seconds=torch.tensor(self.seconds, dtype=torch.float32),
+            loss_sum=self.loss_sum,
+            metrics_bytes=self.metrics.size,
+            record=self.record,
+        ).save(self.metrics.path.with_name(CHECKPOINT))
+
+    def _restore(self, path: Path) -> int:
+        if not path.exists():
+            return 0
+        saved = Checkpoint.load(path, self.identity)
+        saved.restore(self.model, self.optimizer)
+        torch.set_rng_state(saved.noise)
+        self.step = self.resumed_at = saved.step
+        self.loss_sum, self.record, self.seconds = saved.loss_sum, dict(saved.record), saved.seconds.tolist()
+        return saved.metrics_bytes
+
+
+def _check_pairs(name: str, examples: Examples) -> None:
+    if len(examples.x) != len(examples.y) or len(examples.x) == 0:
+        raise InvalidInput(
+            f"{len(examples.x)} {name} inputs and {len(examples.y)} targets",
+            "at least one example, and one target for each",
+            "Check how the set was put together.",
+        )

@@ -1,0 +1,71 @@
+"""Metrics as JSON lines: appended, synced, and cut back to the checkpoint when a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pollard.errors import StoreError
+
+Number = int | float
+
+
+class MetricsLog:
+    """A file of one JSON object a line that never shows a half or a doubled line to a run that resumes.
+
+    A checkpoint stores `size` after its last line; opened with that `size`, what a killed run wrote later goes.
+    Raises StoreError when the file cannot be written or is shorter than `size`.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _unwritable(path, str(error)) from error
+        found = self._file.tell()
+        if found < size:
+            self._file.close()
+            raise StoreError(
+                f"{path} with {found} bytes",
+                f"at least the {size} bytes that the checkpoint beside it counts",
+                "Restore the file, or remove the whole run folder to start again.",
+            )
+        if found > size:
+            self._file.truncate(size)
+        self.path, self.size = path, size
+
+    def write(self, record: Mapping[str, Number]) -> None:
+        """Append `record` as one line, on disk when this returns."""
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, str(error)) from error
+        if written != len(line):
+            raise _unwritable(self.path, f"{written} of {len(line)} bytes written")
+        self.size += len(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Number]]:
+    """The records of a metrics file, oldest first; a last line that a kill cut short is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _unwritable(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path}: {reason}", "a file that can be written", "Free some space, or give another output folder."
+    )

@@ -1,0 +1,44 @@
+"""torch's optimizers, fused so that a step makes no temporaries, with decay on the weights that are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from pollard.training.options import TrainingOptions
+
+
+def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
+    """The optimizer of `options` over the trainable parameters of `model`, weights first, all else in a second group.
+
+    Weights are parameters named ``values`` (kept weights of a sparse layer), and those named ``weight`` with two or
+    more dimensions; only they decay, unless `options.decay_all`.
+
+    >>> make_optimizer(nn.Linear(3, 2), TrainingOptions(weight_decay=0.1)).param_groups[1]["weight_decay"]
+    0
+    """
+    weights, rest = split_parameters(model)
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": options.weight_decay},
+        {"params": rest, "weight_decay": options.weight_decay if options.decay_all else 0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = all(parameter.is_floating_point() for parameter in weights + rest)
+    if options.optimizer == "sgd":
+        return SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
+    made = Adam if options.optimizer == "adam" else AdamW
+    return made(groups, options.lr, betas=(options.beta1, options.beta2), fused=fused)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Trainable parameters of `model` in order: weights, and all else (biases, normalisations)."""
+    weights: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            leaf = name.rpartition(".")[2]
+            is_weight = leaf == "values" or (leaf == "weight" and parameter.ndim >= 2)
+            (weights if is_weight else rest).append(parameter)
+    return weights, rest

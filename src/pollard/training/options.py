@@ -1,0 +1,81 @@
+"""How to train, as a frozen value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pollard.errors import InvalidInput
+from pollard.training import schedules
+from pollard.training.schedules import Schedule
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingOptions:
+    """Everything that decides a training trajectory besides the model and the data; raises InvalidInput when unusable.
+
+    epochs: times over the training set. batch_size: examples a step; the last batch of an epoch may be smaller.
+    optimizer: sgd, adam or adamw. lr: the highest learning rate. momentum, nesterov: of sgd. beta1, beta2: of adam.
+    weight_decay: on kept weights, and with decay_all on biases and normalisations too.
+    schedule: constant, step, cosine or one-cycle. decay_every: steps, of schedule step; 0 is a third of the run.
+    warmup: steps of linear warm-up, on top of any schedule. seed: of the order of examples and of dropout.
+    """
+
+    epochs: int = 20
+    batch_size: int = 100
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+    schedule: str = "one-cycle"
+    decay_every: int = 0
+    decay_factor: float = 0.1
+    warmup: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        for name, least in (("epochs", 1), ("batch_size", 1), ("decay_every", 0), ("warmup", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InvalidInput(f"{name} {getattr(self, name)}", f"at least {least}", f"Raise {name}.")
+        for name in ("momentum", "beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InvalidInput(
+                    f"{name} {getattr(self, name)}", "a number in [0, 1)", "Common values: 0.9, beta2 0.999."
+                )
+        if not (math.isfinite(self.lr) and self.lr > 0.0):
+            raise InvalidInput(
+                f"lr {self.lr}", "a learning rate above 0", "Start from 0.1 for sgd, 0.001 for adam and adamw."
+            )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0.0):
+            raise InvalidInput(f"weight_decay {self.weight_decay}", "0 or more", "Use 0 for none, 0.0005 is common.")
+        if not 0.0 < self.decay_factor <= 1.0:
+            raise InvalidInput(f"decay_factor {self.decay_factor}", "a number in (0, 1]", "0.1 is a tenth.")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0.0):
+            raise InvalidInput(
+                "nesterov", "sgd with momentum", "Set optimizer='sgd' and momentum above 0, or drop nesterov."
+            )
+
+    def learning_rate(self, steps: int) -> Schedule:
+        """The learning rate at each of `steps` steps."""
+        rates = {
+            "constant": lambda: schedules.constant(self.lr),
+            "step": lambda: schedules.decay(self.lr, self.decay_every or math.ceil(steps / 3), self.decay_factor),
+            "cosine": lambda: schedules.cosine(self.lr, steps),
+            "one-cycle": lambda: schedules.one_cycle(self.lr, steps),
+        }
+        schedule = rates[self.schedule]()
+        return schedules.warmed_up(schedule, self.warmup) if self.warmup else schedule
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidInput(f"{name} {value!r}", "one of " + ", ".join(allowed), f"Use {allowed[0]!r} if in doubt.")

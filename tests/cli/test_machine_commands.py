@@ -1,0 +1,108 @@
+"""bench, doctor, explain and data: what they print, as JSON and for people."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from pollard.cli import app, doctor
+from pollard.report.doctor import Check, Diagnosis
+
+BENCH = ["bench", "--shape", "32x24x8", "--rounds", "2", "--density", "0.25"]
+FIELDS = {
+    "op",
+    "pattern",
+    "dtype",
+    "shape",
+    "density",
+    "threads",
+    "ms",
+    "gflops",
+    "dense_ms",
+    "speedup",
+    "torch_sparse_ms",
+    "target",
+}
+
+
+def invoke(*words: str):
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_bench_prints_records(tmp_path):
+    records = json.loads(invoke(*BENCH, "--pattern", "unstructured,v4", "--op", "forward,step", "--json").stdout)
+    assert [(one["op"], one["pattern"]) for one in records] == [
+        ("forward", "unstructured"),
+        ("forward", "v4"),
+        ("step", "unstructured"),
+        ("step", "v4"),
+    ]
+    assert set(records[0]) >= FIELDS
+    assert records[0]["shape"] == [32, 24, 8]
+
+
+def test_bench_writes_records_and_shows_a_table(tmp_path):
+    file = tmp_path / "records.json"
+    shown = invoke(*BENCH, "--op", "forward", "--json", str(file), "--no-peers").stdout
+    [record] = json.loads(file.read_text())
+    assert record["torch_sparse_ms"] is None
+    assert "32x24x8" in shown
+    assert ("dense wins" in shown) == record["dense_wins"]
+
+
+def test_bench_times_a_whole_network():
+    words = ["bench", "--step-network", "24-16-10", "--batch", "4", "--rounds", "2", "--pattern", "v4", "--json"]
+    [record] = json.loads(invoke(*words).stdout)
+    assert (record["op"], record["network"], record["shape"]) == ("step", [24, 16, 10], [16, 24, 4])
+
+
+def test_doctor_tells_facts_and_checks_every_kernel():
+    told = json.loads(invoke("doctor", "--json").stdout)
+    assert told["healthy"]
+    assert {"cpu", "torch", "cache folder"} <= set(told["facts"])
+    assert len(told["checks"]) == 15
+    shown = invoke("doctor").stdout
+    assert "FAIL" not in shown
+    assert "value_grad v16" in shown
+
+
+def test_doctor_fails_when_a_kernel_does(monkeypatch):
+    sick = Diagnosis({"cpu": "a [strange] one"}, [Check("forward v4", ok=False, detail="off [by] much")])
+    monkeypatch.setattr(doctor, "examine", lambda: sick)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "FAIL" in result.stdout
+    assert "off [by] much" in result.stdout
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad", "value_grad"])
+def test_explain_names_a_kernel_and_its_reason(op):
+    told = json.loads(invoke("explain", "64x64x32", "--op", op, "--ir", "--asm", "--json").stdout)
+    assert told["choice"]
+    assert told["reason"]
+    assert "define" in told["ir"]
+    assert told["assembly"]
+    shown = invoke("explain", "64x64x32", "--op", op).stdout
+    assert told["choice"] in shown
+    assert "define" not in shown
+
+
+def test_data_list_knows_the_built_in_set():
+    entries = json.loads(invoke("data", "list", "--json").stdout)
+    assert entries[0]["name"] == "digits"
+    assert entries[0]["cached"]
+    assert "digits" in invoke("data", "list").stdout
+
+
+def test_data_get_of_a_built_in_set_fetches_nothing():
+    assert json.loads(invoke("data", "get", "digits", "--json").stdout) == {"digits": None}
+    assert "built in" in invoke("data", "get", "digits").stdout
+
+
+def test_data_path_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLLARD_DATA", str(tmp_path))
+    assert invoke("data", "path").stdout == f"{tmp_path}\n"

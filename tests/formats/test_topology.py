@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pollard.errors import InvalidInput, PatternError
+from pollard.formats import topology as module
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology, expected_waste_factor, waste_factor
+from strategies import densities, masks, patterns, seeds, shapes, strided, topologies
+
+
+@given(st.data())
+def test_a_mask_survives_the_round_trip(data):
+    pattern = data.draw(patterns)
+    mask = data.draw(masks(data.draw(shapes(pattern)), pattern))
+    topology = Topology.from_mask(data.draw(strided(mask)), pattern)
+    assert torch.equal(topology.mask(), mask)
+    assert topology.nnz == int(mask.sum())
+    assert torch.equal(topology.fan_in(), mask.sum(1))
+    assert topology.density == (float(mask.double().mean()) if mask.numel() else 0.0)
+
+
+@given(st.data())
+def test_positions_list_the_mask_in_order(data):
+    pattern = data.draw(patterns)
+    shape = data.draw(shapes(pattern))
+    mask = data.draw(masks(shape, pattern))
+    topology = Topology.from_mask(mask, pattern)
+    grains = mask[:: pattern.rows]
+    assert torch.equal(topology.positions(), grains.reshape(-1).nonzero().view(-1))
+    again = Topology.from_positions(shape, pattern, topology.positions())
+    assert again.same_as(topology)
+    expected = [
+        (group * pattern.rows + row) * shape[1] + column
+        for group, column in grains.nonzero().tolist()
+        for row in range(pattern.rows)
+    ]
+    assert topology.weight_positions().tolist() == expected
+
+
+@given(topologies())
+def test_the_transpose_is_that_of_scipy(topology):
+    by_row = scipy.sparse.csr_array(
+        (np.ones(topology.grains), topology.columns.numpy(), topology.row_pointers.numpy()),
+        (topology.groups, topology.shape[1]),
+    )
+    by_column = by_row.tocsc()
+    transpose = topology.transpose()
+    assert np.array_equal(transpose.row_pointers, by_column.indptr)
+    assert np.array_equal(transpose.groups, by_column.indices)
+    columns = np.repeat(np.arange(topology.shape[1]), np.diff(by_column.indptr))
+    assert np.array_equal(topology.columns[transpose.permutation.long()], columns)
+    assert sorted(transpose.permutation.tolist()) == list(range(topology.grains))
+    assert {array.dtype for array in (transpose.row_pointers, transpose.groups, transpose.permutation)} == {torch.int32}
+
+
+@given(topologies())
+def test_bytes_are_those_of_the_arrays_that_exist(topology):
+    fresh = 4 * (topology.groups + 1) + 4 * topology.grains
+    assert topology.bytes == fresh
+    topology.transpose()
+    assert topology.bytes == fresh + 4 * (topology.shape[1] + 1) + 8 * topology.grains
+
+
+@given(st.data())
+def test_covering_keeps_the_grains_that_hold_a_kept_weight(data):
+    pattern = data.draw(patterns)
+    mask = data.draw(masks(data.draw(shapes(pattern))))
+    covering = Topology.covering(data.draw(strided(mask)), pattern)
+    assert torch.equal(covering.mask(), pattern.spread(pattern.grain_sum(mask.int()) > 0))
+    if not torch.equal(covering.mask(), mask):
+        with pytest.raises(PatternError, match="covering"):
+            Topology.from_mask(mask, pattern)
+
+
+@given(st.data(), seeds)
+def test_random_is_exact_and_follows_its_generator(data, seed):
+    pattern = data.draw(patterns)
+    shape = data.draw(shapes(pattern, groups=40, columns=300))
+    density = data.draw(densities.filter(bool))
+    topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(seed))
+    assert topology.grains == round(density * (shape[0] // pattern.rows * shape[1]))
+    Topology(shape, pattern, topology.row_pointers, topology.columns)
+    assert topology.same_as(Topology.random(shape, density, pattern, torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.51, 0.95])
+def test_random_leaves_no_corner_out(density):
+    # 300,000 grains, past the totals that are shuffled whole, in 30 x 25 blocks of 400.
+    topology = Topology.random((600, 500), density, generator=torch.Generator().manual_seed(0))
+    Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns)
+    assert topology.grains == round(density * 300_000)
+    blocks = topology.mask().double().view(30, 20, 25, 20).mean((1, 3))
+    assert (blocks - density).abs().max() < 6 * (density * (1 - density) / 400) ** 0.5
+
+
+def test_random_never_holds_the_weight():
+    # One byte a weight would be 200 TB.
+    topology = Topology.random((100_000, 2**31 - 1), 1e-11, generator=torch.Generator().manual_seed(0))
+    assert topology.grains == round(1e-11 * 100_000 * (2**31 - 1))
+    Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns)
+
+
+@given(st.data())
+def test_full_keeps_everything(data):
+    pattern = data.draw(patterns)
+    shape = data.draw(shapes(pattern))
+    full = Topology.full(shape, pattern)
+    assert full.mask().all()
+    assert full.nnz == shape[0] * shape[1]
+    assert full.same_as(Topology.from_mask(torch.ones(shape, dtype=torch.bool), pattern))
+
+
+@given(st.data())
+def test_pieces_make_no_difference(data):
+    pattern = data.draw(patterns)
+    shape = data.draw(shapes(pattern))
+    whole = Topology.from_mask(data.draw(masks(shape, pattern)), pattern)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CHUNK", 3)
+        assert Topology.from_mask(whole.mask(), pattern).same_as(whole)
+        assert Topology.from_positions(shape, pattern, whole.positions()).same_as(whole)
+        dense = Topology.random(shape, 0.8, pattern, torch.Generator().manual_seed(3))
+    assert dense.same_as(Topology.random(shape, 0.8, pattern, torch.Generator().manual_seed(3)))
+
+
+def test_the_arrays_are_private_and_stay_the_same_objects():
+    pointers, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    topology = Topology((2, 2), "unstructured", pointers, columns)
+    pointers.fill_(9)
+    columns.fill_(9)
+    assert topology.mask().tolist() == [[True, False], [False, True]]
+    assert topology.columns is topology.columns
+    assert topology.row_pointers is topology.row_pointers
+    assert topology.transpose() is topology.transpose()
+
+
+def test_adopting_takes_the_arrays_over():
+    pointers, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    topology = Topology.adopt((2, 2), "unstructured", pointers, columns)
+    assert topology.columns.data_ptr() == columns.data_ptr()
+
+
+def test_wide_and_strided_indices_become_contiguous_int32():
+    pointers, columns = torch.tensor([0, 9, 1, 9, 2])[::2], torch.tensor([0, 9, 1, 9])[::2]
+    topology = Topology((2, 2), "unstructured", pointers, columns)
+    assert topology.columns.tolist() == [0, 1]
+    assert topology.columns.dtype == topology.row_pointers.dtype == torch.int32
+    assert topology.columns.is_contiguous()
+    assert topology.row_pointers.is_contiguous()
+
+
+@given(topologies())
+def test_copies_and_pickles(topology):
+    assert copy.deepcopy(topology) is topology
+    topology.columns.topology = topology  # as the kernels do: a pickle must not chase its own tail
+    restored = pickle.loads(pickle.dumps(topology))
+    assert restored.same_as(topology)
+    assert restored.fingerprint == topology.fingerprint
+
+
+def test_a_topology_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Topology.full((2, 2)).shape = (3, 3)
+
+
+@given(topologies(), topologies())
+def test_fingerprints_tell_what_same_as_tells(first, second):
+    assert first.same_as(second) == (first.fingerprint == second.fingerprint)
+    assert first.same_as(Topology.from_positions(first.shape, first.pattern, first.positions()))
+
+
+def test_shape_and_pattern_are_part_of_the_fingerprint():
+    pointers, columns = torch.tensor([0, 1]), torch.tensor([0])
+    alike = [Topology(shape, pattern, pointers, columns) for shape, pattern in [((2, 1), "v2"), ((1, 1), Pattern())]]
+    wider = Topology((1, 2), "unstructured", pointers, columns)
+    assert len({topology.fingerprint for topology in (*alike, wider)}) == 3
+
+
+def test_equality_is_identity():
+    full = Topology.full((2, 2))
+    assert full != Topology.full((2, 2))
+    assert len({full, full, Topology.full((2, 2))}) == 2
+
+
+@pytest.mark.parametrize("density, pattern, factor", [(0.1, "v4", 3.44), (0.1, "v8", 5.70), (0.02, "v4", 3.88)])
+def test_expected_waste_has_the_known_values(density, pattern, factor):
+    assert expected_waste_factor(density, pattern) == pytest.approx(factor, abs=0.005)
+
+
+@given(st.data(), seeds)
+def test_waste_of_independent_masks_is_the_expected(data, seed):
+    pattern = data.draw(patterns)
+    density = data.draw(st.sampled_from([0.05, 0.2, 0.5, 0.9]))
+    mask = torch.rand(256, 512, generator=torch.Generator().manual_seed(seed)) < density
+    # 131,072 weights: six standard deviations of either count are below 10 %.
+    assert waste_factor(mask, pattern) == pytest.approx(expected_waste_factor(density, pattern), rel=0.1)
+
+
+def test_waste_at_the_edges():
+    assert waste_factor(torch.zeros(4, 4, dtype=torch.bool), "v4") == 1.0
+    assert waste_factor(torch.ones(4, 4, dtype=torch.bool), "v4") == 1.0
+    assert expected_waste_factor(1.0, "v16") == 1.0
+    with pytest.raises(InvalidInput, match="density 0"):
+        expected_waste_factor(0, "v4")

@@ -1,0 +1,114 @@
+"""Generated code: a pure function of its spec, for every instruction set, cached so that damage cannot be run."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pollard.errors import KernelError, KernelFallback
+from pollard.formats.topology import Topology
+from pollard.kernels import dispatch, jit, reference
+from pollard.kernels.emit import EMITTERS, emit
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import TARGETS, host_isas
+
+VECTORS = {"avx512": r"%zmm\d", "avx2": r"%ymm\d", "neon": r"fmla\tv\d+\.4s"}
+
+
+def specs(isa):
+    for rows in (1, 4, 8):
+        for operation in ("gather", "scatter"):
+            yield KernelSpec(operation, isa, rows=rows, block=min(rows, 4), vectors=2, wide=True, ragged=True, tiled=True)
+        yield KernelSpec("sample", isa, rows=rows, block=min(rows, 4), tiled=True)
+    yield KernelSpec("pack", isa, vectors=2, packed=True)
+    yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_every_operation_assembles_for_every_instruction_set(isa):
+    seen = set()
+    for spec in specs(isa):
+        text = jit.assembly(spec)
+        seen.add(spec.operation)
+        wanted = VECTORS[isa] if spec.operation != "pack" or isa != "neon" else r"\tst[rp]\tq\d"
+        assert re.search(wanted, text), spec
+    assert seen == set(EMITTERS)
+
+
+def test_code_is_a_pure_function_of_the_spec():
+    for spec in specs("avx512"):
+        assert str(emit(spec)) == str(emit(spec))
+
+
+def test_an_unstructured_avx2_gather_multiplies_straight_from_memory():
+    text = jit.assembly(KernelSpec("gather", "avx2", vectors=8))
+    assert len(re.findall(r"vfmadd231ps\t(\d+)?\(", text)) >= 16
+
+
+def test_a_spec_that_makes_no_sense_is_refused():
+    with pytest.raises(KernelError, match="block that divides the rows"):
+        KernelSpec("gather", "avx2", rows=4, block=3)
+
+
+@pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
+def test_machine_code_is_cached_and_a_damaged_file_is_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("POLLARD_CACHE", str(tmp_path))
+    spec = KernelSpec("pack", host_isas()[0], vectors=3, packed=False)
+    jit.load.__wrapped__(spec)
+    (file,) = (tmp_path / "kernels").iterdir()
+    content = file.read_bytes()
+    monkeypatch.setattr(jit, "_compile", lambda spec: pytest.fail("compiled though cached"))
+    jit.load.__wrapped__(spec)
+    file.write_bytes(b"\x7f" + content[1:-40] + content[-32:])
+    monkeypatch.setattr(jit, "_compile", lambda spec: content[:-32])
+    jit.load.__wrapped__(spec)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("POLLARD_CACHE", str(tmp_path / "file"))
+    assert jit.load.__wrapped__(KernelSpec("pack", host_isas()[0], vectors=5, packed=False)).entry
+
+
+@pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
+def test_a_kernel_that_does_not_compile_falls_back_to_the_twin_with_one_warning(monkeypatch):
+    def refuse(spec):
+        raise KernelError("an LLVM error", "IR that compiles", "Report it.")
+
+    monkeypatch.setattr(jit, "load", refuse)
+    dispatch._warn.cache_clear()
+    topology, values, x = Topology.full((3, 4)), torch.randn(12), torch.randn(5, 4)
+    with pytest.warns(KernelFallback, match="Plain torch runs instead") as caught:
+        for _ in range(3):
+            assert torch.equal(dispatch.forward(x, values, topology), reference.forward(x, values, topology))
+            dispatch.input_grad(torch.randn(5, 3), values, topology)
+            dispatch.value_grad(torch.randn(5, 3), x, topology)
+    assert len(caught) == 1
+    dispatch._warn.cache_clear()
+
+
+def test_an_instruction_set_this_cpu_lacks_is_refused_with_what_it_has(monkeypatch):
+    absent = next(isa for isa in TARGETS if isa not in host_isas())
+    monkeypatch.setenv("POLLARD_TARGET", absent)
+    with pytest.raises(KernelError, match="an instruction set of this CPU"):
+        dispatch.forward(torch.ones(1, 2), torch.ones(2), Topology.full((1, 2)))
+
+
+def test_the_whole_library_runs_on_plain_torch():
+    program = (
+        "import torch, pollard\n"
+        "layer = pollard.nn.SparseLinear.random(20, 8, density=0.5)\n"
+        "layer(torch.randn(3, 20)).sum().backward()\n"
+        "assert layer.values.grad is not None\n"
+        "from pollard.kernels import jit\n"
+        "assert jit.load.cache_info().currsize == 0\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "POLLARD_TARGET": "reference"}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

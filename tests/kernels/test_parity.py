@@ -1,0 +1,152 @@
+"""Every kernel against its slow twin: operation x pattern x instruction set x layout x batch, odd shapes included."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pollard.formats.topology import Topology
+from pollard.kernels import dispatch, reference
+from pollard.kernels.target import host_isas
+from pollard.kernels.tuning import Choice
+
+PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
+BATCHES = (1, 20, 100, 300)
+LAYOUTS = ("row-major", "column-major", "strided", "broadcast")
+ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "neon")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("POLLARD_TARGET", request.param)
+    monkeypatch.setenv("POLLARD_TUNING", "default")
+    return request.param
+
+
+def operand(batch, features, layout, seed):
+    made = torch.Generator().manual_seed(seed)
+    if layout == "row-major":
+        return torch.randn(batch, features, generator=made)
+    if layout == "column-major":
+        return torch.randn(features, batch, generator=made).t()
+    if layout == "strided":
+        return torch.randn(batch, 2 * features + 1, generator=made)[:, 1::2]
+    return torch.randn(1, features, generator=made).expand(batch, features)
+
+
+def assert_close(fast, product, operands, terms):
+    # Against the twin in double precision; a sum of n rounded products is off by at most n units of rounding of the
+    # sum of their magnitudes, here doubled.
+    exact = product(*(each if each is None else each.double() for each in operands))
+    size = product(*(each if each is None else each.double().abs() for each in operands))
+    assert fast.shape == exact.shape
+    assert ((fast.double() - exact).abs() <= torch.finfo(torch.float32).eps * (terms + 2) * size + 1e-30).all()
+
+
+def assert_parity(topology, batch, layout):
+    out, width = topology.shape
+    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(out, generator=torch.Generator().manual_seed(2))
+    x, grad = operand(batch, width, layout, 3), operand(batch, out, layout, 4)
+    for offset, relu in ((None, False), (bias, False), (bias, True), (None, True)):
+        fast = dispatch.forward(x, values, topology, offset, relu=relu)
+        plain = dispatch.forward(x, values, topology, offset)
+        assert torch.equal(fast, plain.relu() if relu else plain)
+        assert_close(plain, lambda x, v, b: reference.forward(x, v, topology, b), (x, values, offset), width)
+        assert batch <= 1 or fast.stride() == (1, batch)
+    fast = dispatch.input_grad(grad, values, topology)
+    assert_close(fast, lambda g, v: reference.input_grad(g, v, topology), (grad, values), out)
+    fast = dispatch.value_grad(grad, x, topology)
+    assert_close(fast, lambda g, x: reference.value_grad(g, x, topology), (grad, x), batch)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_kernels_equal_their_twins(isa, pattern, batch, layout):
+    for shape, density in (((48, 100), 0.3), ((16, 7), 1.0), ((32, 1), 0.6), ((16, 2100), 0.02)):
+        topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(5))
+        assert_parity(topology, batch, layout)
+
+
+def test_no_batch_no_rows_no_columns_and_nothing_kept(isa):
+    empty = Topology.from_mask(torch.zeros(4, 3, dtype=torch.bool))
+    for topology, batch in ((empty, 5), (Topology.full((4, 3)), 0), (Topology.full((0, 3)), 5), (Topology.full((4, 0)), 5)):
+        assert_parity(topology, batch, "row-major")
+
+
+def test_empty_rows_and_columns_give_bias_and_zero(isa):
+    mask = torch.zeros(20, 30, dtype=torch.bool)
+    mask[3, 4] = mask[17, 29] = True
+    assert_parity(Topology.from_mask(mask), 20, "row-major")
+
+
+@given(
+    rows=st.integers(1, 12), columns=st.integers(1, 80), batch=st.integers(1, 40), keep=st.floats(0.01, 1.0), seed=st.integers(0, 99)
+)
+@settings(max_examples=40)
+def test_any_mask_any_batch(rows, columns, batch, keep, seed):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < keep
+    topology = Topology.from_mask(mask)
+    values = torch.randn(topology.nnz)
+    x, grad = torch.randn(batch, columns), torch.randn(batch, rows)
+    dense = torch.zeros(rows, columns)
+    dense[mask] = values
+    torch.testing.assert_close(dispatch.forward(x, values, topology), x @ dense.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dispatch.input_grad(grad, values, topology), grad @ dense, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dispatch.value_grad(grad, x, topology), (grad.t() @ x)[mask], rtol=1e-4, atol=1e-4)
+
+
+def products(topology, batch):
+    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1))
+    x, grad = operand(batch, topology.shape[1], "row-major", 3), operand(batch, topology.shape[0], "row-major", 4)
+    return (
+        dispatch.forward(x, values, topology, relu=True),
+        dispatch.input_grad(grad, values, topology),
+        dispatch.value_grad(grad, x, topology),
+    )
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v4", "v8"])
+def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern):
+    topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+    torch.set_num_threads(1)
+    alone = products(topology, 300)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        for ours, theirs in zip(products(topology, 300), alone, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
+def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, monkeypatch):
+    topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+    usual = products(topology, 300)
+    for choice in (Choice(1, 0), Choice(2, 16), Choice(3, 100), Choice(5, 899)):
+        monkeypatch.setattr(dispatch.tuning, "known", lambda key, choice=choice: dispatch.Decision(choice, "forced"))
+        for ours, theirs in zip(products(topology, 300), usual, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_unpacked_operands_give_the_same_bits(isa, monkeypatch):
+    topology = Topology.random((40, 300), 0.1, "unstructured", torch.Generator().manual_seed(0))
+    values, x = torch.randn(topology.nnz), torch.randn(300, 100).t()
+    usual = dispatch.forward(x, values, topology)
+    monkeypatch.setattr(dispatch.tuning, "known", lambda key: dispatch.Decision(Choice(4, 0, packed=False), "forced"))
+    assert torch.equal(dispatch.forward(x, values, topology), usual)
+
+
+def test_nan_and_infinity_pass_through(isa):
+    topology = Topology.full((2, 2))
+    x = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0]])
+    y = dispatch.forward(x, torch.ones(4), topology, relu=True)
+    assert y[0].isnan().all()
+    assert y[1].isinf().all()
+
+
+def test_other_dtypes_run_on_the_twin(isa):
+    topology = Topology.full((3, 2))
+    for dtype in (torch.float64, torch.bfloat16):
+        y = dispatch.forward(torch.ones(4, 2, dtype=dtype), torch.ones(6, dtype=dtype), topology)
+        assert y.dtype == dtype
+        assert y.tolist() == [[2.0] * 3] * 4

@@ -1,0 +1,170 @@
+"""The operators as torch sees them: checks, derivatives of any order, compilers, export, autocast."""
+
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import topologies
+
+from pollard.errors import InvalidInput, PollardError
+from pollard.formats.topology import Topology
+from pollard.nn import SparseLinear
+from pollard.ops import matmul
+
+OPS = torch.ops.pollard
+
+
+def topology(pattern="v2"):
+    return Topology.random((8, 6), 0.5, pattern, torch.Generator().manual_seed(0))
+
+
+def arguments(operation, dtype=torch.float32):
+    kept = topology()
+    arrays = matmul.carriers(kept)
+    made = torch.Generator().manual_seed(1)
+
+    def leaf(*shape):
+        return torch.randn(*shape, generator=made, dtype=dtype, requires_grad=True)
+
+    return {
+        "linear": (leaf(5, 6), leaf(kept.nnz), *arrays, leaf(8), 6, 2, False),
+        "linear with relu": (leaf(5, 6), leaf(kept.nnz), *arrays, leaf(8), 6, 2, True),
+        "linear without bias": (leaf(5, 6), leaf(kept.nnz), *arrays, None, 6, 2, False),
+        "input_grad": (leaf(5, 8), leaf(kept.nnz), *arrays, 6, 2),
+        "value_grad": (leaf(5, 8), leaf(5, 6), *arrays, 6, 2),
+    }[operation]
+
+
+CASES = ("linear", "linear with relu", "linear without bias", "input_grad", "value_grad")
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own tracing tools warn about themselves
+@pytest.mark.parametrize("case", CASES)
+def test_operators_pass_torchs_own_checks(case):
+    torch.library.opcheck(getattr(OPS, case.split()[0]), arguments(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_of_first_and_second_order_are_exact(case):
+    operator, values = getattr(OPS, case.split()[0]), arguments(case, torch.float64)
+    leaves = [value for value in values if isinstance(value, torch.Tensor) and value.requires_grad]
+
+    def product(*given):
+        rest = iter(given)
+        return operator(*(next(rest) if isinstance(v, torch.Tensor) and v.requires_grad else v for v in values))
+
+    assert torch.autograd.gradcheck(product, leaves)
+    assert torch.autograd.gradgradcheck(product, leaves)
+
+
+@given(topologies(smallest=1), st.integers(1, 5))
+@settings(max_examples=50)
+def test_gradients_equal_those_of_the_dense_product(kept, batch):
+    made = torch.Generator().manual_seed(0)
+    values = torch.randn(kept.nnz, generator=made, requires_grad=True)
+    x = torch.randn(batch, kept.shape[1], generator=made, requires_grad=True)
+    dense = torch.zeros(kept.shape[0] * kept.shape[1]).index_put((kept.weight_positions(),), values).view(kept.shape)
+    upstream = torch.randn(batch, kept.shape[0], generator=made)
+    ours = torch.autograd.grad(matmul.linear(x, values, kept), (x, values), upstream)
+    theirs = torch.autograd.grad(x @ dense.t(), (x, values), upstream)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        SparseLinear.random(6, 8, 0.5, "v2"), torch.nn.ReLU(), SparseLinear.random(8, 4, 0.5), torch.nn.Tanh()
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # the compilers of torch warn about their own internals
+@pytest.mark.slow
+def test_one_graph_for_the_compiler_and_the_same_numbers():
+    model, x = network(), torch.randn(5, 6)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(x)
+    torch.testing.assert_close(compiled(x), expected)
+    compiled(x).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(x).sum().backward()
+    for ours, theirs in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad)
+    assert compiled(torch.randn(9, 6)).shape == (9, 4)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compilers of torch warn about their own internals
+@pytest.mark.slow
+def test_export_and_back_from_a_file():
+    model, x = network(), torch.randn(5, 6)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: batch},)), buffer)
+    buffer.seek(0)
+    loaded = torch.export.load(buffer).module()
+    other = torch.randn(11, 6)
+    torch.testing.assert_close(loaded(other), model(other))
+
+
+def test_autocast_brings_operands_to_fp32():
+    with torch.autocast("cpu", torch.bfloat16):
+        y = network()(torch.randn(5, 6).bfloat16())
+    assert y.dtype == torch.float32
+    y.sum().backward()
+
+
+BAD = {
+    "features": lambda kept, a: OPS.linear(torch.ones(5, 7), torch.ones(kept.nnz), *a, None, 6, 2, False),
+    "dimensions": lambda kept, a: OPS.linear(torch.ones(6), torch.ones(kept.nnz), *a, None, 6, 2, False),
+    "integers": lambda kept, a: OPS.linear(torch.ones(5, 6).int(), torch.ones(kept.nnz), *a, None, 6, 2, False),
+    "values": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz + 1), *a, None, 6, 2, False),
+    "dtypes": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz).double(), *a, None, 6, 2, False),
+    "bias": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *a, torch.ones(9), 6, 2, False),
+    "rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *a, None, 6, 3, False),
+    "grad": lambda kept, a: OPS.input_grad(torch.ones(5, 9), torch.ones(kept.nnz), *a, 6, 2),
+    "width": lambda kept, a: OPS.input_grad(torch.ones(5, 8), torch.ones(kept.nnz), *a, 1, 2),
+    "batches": lambda kept, a: OPS.value_grad(torch.ones(5, 8), torch.ones(4, 6), *a, 6, 2),
+    "pointers": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0] + 1, a[1], None, 6, 2, False),
+    "columns": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1] + 99, None, 6, 2, False),
+    "no rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0][:0], a[1], None, 6, 2, False),
+    "floats": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1].float(), None, 6, 2, False),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_operands_are_refused_before_any_kernel_runs(case):
+    kept = topology()
+    with pytest.raises(PollardError):
+        BAD[case](kept, matmul.carriers(kept))
+
+
+def test_index_arrays_that_were_written_to_are_validated_again():
+    layer = SparseLinear.random(6, 8, 0.5)
+    layer(torch.ones(2, 6))
+    layer.columns[0] = 6
+    with pytest.raises(InvalidInput, match="column"):
+        layer(torch.ones(2, 6))
+
+
+def test_a_validated_topology_is_not_validated_again(monkeypatch):
+    layer = SparseLinear.random(6, 8, 0.5)
+    monkeypatch.setattr(Topology, "__post_init__", lambda self: pytest.fail("validated again"))
+    layer(torch.ones(2, 6, requires_grad=True)).sum().backward()
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_no_index_arrays_crash_the_process(data):
+    pointers = torch.tensor(data.draw(st.lists(st.integers(-3, 9), max_size=6)), dtype=torch.int32)
+    columns = torch.tensor(data.draw(st.lists(st.integers(-3, 9), max_size=9)), dtype=torch.int32)
+    rows = data.draw(st.sampled_from([-1, 0, 1, 2, 3, 4]))
+    values = torch.ones(data.draw(st.integers(0, 12)))
+    x = torch.ones(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 8)))
+    try:
+        y = OPS.linear(x, values, pointers, columns, None, data.draw(st.integers(0, 8)), rows, False)
+    except PollardError:
+        return
+    assert y.shape == ((len(pointers) - 1) * rows, x.shape[0])[::-1]

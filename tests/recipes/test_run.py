@@ -1,0 +1,155 @@
+"""A run: its folder, its result, its second time, its twin, its kills."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pollard.errors import DataError, InvalidInput, PollardError, StoreError
+from pollard.formats.store import load_tensors
+from pollard.pruning.plan import Plan
+from pollard.recipes import Recipe, RunResult, run
+from pollard.recipes.folder import locked_folder
+from pollard.training import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(tiny_data):
+    return Recipe(data=str(tiny_data), model="mlp-16-32-2", density=0.25, epochs=6, batch_size=8)
+
+
+def test_the_folder_holds_what_it_promises(tmp_path, recipe):
+    result = run(recipe, tmp_path, progress=False)
+    folder = tmp_path / recipe.digest
+    assert result.folder == folder
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "recipe.json",
+        "plan.safetensors",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "model.safetensors",
+        "result.json",
+    }
+    assert Recipe.read(folder / "recipe.json") == recipe
+    assert len(read_metrics(folder / "metrics.jsonl")) == 6
+    assert RunResult.read(folder) == result
+    tensors, metadata = load_tensors(folder / "model.safetensors")
+    assert metadata["recipe"] == recipe.to_dict()
+    assert tensors["fc1.values"].shape == (Plan.load(folder / "plan.safetensors")["fc1"].nnz,)
+
+
+def test_the_result_adds_up(tmp_path, recipe):
+    result = run(recipe, tmp_path, progress=False)
+    told = json.loads((result.folder / "result.json").read_text())
+    assert told["run"] == recipe.digest
+    assert told["recipe"] == recipe.to_dict()
+    assert told["test_accuracy"] == result.test_accuracy > 0.9
+    assert result.weights == 16 * 32 + 32 * 2
+    assert result.nnz == round(0.25 * result.weights)
+    assert result.density == result.nnz / result.weights
+    assert result.bytes.values == 4 * result.nnz
+    assert result.bytes.optimizer == result.bytes.gradients == 4 * (result.nnz + 34)
+    assert 0 < result.baseline_rss_bytes <= result.peak_rss_bytes
+    assert result.seconds_per_step > 0
+    assert (result.epochs, result.steps) == (6, 6 * 8)
+    assert {"torch", "python", "pollard"} <= set(result.versions)
+    assert result.dense is None
+
+
+def test_the_second_time_reports_what_is_there(tmp_path, recipe):
+    first = run(recipe, tmp_path, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir() if path.name != ".lock"}
+    second = run(recipe, tmp_path, progress=False)
+    assert not first.reused
+    assert second.reused
+    assert second == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("lost", ["result.json", "model.safetensors result.json", "plan.safetensors result.json"])
+def test_what_is_lost_is_made_again(tmp_path, recipe, lost):
+    first = run(recipe, tmp_path, progress=False)
+    model = (first.folder / "model.safetensors").read_bytes()
+    for name in lost.split():
+        (first.folder / name).unlink()
+    again = run(recipe, tmp_path, progress=False)
+    assert again.test_accuracy == first.test_accuracy
+    assert (first.folder / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize(
+    "changed", [{"method": "random", "pattern": "v2"}, {"method": "magnitude"}, {"validation": 0.2}]
+)
+def test_every_kind_of_run_goes_through(tmp_path, recipe, changed):
+    result = run(replace(recipe, epochs=2, **changed), tmp_path, progress=False)
+    assert result.nnz == round(0.25 * result.weights)
+    assert (result.validation_accuracy is not None) == ("validation" in changed)
+
+
+def test_a_masked_run_ends_where_the_compressed_one_does(tmp_path, recipe):
+    sparse = run(recipe, tmp_path, progress=False)
+    masked = run(replace(recipe, storage="masked"), tmp_path, progress=False)
+    assert masked.test_loss == pytest.approx(sparse.test_loss, rel=1e-3)
+    assert masked.bytes.values == 0
+    assert masked.bytes.dense > sparse.bytes.values
+
+
+def test_the_dense_twin_runs_in_its_own_process_and_folder(tmp_path, recipe):
+    result = run(recipe, tmp_path, progress=False, compare="dense")
+    twin = RunResult.read(tmp_path / recipe.twin().digest)
+    assert result.dense == json.loads(json.dumps(twin.to_dict()))
+    assert (twin.density, twin.bytes.dense) == (1.0, 4 * (twin.weights + 34))
+    assert run(recipe, tmp_path, progress=False, compare="dense").reused
+    assert run(recipe, tmp_path, progress=False).dense == result.dense
+
+
+def test_a_twin_that_fails_leaves_the_result(tmp_path, recipe):
+    run(recipe, tmp_path, progress=False)
+    with locked_folder(recipe.twin(), tmp_path), pytest.raises(PollardError, match="dense twin"):
+        run(recipe, tmp_path, progress=False, compare="dense")
+    assert run(recipe, tmp_path, progress=False).reused
+
+
+def test_two_runs_of_one_recipe_do_not_meet(tmp_path, recipe):
+    with locked_folder(recipe, tmp_path), pytest.raises(StoreError, match="in use by another process"):
+        run(recipe, tmp_path, progress=False)
+
+
+def test_an_out_that_is_a_file_is_a_store_error(tmp_path, recipe):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="another output folder"):
+        run(recipe, tmp_path / "file", progress=False)
+
+
+def test_a_damaged_result_is_told(tmp_path, recipe):
+    folder = run(recipe, tmp_path, progress=False).folder
+    for content in ("{", "[]", "{}"):
+        (folder / "result.json").write_text(content)
+        with pytest.raises(StoreError, match=r"result\.json"):
+            run(recipe, tmp_path, progress=False)
+
+
+def test_bad_data_and_models_are_told(tmp_path, recipe):
+    with pytest.raises(DataError):
+        run(replace(recipe, data="no-such-data"), tmp_path, progress=False)
+    with pytest.raises(InvalidInput, match="Use 'mlp-16-32-2'"):
+        run(replace(recipe, model="mlp-784-32-2"), tmp_path, progress=False)
+    with pytest.raises(InvalidInput, match="at least one example on each side"):
+        run(replace(recipe, validation=0.001), tmp_path, progress=False)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tiny_data):
+    options = ["--kills=3", "--seed=1", "--epochs=20", "--checkpoint-steps=1", f"--data={tiny_data}"]
+    script = ROOT / "scripts" / "kill_and_resume.py"
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 kills" in done.stdout.splitlines()[-1]

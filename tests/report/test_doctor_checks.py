@@ -1,0 +1,68 @@
+"""The doctor finds a kernel that is wrong, one that fell back, and one that raised."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from pollard.errors import KernelError, KernelFallback
+from pollard.formats.pattern import ROWS
+from pollard.ops import matmul
+from pollard.report.doctor import Check, Diagnosis, examine, kernel_checks
+
+
+def failing(monkeypatch, broken) -> dict[str, str]:
+    monkeypatch.setattr(matmul, "input_grad", broken)
+    return {check.name: check.detail for check in kernel_checks() if not check.ok}
+
+
+def test_every_operation_on_every_pattern_is_right_here():
+    checks = kernel_checks()
+    assert len({check.name for check in checks}) == len(checks) == 3 * len(ROWS)
+    assert [check for check in checks if not check.ok] == []
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    right = matmul.input_grad
+    found = failing(monkeypatch, lambda *operands: right(*operands) * 1.001)
+    assert len(found) == len(ROWS)
+    assert "input_grad v4" in found
+
+
+def test_a_kernel_that_computes_nothing_is_found(monkeypatch):
+    right = matmul.input_grad
+    assert len(failing(monkeypatch, lambda *operands: right(*operands) * float("nan"))) == len(ROWS)
+
+
+def test_a_fallback_is_a_failure_though_the_result_is_right(monkeypatch):
+    right = matmul.input_grad
+
+    def fell_back(*operands):
+        warnings.warn("could not be compiled", KernelFallback, stacklevel=1)
+        return right(*operands)
+
+    assert failing(monkeypatch, fell_back)["input_grad v2"] == "could not be compiled"
+
+
+def test_a_kernel_error_is_a_failure_not_a_crash(monkeypatch):
+    def refused(*_):
+        raise KernelError("an LLVM error", "IR that compiles", "Report it.")
+
+    assert "LLVM" in failing(monkeypatch, refused)["input_grad v8"]
+
+
+def test_a_read_only_folder_is_told(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("POLLARD_CACHE", str(blocked))
+    assert "NOT writable" in examine().facts["cache folder"]
+    monkeypatch.setenv("POLLARD_CACHE", str(tmp_path / "later"))
+    assert "can be" in examine().facts["cache folder"]
+    monkeypatch.setenv("POLLARD_CACHE", str(tmp_path))
+    assert examine().facts["cache folder"].endswith("(writable)")
+
+
+@pytest.mark.parametrize("oks", [(), (True,), (True, False)])
+def test_healthy_means_every_check(oks):
+    assert Diagnosis({}, [Check("c", ok=ok, detail="") for ok in oks]).healthy == all(oks)
