@@ -22,13 +22,13 @@ PACKAGES = [
 
 
 def public_names(package: ModuleType) -> set[str]:
-    """Names that `package` holds itself: no submodules, nothing from elsewhere."""
+    """Names that `package` or its modules define: no submodules, nothing from elsewhere."""
     return {
         name
         for name, value in vars(package).items()
         if not name.startswith("_")
         and not isinstance(value, ModuleType)
-        and getattr(value, "__module__", "pollard").split(".")[0] == "pollard"
+        and getattr(value, "__module__", "").startswith(package.__name__)
     }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pollard.errors import SettingsError
 
 TARGETS = ("auto", "avx512", "avx2", "neon", "reference")
 TUNING = ("measure", "default")
+NAMES = ("POLLARD_TARGET", "POLLARD_TUNING", "POLLARD_CACHE", "POLLARD_DATA", "XDG_CACHE_HOME", "HOME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +37,29 @@ class Settings:
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Settings from `environment` (default: the process environment); raises SettingsError on an unknown choice."""
         env = os.environ if environment is None else environment
-        home = env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        cache = Path(env.get("POLLARD_CACHE") or Path(home) / "pollard").expanduser()
-        return cls(
-            target=_choice(env, "POLLARD_TARGET", TARGETS),
-            tuning=_choice(env, "POLLARD_TUNING", TUNING),
-            cache=cache,
-            data=Path(env.get("POLLARD_DATA") or cache / "data").expanduser(),
-        )
+        return _parsed(tuple(env.get(name, "") for name in NAMES))
+
+    @staticmethod
+    def asked_target() -> str:
+        """POLLARD_TARGET alone, unchecked: kernels ask at every call."""
+        return os.environ.get("POLLARD_TARGET") or TARGETS[0]
+
+
+@cache
+def _parsed(texts: tuple[str, ...]) -> Settings:
+    env = dict(zip(NAMES, texts, strict=True))
+    home = Path(env["XDG_CACHE_HOME"] or Path.home() / ".cache")
+    folder = Path(env["POLLARD_CACHE"] or home / "pollard").expanduser()
+    return Settings(
+        target=_choice(env, "POLLARD_TARGET", TARGETS),
+        tuning=_choice(env, "POLLARD_TUNING", TUNING),
+        cache=folder,
+        data=Path(env["POLLARD_DATA"] or folder / "data").expanduser(),
+    )
 
 
 def _choice(env: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
-    value = env.get(name) or allowed[0]
+    value = env[name] or allowed[0]
     if value not in allowed:
-        raise SettingsError(
-            f"{name}={value!r}", "one of " + ", ".join(allowed), f"Unset {name} to use {allowed[0]!r}."
-        )
+        raise SettingsError(f"{name}={value!r}", "one of " + ", ".join(allowed), f"Unset {name} to use {allowed[0]!r}.")
     return value

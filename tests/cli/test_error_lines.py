@@ -72,7 +72,7 @@ def test_an_instruction_set_this_machine_lacks_is_an_error_too(monkeypatch):
     def refused(*_):
         raise KernelError("POLLARD_TARGET=neon", "an instruction set of this CPU", "Unset POLLARD_TARGET.")
 
-    monkeypatch.setattr(explain.dispatch, "explain", refused)
+    monkeypatch.setattr(explain, "explain_kernel", refused)
     result = CliRunner().invoke(app, ["explain", "64x64x8"])
     assert result.stderr.splitlines()[0] == "got:       POLLARD_TARGET=neon"
 

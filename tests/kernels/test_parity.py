@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch, reference
 from pollard.kernels.target import host_isas
-from pollard.kernels.tuning import Choice
+from pollard.kernels.tuning import Choice, Decision
 
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
 BATCHES = (1, 20, 100, 300)
@@ -71,7 +71,12 @@ def test_kernels_equal_their_twins(isa, pattern, batch, layout):
 
 def test_no_batch_no_rows_no_columns_and_nothing_kept(isa):
     empty = Topology.from_mask(torch.zeros(4, 3, dtype=torch.bool))
-    for topology, batch in ((empty, 5), (Topology.full((4, 3)), 0), (Topology.full((0, 3)), 5), (Topology.full((4, 0)), 5)):
+    for topology, batch in (
+        (empty, 5),
+        (Topology.full((4, 3)), 0),
+        (Topology.full((0, 3)), 5),
+        (Topology.full((4, 0)), 5),
+    ):
         assert_parity(topology, batch, "row-major")
 
 
@@ -82,7 +87,11 @@ def test_empty_rows_and_columns_give_bias_and_zero(isa):
 
 
 @given(
-    rows=st.integers(1, 12), columns=st.integers(1, 80), batch=st.integers(1, 40), keep=st.floats(0.01, 1.0), seed=st.integers(0, 99)
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 80),
+    batch=st.integers(1, 40),
+    keep=st.floats(0.01, 1.0),
+    seed=st.integers(0, 99),
 )
 @settings(max_examples=40)
 def test_any_mask_any_batch(rows, columns, batch, keep, seed):
@@ -118,22 +127,42 @@ def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern):
             assert torch.equal(ours, theirs)
 
 
+def forced(monkeypatch, choice):
+    monkeypatch.setattr(dispatch.tuning, "known", lambda key: Decision(choice, "forced"))
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
 def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, monkeypatch):
-    topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
-    usual = products(topology, 300)
+    def fresh():
+        return Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+
+    usual = products(fresh(), 300)
     for choice in (Choice(1, 0), Choice(2, 16), Choice(3, 100), Choice(5, 899)):
-        monkeypatch.setattr(dispatch.tuning, "known", lambda key, choice=choice: dispatch.Decision(choice, "forced"))
-        for ours, theirs in zip(products(topology, 300), usual, strict=True):
+        forced(monkeypatch, choice)
+        for ours, theirs in zip(products(fresh(), 300), usual, strict=True):
             assert torch.equal(ours, theirs)
 
 
+def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, monkeypatch):
+    def run(choice):
+        forced(monkeypatch, choice)
+        topology = Topology.random((70, 300), 0.2, generator=torch.Generator().manual_seed(0))
+        values, grad = torch.linspace(-1, 1, topology.nnz), operand(100, 70, "row-major", 4)
+        return dispatch.input_grad(grad, values, topology)
+
+    scattered = run(Choice(4, 64))
+    for transposed in (Choice(4, 0, transposed=True), Choice(3, 16, transposed=True)):
+        assert torch.equal(run(transposed), scattered)
+
+
 def test_unpacked_operands_give_the_same_bits(isa, monkeypatch):
-    topology = Topology.random((40, 300), 0.1, "unstructured", torch.Generator().manual_seed(0))
-    values, x = torch.randn(topology.nnz), torch.randn(300, 100).t()
-    usual = dispatch.forward(x, values, topology)
-    monkeypatch.setattr(dispatch.tuning, "known", lambda key: dispatch.Decision(Choice(4, 0, packed=False), "forced"))
-    assert torch.equal(dispatch.forward(x, values, topology), usual)
+    def run():
+        topology = Topology.random((40, 300), 0.1, "unstructured", torch.Generator().manual_seed(0))
+        return dispatch.forward(operand(100, 300, "column-major", 1), torch.linspace(-1, 1, topology.nnz), topology)
+
+    usual = run()
+    forced(monkeypatch, Choice(4, 0, packed=False))
+    assert torch.equal(run(), usual)
 
 
 def test_nan_and_infinity_pass_through(isa):

@@ -1,6 +1,5 @@
 """Choices are measured once, remembered on disk, and a damaged memory is measured again."""
 
-import json
 import time
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch, tuning
+from pollard.kernels.derived import bounds, derived_bytes, tiling, widths
 from pollard.kernels.target import current, host_isas
-from pollard.kernels.tiling import bounds, derived_bytes, tiling, widths
 from pollard.kernels.tuning import Choice
 
 pytestmark = pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
@@ -40,7 +39,7 @@ def test_the_fastest_candidate_is_taken_and_remembered():
     assert [choice for choice, _ in first.candidates] == [fast, slow]
     tuning._decisions.clear()
     calls.clear()
-    again = tuning.decide("a problem", 1, [slow, fast], work)
+    again = tuning.known("a problem")
     assert again.choice == fast
     assert again.reason.endswith("remembered")
     assert not calls
@@ -49,9 +48,11 @@ def test_the_fastest_candidate_is_taken_and_remembered():
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a problem": {"vectors": "x"}}', '{"a problem": 3}'])
 def test_a_damaged_memory_is_measured_again(tmp_path, content):
     (tmp_path / f"tuning-v{tuning.VERSION}.json").write_text(content)
+    assert tuning.known("a problem") is None
     taken = tuning.decide("a problem", 1, [Choice(1, 0), Choice(2, 0)], lambda choice: None)
     assert "measured" in taken.reason
-    assert "a problem" in json.loads((tmp_path / f"tuning-v{tuning.VERSION}.json").read_text())
+    tuning._decisions.clear()
+    assert tuning.known("a problem").choice == taken.choice
 
 
 def test_real_products_are_tuned_and_losing_tiles_are_dropped():
@@ -60,6 +61,14 @@ def test_real_products_are_tuned_and_losing_tiles_are_dropped():
     (decision,) = tuning._decisions.values()
     assert len(decision.candidates) > 1
     assert len(widths(topology)) == 1
+
+
+def test_a_transpose_that_lost_is_dropped(monkeypatch):
+    topology = Topology.random((512, 256), 0.2, generator=torch.Generator().manual_seed(0))
+    before = topology.bytes
+    monkeypatch.setattr(tuning, "_race", lambda choices, run: [(c, 1.0) for c in choices if not c.transposed])
+    dispatch.input_grad(torch.randn(64, 512), torch.randn(topology.nnz), topology)
+    assert topology.bytes == before
 
 
 def test_small_problems_are_not_measured(monkeypatch):
@@ -101,7 +110,7 @@ def test_problems_are_told_apart_by_what_matters():
     assert target is not None
     sparse, denser = (Topology.random((64, 64), density) for density in (0.05, 0.5))
     keys = {
-        tuning.problem(operation, target, topology, batch, layout, threads)
+        tuning.problem(operation, target, topology, batch, layout=layout, threads=threads)
         for operation in ("gather", "scatter")
         for topology in (sparse, denser)
         for batch in (1, 64)

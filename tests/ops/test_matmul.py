@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import topologies
 
 from pollard.errors import InvalidInput, PollardError
 from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
 from pollard.ops import matmul
+from strategies import topologies
 
 OPS = torch.ops.pollard
 

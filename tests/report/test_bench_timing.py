@@ -71,8 +71,8 @@ def test_contenders_take_turns_in_changing_order():
     pause = 0.004
     calls = {name: lambda name=name: (log.append(name), time.sleep(pause)) for name in ("a", "b")}
     samples = interleaved(calls, rounds=8)
-    rounds = [tuple(log[-16:][turn : turn + 2]) for turn in range(0, 16, 2)]
-    assert set(rounds) == {("a", "b"), ("b", "a")}
+    rounds = [tuple(log[-32:][turn : turn + 4]) for turn in range(0, 32, 4)]
+    assert set(rounds) == {("a", "a", "b", "b"), ("b", "b", "a", "a")}
     assert all(sample >= pause * 1e3 for times in samples.values() for sample in times)
     assert {name: len(times) for name, times in samples.items()} == {"a": 8, "b": 8}
 

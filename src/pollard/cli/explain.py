@@ -46,4 +46,4 @@ def explain(
     }
     view: list[RenderableType] = [f"kernel: {found.choice}", f"reason: {found.reason}"]
     view += ["", timed] if ranked else []
-    emit(answer | code, [*view, *code.values()], as_json=json)
+    emit(answer | code, [*view, *filter(None, code.values())], as_json=json)

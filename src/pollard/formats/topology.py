@@ -301,6 +301,10 @@ class Topology:
         """
         return self._transposed
 
+    def drop_transpose(self) -> None:
+        """Give the memory of the transpose back; it is made again when it is asked for."""
+        self.__dict__.pop("_transposed", None)
+
     @cached_property
     def _transposed(self) -> Transpose:
         import scipy.sparse  # a tenth of a second that users who never train should not pay

@@ -5,9 +5,10 @@ A kernel runs for float32 on the CPU. Everything else, and ``POLLARD_TARGET=refe
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -16,19 +17,20 @@ from torch import Tensor
 from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels import reference, tuning
+from pollard.kernels.derived import Tiling, bounds, by_columns, calls, forget, forget_columns, tiling, widths
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.emit.sample import STEP as BATCH_STEP
-from pollard.kernels.launch import launch
-from pollard.kernels.operand import Operand
+from pollard.kernels.launch import Launch
+from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target, current
-from pollard.kernels.tiling import bounds, forget, tiling, widths
 from pollard.kernels.tuning import Choice, Decision
+from pollard.kernels.workspace import workspace
 
 # Vectors a panel, best guess first: they share the registers with the rows of a block.
-VECTORS = {
+VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
     "avx512": {1: (8, 4, 12), 2: (8, 4), 4: (6, 4)},
-    "avx2": {1: (8, 12, 4), 2: (5, 4), 4: (3, 2)},
+    "avx2": {1: (8, 6, 12, 4), 2: (5, 4), 4: (3, 2)},
     "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
 }
 
@@ -56,25 +58,34 @@ class Product:
     def decide(self, run: Callable[[Choice], object] | None) -> Decision:
         """Which panels and tiles to use, by `run`ning the candidates if they have never been measured."""
         key = tuning.problem(
-            self.operation, self.target, self.topology, self.batch, self.operand.layout, self.threads
+            self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads
         )
         known = tuning.known(key)
         if known is not None:
             return known
         before = widths(self.topology)
         decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), run)
+        if not decision.choice.transposed:
+            forget_columns(self.topology)
         chosen = min(decision.choice.width or self.topology.shape[1], self.topology.shape[1])
         forget(self.topology, widths(self.topology) - before - {chosen})
         return decision
 
     def _candidates(self) -> list[Choice]:
-        lanes = self.target.lanes
         if self.operation == "sample":
             return tuning.candidates(self.topology, [(0, 4 * min(self.batch, BATCH_STEP))])
+        lanes = self.target.lanes
         parts = -(-self.batch // lanes)
-        most = dict.fromkeys(min(option, parts) for option in VECTORS[self.target.isa][self.block])
-        direct = self.operand.features_first and self.operation == "gather"
-        return tuning.candidates(self.topology, [(vectors, 4 * lanes * vectors) for vectors in most], direct=direct)
+        options = VECTORS[self.target.isa][self.block]
+        most = dict.fromkeys(min(option, parts) for option in options)
+        panels = [(vectors, 4 * lanes * vectors) for vectors in most]
+        if self.operation == "gather":
+            return tuning.candidates(self.topology, panels, direct=self.operand.features_first)
+        scattered = tuning.candidates(self.topology, panels)
+        if self.topology.pattern.rows > 1:
+            return scattered
+        turned = tuning.candidates(by_columns(self.topology)[0], panels)
+        return [replace(choice, transposed=True) for choice in turned] + scattered
 
     def panels(self, choice: Choice) -> Panels:
         """How `choice` cuts the batch; dot products take it whole."""
@@ -85,35 +96,40 @@ class Product:
     def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
         """The kernel for `choice`."""
         panels = self.panels(choice)
+        columns = self.topology.shape[0 if choice.transposed else 1]
         return KernelSpec(
-            self.operation,
+            "gather" if choice.transposed else self.operation,
             self.target.isa,
             rows=self.topology.pattern.rows,
             block=self.block,
             vectors=panels.vectors,
             wide=panels.wide > 0,
             ragged=panels.last > 0,
-            tiled=0 < choice.width < self.topology.shape[1],
+            tiled=0 < choice.width < columns,
             packed=choice.packed,
+            permuted=choice.transposed,
             bias=bias,
             relu=relu,
         )
 
 
+Call = Callable[..., Tensor]
+
+
 def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
     target = _target(x, values)
-    batch, out = x.shape[0], topology.shape[0]
-    if target is None or 0 in (batch, out, topology.grains):
+    if target is None or 0 in (x.shape[0], topology.shape[0], topology.grains):
         return reference.forward(x, values, topology, bias, relu=relu)
-    product = Product("gather", topology, Operand.of(x.detach()), target, torch.get_num_threads())
-    values = values.detach().contiguous()
-    offset = None if bias is None else bias.detach().contiguous()
+    operand, values = Operand.of(x.detach()), values.detach().contiguous()
+    offset = 0 if bias is None else bias.detach().contiguous()
 
-    def run(choice: Choice) -> Tensor:
-        return _gather(product, choice, values, offset, relu=relu)
+    def make(product: Product, choice: Choice) -> Call:
+        return _gather(product, choice, bias=bias is not None, relu=relu)
 
-    return _or_twin(product, run, lambda: reference.forward(x, values, topology, bias, relu=relu))
+    product = Product("gather", topology, operand, target, torch.get_num_threads())
+    call = _prepared(product, (bias is not None, relu), make, (operand, values, offset))
+    return reference.forward(x, values, topology, bias, relu=relu) if call is None else call(operand, values, offset)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
@@ -121,11 +137,10 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
     target = _target(grad, values)
     if target is None or 0 in (grad.shape[0], topology.shape[1], topology.grains):
         return reference.input_grad(grad, values, topology)
-    product = Product("scatter", topology, Operand.of(grad.detach()), target, torch.get_num_threads())
-    values = values.detach().contiguous()
-    return _or_twin(
-        product, lambda choice: _scatter(product, choice, values), lambda: reference.input_grad(grad, values, topology)
-    )
+    operand, values = Operand.of(grad.detach()), values.detach().contiguous()
+    product = Product("scatter", topology, operand, target, torch.get_num_threads())
+    call = _prepared(product, (), _scatter, (operand, values))
+    return reference.input_grad(grad, values, topology) if call is None else call(operand, values)
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
@@ -133,18 +148,14 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     target = _target(grad, x)
     if target is None or 0 in (grad.shape[0], topology.grains):
         return reference.value_grad(grad, x, topology)
-    threads = torch.get_num_threads()
     upstream, inputs = Operand.of(grad.detach()), Operand.of(x.detach())
-    product = Product("sample", topology, inputs, target, threads)
 
-    def twin() -> Tensor:
-        return reference.value_grad(grad, x, topology)
+    def make(product: Product, choice: Choice) -> Call:
+        return _sample(product, choice, upstream)
 
-    try:
-        rows, columns = upstream.rows_of_features(target, threads), inputs.rows_of_features(target, threads)
-    except KernelError as refused:
-        return _fall_back(refused, twin)
-    return _or_twin(product, lambda choice: _sample(product, choice, rows, columns), twin)
+    product = Product("sample", topology, inputs, target, torch.get_num_threads())
+    call = _prepared(product, (upstream.features_first,), make, (upstream, inputs))
+    return reference.value_grad(grad, x, topology) if call is None else call(upstream, inputs)
 
 
 def _target(*operands: Tensor) -> Target | None:
@@ -153,67 +164,116 @@ def _target(*operands: Tensor) -> Target | None:
     return current()
 
 
-def _or_twin(product: Product, run: Callable[[Choice], Tensor], twin: Callable[[], Tensor]) -> Tensor:
-    try:
-        return run(product.decide(run).choice)
-    except KernelError as refused:
-        return _fall_back(refused, twin)
+def _prepared(
+    product: Product,
+    variant: tuple[bool, ...],
+    make: Callable[[Product, Choice], Call],
+    arguments: tuple[object, ...],
+) -> Call | None:
+    # The call for this kind of product, made on first use; None, after one warning, where its kernel does not compile.
+    layout = product.operand.features_first
+    key = (product.operation, product.batch, layout, variant, product.threads, product.target.isa)
+    known = calls(product.topology)
+    if key not in known:
+        made: dict[Choice, Call] = {}
 
+        def run(choice: Choice) -> None:
+            if choice not in made:
+                made[choice] = make(product, choice)
+            made[choice](*arguments)
 
-def _fall_back(refused: KernelError, twin: Callable[[], Tensor]) -> Tensor:
-    _warn(str(refused))
-    return twin()
+        try:
+            known[key] = make(product, product.decide(run).choice)
+        except KernelError as refused:
+            _warn(str(refused))
+            return None
+    call: Call = known[key]
+    return call
 
 
 @cache
 def _warn(message: str) -> None:
-    warnings.warn(f"{message} Plain torch runs instead, slowly.", KernelFallback, stacklevel=5)
+    warnings.warn(f"{message} Plain torch runs instead, slowly.", KernelFallback, stacklevel=4)
 
 
-def _gather(product: Product, choice: Choice, values: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-    topology, target, threads = product.topology, product.target, product.threads
+def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:
+    # What every kernel wants to know of the topology. A block of rows is so long that a tile of the dense operand, once in
+    # cache, is used about 16 times a row of it, and so short that its grains stay in cache for all panels.
+    block = math.ceil(16 / max(topology.density, 1e-6))
+    passes = max(1, math.ceil(topology.groups / chunks / block))
+    return {
+        "tiles": tiles.pointers, "columns": topology.columns, "bounds": bounds(topology, chunks * passes),
+        "PASSES": passes, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end,
+    }  # fmt: skip
+
+
+def _gather(product: Product, choice: Choice, *, bias: bool, relu: bool) -> Call:
+    batch, threads = product.batch, product.threads
+    topology, permutation = by_columns(product.topology) if choice.transposed else (product.topology, 0)
+    out, width = topology.shape
     panels = product.panels(choice)
-    operand = product.operand
-    x = operand.packed(target, panels, threads) if choice.packed else operand.tensor
-    y = torch.empty(topology.shape[0], product.batch)
-    tiles = tiling(topology, choice.width or topology.shape[1])
-    launch(
-        product.spec(choice, bias=bias is not None, relu=relu), panels.count * threads, threads,
-        tiles=tiles.pointers, columns=topology.columns, values=values, x=x, y=y, bias=0 if bias is None else bias,
-        bounds=bounds(topology, threads), TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end, IN=topology.shape[1],
-        LDX=operand.stride, LDY=product.batch,
-        PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=threads,
+    packs = product.target, product.operand, panels, threads
+    pack = Packing(*packs, purpose="operand") if choice.packed else None
+    launch = Launch(
+        product.spec(choice, bias=bias, relu=relu), panels.count * threads, threads,
+        **_walk(topology, tiling(topology, choice.width or width), threads), permutation=permutation, IN=width, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=threads,
     )  # fmt: skip
-    return y.t()
+
+    def call(operand: Operand, values: Tensor, offset: Tensor | int) -> Tensor:
+        y = torch.empty(out, batch)
+        x = operand.tensor if pack is None else pack(operand)
+        launch(values, x, y, offset, operand.stride)
+        return y.t()
+
+    return call
 
 
-def _scatter(product: Product, choice: Choice, values: Tensor) -> Tensor:
-    topology, target, threads = product.topology, product.target, product.threads
+def _scatter(product: Product, choice: Choice) -> Call:
+    # The transpose of an unstructured W can be gathered like W itself: no stores, for 8 bytes more a kept weight. Both add
+    # in the order of rows, so both give the same bits.
+    if choice.transposed:
+        gathered = _gather(product, choice, bias=False, relu=False)
+        return lambda operand, values: gathered(operand, values, 0)
+    width, batch, threads = product.topology.shape[1], product.batch, product.threads
     panels = product.panels(choice)
-    dy = product.operand.packed(target, panels, threads)
-    dx = torch.empty(topology.shape[1], product.batch)
-    tiles = tiling(topology, choice.width or topology.shape[1])
-    room = tiles.width * (panels.vectors + 1) * target.lanes
+    pack = Packing(product.target, product.operand, panels, threads, purpose="operand")
+    tiles = tiling(product.topology, choice.width or width)
+    room = width * panels.columns(product.target.lanes)
     chunks = min(threads, tiles.tiles)
-    cuts = torch.arange(chunks + 1).mul_(tiles.tiles).div_(chunks, rounding_mode="floor").int()
-    launch(
-        product.spec(choice), panels.count * chunks, threads,
-        tiles=tiles.pointers, columns=topology.columns, values=values, x=dy, y=dx, scratch=torch.empty(threads * room),
-        bounds=cuts, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end, GROUPS=topology.groups,
-        IN=topology.shape[1], WIDTH=tiles.width, LDX=0, LDY=product.batch,
-        PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks, SCRATCH=room,
+    cuts = torch.tensor([tiles.tiles * chunk // chunks for chunk in range(chunks + 1)], dtype=torch.int32)
+    launch = Launch(
+        product.spec(choice), panels.count * chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
+        GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width, LDY=batch,
+        PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks,
     )  # fmt: skip
-    return dx.t()
+
+    def call(operand: Operand, values: Tensor) -> Tensor:
+        dx = torch.empty(width, batch)
+        launch(values, pack(operand), dx, workspace("sums", room))
+        return dx.t()
+
+    return call
 
 
-def _sample(product: Product, choice: Choice, rows: tuple[Tensor, int], columns: tuple[Tensor, int]) -> Tensor:
-    topology, threads = product.topology, product.threads
-    dw = torch.empty(topology.nnz)
-    tiles = tiling(topology, choice.width or topology.shape[1])
-    launch(
+def _sample(product: Product, choice: Choice, upstream: Operand) -> Call:
+    topology, target, threads = product.topology, product.target, product.threads
+    whole = Panels.cut(product.batch, target.lanes, product.batch)
+    packs = [
+        None if each.features_first else Packing(target, each, whole, threads, purpose=purpose)
+        for each, purpose in ((upstream, "upstream"), (product.operand, "operand"))
+    ]
+    launch = Launch(
         product.spec(choice), threads, threads,
-        tiles=tiles.pointers, columns=topology.columns, values=dw, x=columns[0], dy=rows[0],
-        bounds=bounds(topology, threads), TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
-        BATCH=product.batch, LDX=columns[1], LDY=rows[1],
+        **_walk(topology, tiling(topology, choice.width or topology.shape[1]), threads), BATCH=product.batch,
     )  # fmt: skip
-    return dw
+
+    def call(*operands: Operand) -> Tensor:
+        dw = torch.empty(topology.nnz)
+        (dy, ldy), (x, ldx) = (
+            (each.tensor, each.stride) if pack is None else (pack(each), pack.columns)
+            for each, pack in zip(operands, packs, strict=True)
+        )
+        launch(dw, x, dy, ldx, ldy)
+        return dw
+
+    return call

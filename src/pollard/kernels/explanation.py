@@ -16,6 +16,7 @@ from pollard.kernels.dispatch import Product
 from pollard.kernels.operand import Operand
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import current
+from pollard.kernels.tuning import Choice
 
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sample"}
 
@@ -61,8 +62,8 @@ def explain(operation: str, shape: tuple[int, int, int], density: float, pattern
     product = Product(KERNELS[operation], topology, Operand.of(operand), target, torch.get_num_threads())
     decision = product.decide(None)
 
-    def describe(choice: dispatch.Choice) -> str:
-        tile = f"tiles of {choice.width} columns" if 0 < choice.width < width else "one tile"
+    def describe(choice: Choice) -> str:
+        tile = f"tiles of {choice.width} columns" if product.spec(choice).tiled else "one tile"
         return f"{product.spec(choice)}, {tile}"
 
     timed = tuple((describe(choice), microseconds) for choice, microseconds in decision.candidates)

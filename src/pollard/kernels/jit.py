@@ -111,7 +111,7 @@ def _compile(spec: KernelSpec) -> bytes:
 @cache
 def _toolchain() -> str:
     # Everything but the spec that machine code depends on: the generators' own source included.
-    digest = hashlib.sha256(f"{llvmlite_version} {binding.llvm_version_info} {openmp.library()is None}".encode())
+    digest = hashlib.sha256(f"{llvmlite_version} {binding.llvm_version_info} {openmp.library() is None}".encode())
     for path in sorted(Path(__file__).parent.glob("**/*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -140,5 +140,5 @@ def _store(spec: KernelSpec, code: bytes) -> bytes:
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(code + hashlib.sha256(code).digest())
-        os.replace(name, path)
+        Path(name).replace(path)
     return code

@@ -1,9 +1,8 @@
-"""Calling a compiled kernel: named arguments to one array of 64-bit slots."""
+"""A kernel call prepared once and made many times: everything that does not change is in place already."""
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 from torch import Tensor
 
@@ -12,19 +11,29 @@ from pollard.kernels.emit import ARGUMENTS
 from pollard.kernels.spec import KernelSpec
 
 
-@cache
-def _slots(operation: str) -> tuple[tuple[str, ...], type[ctypes.Array[ctypes.c_int64]]]:
-    names = ARGUMENTS[operation]
-    return names, ctypes.c_int64 * len(names)
+class Launch:
+    """Runs `units` of the kernel of `spec` on `threads` of torch's threads.
 
-
-def launch(spec: KernelSpec, units: int, threads: int, **arguments: Tensor | int) -> None:
-    """Run all `units` of the kernel of `spec` on `threads` of torch's threads.
-
-    Kernels check nothing: a caller passes a validated topology, and tensors of the sizes that it says.
+    fixed: arguments that are the same at every call. The others are given to each call, in the order of the kernel's own
+    arguments. Kernels check nothing: a caller passes a validated topology, and tensors of the sizes that it says.
     """
-    kernel = jit.load(spec)
-    names, array = _slots(spec.operation)
-    values = [arguments[name] for name in names]
-    slots = array(*[value.data_ptr() if isinstance(value, Tensor) else value for value in values])
-    kernel.entry(ctypes.addressof(slots), units, threads)
+
+    def __init__(self, spec: KernelSpec, units: int, threads: int, **fixed: Tensor | int) -> None:
+        names = ARGUMENTS[spec.operation]
+        self.spec, self._units, self._threads = spec, units, threads
+        self._entry = jit.load(spec).entry
+        self._array = ctypes.c_int64 * len(names)
+        self._fixed = bytes(self._array(*[_slot(fixed.get(name, 0)) for name in names]))
+        self._open = [position for position, name in enumerate(names) if name not in fixed]
+        self._alive = [value for value in fixed.values() if isinstance(value, Tensor)]
+
+    def __call__(self, *arguments: Tensor | int) -> None:
+        """Run the kernel; tensors stand for their memory."""
+        slots = self._array.from_buffer_copy(self._fixed)
+        for position, value in zip(self._open, arguments, strict=True):
+            slots[position] = _slot(value)
+        self._entry(ctypes.addressof(slots), self._units, self._threads)
+
+
+def _slot(value: Tensor | int) -> int:
+    return value.data_ptr() if isinstance(value, Tensor) else value

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pollard.kernels.emit.panels import Panels
-from pollard.kernels.launch import launch
+from pollard.kernels.launch import Launch
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
+from pollard.kernels.workspace import workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +42,34 @@ class Operand:
         """The layout's name in tuning keys and explanations."""
         return "column-major" if self.features_first else "row-major"
 
-    def packed(self, target: Target, panels: Panels, threads: int) -> Tensor:
-        """The operand in `panels`: panel after panel, each `(features, width)`."""
-        batch, features = self.tensor.shape
-        out = torch.empty(panels.columns(target.lanes) * features)
+
+class Packing:
+    """Lays operands of one shape and layout out in panels: panel after panel, each `(features, width)`.
+
+    The panels lie in the thread's workspace for `purpose`, until the next packing for the same.
+    """
+
+    def __init__(self, target: Target, operand: Operand, panels: Panels, threads: int, *, purpose: str) -> None:
+        batch, features = operand.tensor.shape
+        self.columns = panels.columns(target.lanes)
+        self._size, self._purpose = self.columns * features, purpose
         spec = KernelSpec(
             "pack",
             target.isa,
             vectors=panels.vectors,
-            wide=panels.wide > 0 and self.features_first,
-            ragged=panels.last > 0 and self.features_first,
-            packed=not self.features_first,
+            wide=panels.wide > 0 and operand.features_first,
+            ragged=panels.last > 0 and operand.features_first,
+            packed=not operand.features_first,
         )
         chunks = max(1, min(threads, features))
-        bounds = torch.arange(chunks + 1).mul_(features).div_(chunks, rounding_mode="floor").int()
-        launch(
+        self._launch = Launch(
             spec, panels.count * chunks, threads,
-            x=self.tensor, y=out, bounds=bounds, FEATURES=features, BATCH=batch, LDX=self.stride,
-            PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks,
+            bounds=torch.tensor([features * chunk // chunks for chunk in range(chunks + 1)], dtype=torch.int32),
+            PASSES=1, FEATURES=features, BATCH=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks,
         )  # fmt: skip
-        return out
 
-    def rows_of_features(self, target: Target, threads: int) -> tuple[Tensor, int]:
-        """The operand features-first: the tensor that holds it, and the distance between features."""
-        if self.features_first:
-            return self.tensor, self.stride
-        panels = Panels.cut(self.tensor.shape[0], target.lanes, self.tensor.shape[0])
-        return self.packed(target, panels, threads), panels.columns(target.lanes)
+    def __call__(self, operand: Operand) -> Tensor:
+        """The panels of `operand`."""
+        out = workspace(self._purpose, self._size)
+        self._launch(operand.tensor, out, operand.stride)
+        return out

@@ -97,6 +97,10 @@ class Code:
         """A vector of zeros."""
         return ir.Constant(F32, 0.0) if lanes == 1 else ir.Constant(vector(lanes), [0.0] * lanes)
 
+    def lanes_of(self, value: Value) -> int:
+        """How many lanes `value` has."""
+        return 1 if isinstance(value.type, ir.FloatType) else int(value.type.count)
+
     def splat(self, scalar: Value, lanes: int) -> Value:
         """`scalar` in every lane."""
         if lanes == 1:
@@ -129,7 +133,11 @@ class Code:
         while lanes > 1:
             lanes //= 2
             low = self.shuffle(value, value, range(lanes)) if lanes > 1 else self.ir.extract_element(value, I32(0))
-            high = self.shuffle(value, value, range(lanes, 2 * lanes)) if lanes > 1 else self.ir.extract_element(value, I32(1))
+            high = (
+                self.shuffle(value, value, range(lanes, 2 * lanes))
+                if lanes > 1
+                else self.ir.extract_element(value, I32(1))
+            )
             value = self.ir.fadd(low, high)
         return value
 
@@ -178,13 +186,15 @@ class Code:
         return self.ir.select(self.less(left, right), self.integer(left), self.integer(right))
 
     def prefetch(self, pointer: Value) -> None:
-        """Ask for the cache line at `pointer`, to be read soon."""
-        self.call("llvm.prefetch.p0", VOID, [pointer, I32(0), I32(3), I32(1)])
+        """Ask for the cache line at `pointer`, into L2: L1 belongs to the tile at hand."""
+        self.call("llvm.prefetch.p0", VOID, [pointer, I32(0), I32(2), I32(1)])
 
     # -- control
 
     @contextmanager
-    def loop(self, start: Value | int, stop: Value | int, step: int = 1, carried: Sequence[Value] = ()) -> Iterator[Loop]:
+    def loop(
+        self, start: Value | int, stop: Value | int, step: Value | int = 1, carried: Sequence[Value] = ()
+    ) -> Iterator[Loop]:
         """``for index in range(start, stop, step)``; after it, `carried` holds the last values and `index` the first not run."""
         build = self.ir
         start, stop = self.integer(start), self.integer(stop)

@@ -19,6 +19,7 @@ class KernelSpec:
     vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
     last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
+    permuted: W is given by columns, and its values are found through a permutation (``gather``).
     bias, relu: fused into ``gather``.
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
@@ -35,16 +36,19 @@ class KernelSpec:
     ragged: bool = False
     tiled: bool = False
     packed: bool = True
+    permuted: bool = False
     bias: bool = False
     relu: bool = False
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
             raise KernelError(
-                repr(self), f"an operation of {OPERATIONS} with a block that divides the rows", "Report this as a defect."
+                repr(self),
+                f"an operation of {OPERATIONS} with a block that divides the rows",
+                "Report this as a defect.",
             )
 
     def __str__(self) -> str:
-        flags = ("wide", "ragged", "tiled", "packed", "bias", "relu")
+        flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
         return ".".join(parts + [flag for flag in flags if getattr(self, flag)])

@@ -12,7 +12,11 @@ from llvmlite import binding
 from pollard.errors import KernelError
 from pollard.settings import Settings
 
-TRIPLES = {"avx512": "x86_64-unknown-linux-gnu", "avx2": "x86_64-unknown-linux-gnu", "neon": "aarch64-unknown-linux-gnu"}
+TRIPLES = {
+    "avx512": "x86_64-unknown-linux-gnu",
+    "avx2": "x86_64-unknown-linux-gnu",
+    "neon": "aarch64-unknown-linux-gnu",
+}
 FEATURES = {
     "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+bmi,+bmi2,-prefer-256-bit",
     "avx2": "+avx2,+fma,+bmi,+bmi2",
@@ -64,7 +68,12 @@ def current() -> Target | None:
 
     Raises KernelError when POLLARD_TARGET names an instruction set that this CPU does not have.
     """
-    wanted = Settings.read().target
+    return _resolved(Settings.asked_target())
+
+
+@cache
+def _resolved(wanted: str) -> Target | None:
+    Settings.read()  # raises where the word is none of the known ones
     isas = host_isas()
     if wanted == "reference" or (wanted == "auto" and not isas):
         return None

@@ -24,16 +24,19 @@ from pollard.settings import Settings
 SMALL = 4e6  # multiply-adds below which choices differ by less than the noise of measuring them
 VERSION = 1
 ROUNDS = 6
-UNTUNED = "default: tuning is off"
+FIELDS = {"vectors": int, "width": int, "packed": bool, "transposed": bool}
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Choice:
-    """How a kernel walks its operands: vectors a panel, columns of W a tile (0: all), and whether it packs first."""
+    """How a kernel walks its operands: vectors a panel, columns of W a tile (0: all), whether it packs first, and whether it
+    takes W by columns.
+    """
 
     vectors: int
     width: int
     packed: bool = True
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Decision:
 _decisions: dict[str, Decision] = {}
 
 
-def problem(operation: str, target: Target, topology: Topology, batch: int, layout: str, threads: int) -> str:
+def problem(operation: str, target: Target, topology: Topology, batch: int, *, layout: str, threads: int) -> str:
     """The kind of problem a decision is remembered for: shapes exactly, density and large batches to a factor of about 1.2."""
     out, width = topology.shape
     density = round(4 * math.log2(max(topology.density, 1e-9)))
@@ -57,32 +60,28 @@ def problem(operation: str, target: Target, topology: Topology, batch: int, layo
 
 
 def known(key: str) -> Decision | None:
-    """The decision already taken in this process."""
+    """The decision already taken, in this process or, unless tuning is off, in one before it."""
+    if key not in _decisions and Settings.read().tuning == "measure":
+        remembered = _recall(key)
+        if remembered is not None:
+            _decisions[key] = remembered
     return _decisions.get(key)
 
 
 def decide(key: str, work: float, candidates: list[Choice], run: Callable[[Choice], object] | None) -> Decision:
-    """The decision for `key`: remembered on disk, else measured by `run`, else the first of `candidates`, the best guess."""
-    decision = _take(key, work, candidates, run)
-    if decision.reason != UNTUNED:
-        _decisions[key] = decision
-    return decision
-
-
-def _take(key: str, work: float, candidates: list[Choice], run: Callable[[Choice], object] | None) -> Decision:
-    if len(candidates) == 1:
-        return Decision(candidates[0], "the only candidate")
+    """A new decision for `key`: measured by `run`, or the first of `candidates`, which come best guess first."""
     if Settings.read().tuning == "default" or run is None:
-        return Decision(candidates[0], UNTUNED)
-    if work < SMALL:
-        return Decision(candidates[0], f"default: {work:.2g} multiply-adds are too few for the choice to matter")
-    remembered = _recall(key)
-    if remembered is not None:
-        return remembered
-    timed = _race(candidates, run)
-    reason = f"fastest of {len(timed)} candidates measured on this machine"
-    decision = Decision(timed[0][0], reason, tuple((choice, 1e6 * seconds) for choice, seconds in timed))
-    _remember(key, decision)
+        return Decision(candidates[0], "default: tuning is off")
+    if len(candidates) == 1:
+        decision = Decision(candidates[0], "the only candidate")
+    elif work < SMALL:
+        decision = Decision(candidates[0], f"default: {work:.2g} multiply-adds are too few for the choice to matter")
+    else:
+        timed = _race(candidates, run)
+        reason = f"fastest of {len(timed)} candidates measured on this machine"
+        decision = Decision(timed[0][0], reason, tuple((choice, 1e6 * seconds) for choice, seconds in timed))
+        _remember(key, decision)
+    _decisions[key] = decision
     return decision
 
 
@@ -120,7 +119,7 @@ def _widths(topology: Topology, row_bytes: int) -> list[int]:
     sizes = caches()
     if columns * row_bytes <= sizes.l1:
         return [0]
-    widths = [budget // row_bytes for budget in (sizes.l2 // 2, sizes.l2 // 4, sizes.l1, 2 * sizes.l1)]
+    widths = [budget // row_bytes for budget in (sizes.l1, 3 * sizes.l1 // 2, sizes.l2 // 4, sizes.l2 // 2)]
     grains = topology.grains / max(topology.groups, 1)
     useful = [width - width % 16 for width in widths if 16 <= width < columns and grains * width / columns >= 3]
     return list(dict.fromkeys([*useful, 0]))
@@ -134,7 +133,7 @@ def _recall(key: str) -> Decision | None:
     # A cache that cannot be read is measured again; one that holds nonsense too.
     try:
         entry = _entries()[key]
-        choice = Choice(int(entry["vectors"]), int(entry["width"]), bool(entry["packed"]))
+        choice = Choice(*(kind(entry[name]) for name, kind in FIELDS.items()))
         timed = tuple((Choice(**each["choice"]), float(each["us"])) for each in entry["candidates"])
         return Decision(choice, str(entry["reason"]) + ", remembered", timed)
     except (ValueError, KeyError, TypeError):
@@ -153,13 +152,10 @@ def _remember(key: str, decision: Decision) -> None:
     path = _path()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            entries = json.loads(path.read_text())
-        except (OSError, ValueError):
-            entries = {}
+        entries = _entries()
         timed = [{"choice": asdict(choice), "us": round(us, 1)} for choice, us in decision.candidates]
         entries[key] = {**asdict(decision.choice), "reason": decision.reason, "candidates": timed}
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "w") as file:
             json.dump(entries, file, indent=1)
-        os.replace(name, path)
+        Path(name).replace(path)

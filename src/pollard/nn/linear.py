@@ -89,11 +89,14 @@ class SparseLinear(nn.Module):
             )
         weight = linear.weight.detach()
 
-        def kept(topology: Topology, generator: torch.Generator | None) -> Tensor:
-            return SparseMatrix.from_dense(weight, topology).values
-
         layer = cls(
-            linear.in_features, linear.out_features, topology, False, initialiser=kept, relu=relu, dtype=weight.dtype
+            linear.in_features,
+            linear.out_features,
+            topology,
+            bias=False,
+            initialiser=lambda kept, _: SparseMatrix.from_dense(weight, kept).values,
+            relu=relu,
+            dtype=weight.dtype,
         )
         layer.values.requires_grad_(linear.weight.requires_grad)
         if linear.bias is not None:
@@ -101,7 +104,7 @@ class SparseLinear(nn.Module):
         return layer.train(linear.training)
 
     @classmethod
-    def random(
+    def random(  # noqa: PLR0917 - the names and their order are agreed upon: others build on them
         cls,
         in_features: int,
         out_features: int,
@@ -187,12 +190,12 @@ class SparseLinear(nn.Module):
                 "Keep the model on the CPU, or call pollard.densify_(model) before moving it.",
             )
         arrays = (self.row_pointers, self.columns)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves its hook untyped
         # Index arrays have one dtype and one device: whatever happened to the values, they stay as they were.
         self.row_pointers, self.columns = arrays
         return self
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # noqa: PLR0917 - torch's own hook
         self,
         state_dict: dict[str, Any],
         prefix: str,
@@ -228,12 +231,18 @@ class SparseLinear(nn.Module):
         groups = len(row_pointers) - 1
         if groups < 1 or self.out_features % groups:
             raise TopologyError(
-                f"{groups} row groups", f"a divisor of {self.out_features} rows", "Load the file into the layer it came from."
+                f"{groups} row groups",
+                f"a divisor of {self.out_features} rows",
+                "Load the file into the layer it came from.",
             )
-        topology = Topology((self.out_features, self.in_features), Pattern(self.out_features // groups), row_pointers, columns)
+        topology = Topology(
+            (self.out_features, self.in_features), Pattern(self.out_features // groups), row_pointers, columns
+        )
         if values.shape != (topology.nnz,):
             raise TopologyError(
-                f"values of shape {tuple(values.shape)}", f"({topology.nnz},)", "Values and indices must be of one layer."
+                f"values of shape {tuple(values.shape)}",
+                f"({topology.nnz},)",
+                "Values and indices must be of one layer.",
             )
         if topology.same_as(self.topology):
             return

@@ -17,6 +17,8 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch
 
+CARRIED = "_pollard"  # the attribute of an index tensor that holds its topology
+
 _library = torch.library.Library("pollard", "DEF")
 _library.define(
     "linear(Tensor x, Tensor values, Tensor row_pointers, Tensor columns, Tensor? bias, "
@@ -42,7 +44,9 @@ def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = 
     tensor([[ 1., 32.]])
     """
     row_pointers, columns = carriers(topology)
-    return _ops().linear(x, values, row_pointers, columns, bias, topology.shape[1], topology.pattern.rows, relu)
+    sizes = (topology.shape[1], topology.pattern.rows)
+    y: Tensor = _ops().linear(x, values, row_pointers, columns, bias, *sizes, relu)
+    return y
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
@@ -53,7 +57,8 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
     tensor([[21., 30.]])
     """
     row_pointers, columns = carriers(topology)
-    return _ops().input_grad(grad, values, row_pointers, columns, topology.shape[1], topology.pattern.rows)
+    dx: Tensor = _ops().input_grad(grad, values, row_pointers, columns, topology.shape[1], topology.pattern.rows)
+    return dx
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
@@ -64,13 +69,14 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     tensor([ 2., 20., 30.])
     """
     row_pointers, columns = carriers(topology)
-    return _ops().value_grad(grad, x, row_pointers, columns, topology.shape[1], topology.pattern.rows)
+    dw: Tensor = _ops().value_grad(grad, x, row_pointers, columns, topology.shape[1], topology.pattern.rows)
+    return dw
 
 
 def carriers(topology: Topology) -> tuple[Tensor, Tensor]:
     """The index arrays of `topology` as operators take them: `columns` carries the topology, so nothing is checked again."""
-    if getattr(topology.columns, "_pollard", None) is None:
-        topology.columns._pollard = _Carried(topology, *_versions(topology.row_pointers, topology.columns))  # type: ignore[attr-defined]
+    if getattr(topology.columns, CARRIED, None) is None:
+        setattr(topology.columns, CARRIED, _Carried(topology, *_versions(topology.row_pointers, topology.columns)))
     return topology.row_pointers, topology.columns
 
 
@@ -79,12 +85,12 @@ def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, rows: i
 
     Raises TopologyError where the arrays are no sparse matrix of `in_features` columns and grains of `rows` rows.
     """
-    carried = getattr(columns, "_pollard", None)
+    carried = getattr(columns, CARRIED, None)
     if carried is not None and carried.fits(row_pointers, columns, in_features, rows):
         return carried.topology  # type: ignore[no-any-return]
     shape = (max(len(row_pointers) - 1, 0) * rows, in_features)
     topology = Topology(shape, Pattern(rows), row_pointers, columns)
-    columns._pollard = _Carried(topology, *_versions(row_pointers, columns))  # type: ignore[attr-defined]
+    setattr(columns, CARRIED, _Carried(topology, *_versions(row_pointers, columns)))
     return topology
 
 
@@ -113,7 +119,8 @@ class _Carried:
 
 def _versions(row_pointers: Tensor, columns: Tensor) -> tuple[int, int]:
     # Inference tensors keep no count; they cannot be written to in ordinary code either.
-    return tuple(0 if each.is_inference() else each._version for each in (row_pointers, columns))  # type: ignore[return-value]
+    pointers, cols = (0 if each.is_inference() else each._version for each in (row_pointers, columns))  # noqa: SLF001 - torch's own count of writes has no other name
+    return pointers, cols
 
 
 def _ops() -> Any:
@@ -150,9 +157,7 @@ def _input_grad(
     return dispatch.input_grad(grad, values, topology)
 
 
-def _value_grad(
-    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
-) -> Tensor:
+def _value_grad(grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> Tensor:
     _check_matrix("x", x, in_features)
     topology = topology_of(row_pointers, columns, in_features, rows)
     _check_matrix("grad", grad, topology.shape[0])
@@ -246,7 +251,9 @@ def _input_grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad, values, row_pointers, columns = ctx.saved_tensors
     grad_needs, values_need, *_ = ctx.needs_input_grad
     return (
-        _ops().linear(upstream, values, row_pointers, columns, None, upstream.shape[1], ctx.rows, False) if grad_needs else None,
+        _ops().linear(upstream, values, row_pointers, columns, None, upstream.shape[1], ctx.rows, False)
+        if grad_needs
+        else None,
         _ops().value_grad(grad, upstream, row_pointers, columns, upstream.shape[1], ctx.rows) if values_need else None,
         None,
         None,

@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     given = parser.parse_args()
     try:
-        result = run(
+        run(
             Recipe.read(given.recipe),
             given.out,
             progress=not given.quiet,
@@ -31,7 +31,6 @@ def main() -> int:
     except PollardError as error:
         print(error, file=sys.stderr)
         return 1
-    print(result.folder)
     return 0
 
 

@@ -154,8 +154,9 @@ def _error(case: Case, got: Tensor, want: Tensor) -> float:
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a call, `rounds` samples for each of `calls`, taken in turns so that a noisy moment hits all alike.
 
-    Short calls are repeated until a sample lasts 2 ms. The order is drawn anew in each round, the same in every process, so
-    that none is always the one to find the caches as the dense product leaves them. The garbage collector waits.
+    Short calls are repeated until a sample lasts 2 ms. Each sample follows one call of its own that is not timed: what is
+    measured is a product in use, not the caches its neighbour left behind. The order is drawn anew in each round, the same
+    in every process. The garbage collector waits.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -166,6 +167,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
         for _ in range(rounds):
             draw.shuffle(order)
             for name in order:
+                calls[name]()
                 samples[name].append(_sample(calls[name], repeats[name]))
     finally:
         if collecting:

@@ -15,8 +15,7 @@ FLUSH_SUBNORMALS = 0x8040  # flush-to-zero and denormals-are-zero of MXCSR
 class Arguments:
     """The kernel's arguments, by name, read from one array of 64-bit slots."""
 
-    def __init__(self, code: Code, slots: Value, names: Sequence[str], thread: Value) -> None:
-        self.thread = thread
+    def __init__(self, code: Code, slots: Value, names: Sequence[str]) -> None:
         self._values = {}
         for position, name in enumerate(names):
             raw = code.ir.load(code.ir.bitcast(code.offset(slots, 8 * position), I64.as_pointer()))
@@ -26,19 +25,23 @@ class Arguments:
         return self._values[name]
 
 
-def kernel_module(x86: bool, names: Sequence[str], unit: Callable[[Code, Arguments, Value], None]) -> ir.Module:
-    """A module whose ``parallel(arguments, units, threads)`` runs `unit(code, arguments, index)` for each index.
+Unit = Callable[[Code, Arguments, tuple[Value, Value]], None]
 
-    Lower-case names are pointers, upper-case names are integers. Units are independent and each is run by one thread in
-    one order, so results do not depend on the number of threads.
+
+def kernel_module(names: Sequence[str], unit: Unit, *, x86: bool) -> ir.Module:
+    """A module whose ``parallel(arguments, units, threads)`` runs ``unit(code, arguments, (index, turn))`` for each index.
+
+    Lower-case names are pointers, upper-case names are integers. All units of a thread go through turn 0, then through
+    turn 1, and so on to PASSES: a turn is a block of rows whose grains stay in cache for all panels of the batch. Units
+    are independent and each is run by one thread in one order, so results do not depend on the number of threads.
     """
     module = ir.Module("pollard")
-    work = Code(module, "units", [POINTER, I64, I64, I64])
-    slots, first, last, thread = work.function.args
+    work = Code(module, "units", [POINTER, I64, I64])
+    slots, first, last = work.function.args
     mode = _flush_subnormals(work) if x86 else None
-    arguments = Arguments(work, slots, names, thread)
-    with work.loop(first, last) as each:
-        unit(work, arguments, each.index)
+    arguments = Arguments(work, slots, names)
+    with work.loop(0, arguments["PASSES"]) as turn, work.loop(first, last) as each:
+        unit(work, arguments, (each.index, turn.index))
     if mode is not None:
         work.call("llvm.x86.sse.ldmxcsr", VOID, [mode])
     work.finish()
@@ -61,13 +64,13 @@ def _parallel(module: ir.Module, work: ir.Function) -> None:
     entry = Code(module, "parallel", [POINTER, I64, I32])
     slots, units, threads = entry.function.args
     if openmp.library() is None:
-        entry.ir.call(work, [slots, I64(0), units, I64(0)])
+        entry.ir.call(work, [slots, I64(0), units])
         entry.finish()
         return
     body = _share(module, work)
     with entry.ir.if_else(entry.ir.icmp_signed("<=", threads, I32(1))) as (alone, together):
         with alone:
-            entry.ir.call(work, [slots, I64(0), units, I64(0)])
+            entry.ir.call(work, [slots, I64(0), units])
         with together:
             pair = entry.ir.bitcast(entry.ir.alloca(I64, 2), POINTER)
             entry.ir.store(entry.ir.ptrtoint(slots, I64), entry.ir.bitcast(pair, I64.as_pointer()))
@@ -86,7 +89,6 @@ def _share(module: ir.Module, work: ir.Function) -> ir.Function:
     all_threads = code.ir.sext(code.call("omp_get_num_threads", I32, []), I64)
     first = code.ir.sdiv(code.mul(me, units), all_threads)
     last = code.ir.sdiv(code.mul(code.add(me, 1), units), all_threads)
-    code.ir.call(work, [slots, first, last, me])
+    code.ir.call(work, [slots, first, last])
     code.finish()
     return code.function
-

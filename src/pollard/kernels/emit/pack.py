@@ -6,12 +6,13 @@ from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
 from pollard.kernels.emit.panels import Panel, each_kind, panel_extent
+from pollard.kernels.emit.tiles import run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import TARGETS
 
 # x is the source, features-first or batch-first with a stride of LDX; y takes the panels. `bounds` cuts the features.
-ARGUMENTS = ("x", "y", "bounds", "FEATURES", "BATCH", "LDX", "PANELS", "WIDE", "LAST", "CHUNKS")
+ARGUMENTS = ("x", "y", "bounds", "PASSES", "FEATURES", "BATCH", "LDX", "PANELS", "WIDE", "LAST", "CHUNKS")
 
 
 def pack(spec: KernelSpec) -> ir.Module:
@@ -21,17 +22,18 @@ def pack(spec: KernelSpec) -> ir.Module:
     """
     lanes = TARGETS[spec.isa].lanes
 
-    def unit(code: Code, arguments: Arguments, index: Value) -> None:
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        index, turn = work
         panel = code.ir.sdiv(index, arguments["CHUNKS"])
         chunk = code.ir.srem(index, arguments["CHUNKS"])
-        features = code.index_at(arguments["bounds"], chunk), code.index_at(arguments["bounds"], code.add(chunk, 1))
+        features = run_of_groups(code, arguments, chunk, turn)
         if spec.packed:
-            _transpose(code, arguments, panel_extent(code, spec.vectors, lanes, panel, arguments["WIDE"]), features, lanes)
+            _transpose(code, arguments, panel_extent(code, spec, panel, arguments["WIDE"]), features, lanes)
             return
         counts = (arguments["PANELS"], arguments["WIDE"], arguments["LAST"])
-        each_kind(code, spec, lanes, panel, counts, lambda kind: _copy(code, arguments, kind, features))
+        each_kind(code, spec, panel, counts, lambda kind: _copy(code, arguments, kind, features))
 
-    return kernel_module(spec.isa != "neon", ARGUMENTS, unit)
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
 def _copy(code: Code, arguments: Arguments, panel: Panel, features: tuple[Value, Value]) -> None:

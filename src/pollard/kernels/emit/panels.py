@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import TARGETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Panels:
 class Panel:
     """A panel inside a kernel: `vectors` of them from column `start` on, the last perhaps partly filled."""
 
-    def __init__(self, code: Code, start: Value, vectors: int, lanes: int, mask: Value | None) -> None:
+    def __init__(self, code: Code, start: Value, vectors: int, lanes: int, mask: Value | None = None) -> None:
         self.code, self.start, self.vectors, self.lanes, self._mask = code, start, vectors, lanes, mask
 
     @property
@@ -68,32 +69,33 @@ class Panel:
 
 
 def each_kind(
-    code: Code, spec: KernelSpec, lanes: int, index: Value, counts: tuple[Value, Value, Value], body: Callable[[Panel], None]
+    code: Code, spec: KernelSpec, index: Value, counts: tuple[Value, Value, Value], body: Callable[[Panel], None]
 ) -> None:
     """Run `body` on panel `index`, in a version compiled for its kind: wide, plain, or the ragged last one.
 
     counts: how many panels there are, how many of them are wide, how many lanes of the last vector are filled.
     """
     panels, wide, last = counts
-    start = panel_extent(code, spec.vectors, lanes, index, wide)[0]
+    lanes = TARGETS[spec.isa].lanes
+    start = panel_extent(code, spec, index, wide)[0]
     is_wide = code.less(index, wide)
     if spec.wide:
         with code.when(is_wide):
-            body(Panel(code, start, spec.vectors + 1, lanes, None))
+            body(Panel(code, start, spec.vectors + 1, lanes))
     with code.when(code.ir.not_(is_wide)):
         if not spec.ragged:
-            body(Panel(code, start, spec.vectors, lanes, None))
+            body(Panel(code, start, spec.vectors, lanes))
             return
-        is_last = code.equal(index, code.sub(panels, 1))
-        with code.ir.if_else(is_last) as (final, plain):
+        with code.ir.if_else(code.equal(index, code.sub(panels, 1))) as (final, plain):
             with final:
                 body(Panel(code, start, spec.vectors, lanes, code.lane_mask(last, lanes)))
             with plain:
-                body(Panel(code, start, spec.vectors, lanes, None))
+                body(Panel(code, start, spec.vectors, lanes))
 
 
-def panel_extent(code: Code, vectors: int, lanes: int, index: Value, wide: Value) -> tuple[Value, Value]:
+def panel_extent(code: Code, spec: KernelSpec, index: Value, wide: Value) -> tuple[Value, Value]:
     """The first column of panel `index`, and its width."""
+    vectors, lanes = spec.vectors, TARGETS[spec.isa].lanes
     start = code.mul(code.add(code.mul(index, vectors), code.minimum(index, wide)), lanes)
     width = code.ir.select(code.less(index, wide), code.integer((vectors + 1) * lanes), code.integer(vectors * lanes))
     return start, width

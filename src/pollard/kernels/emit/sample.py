@@ -7,7 +7,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
-from pollard.kernels.emit.tiles import Tile, each_tile
+from pollard.kernels.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import TARGETS
@@ -15,7 +15,7 @@ from pollard.kernels.target import TARGETS
 # `columns` and `values` are those of W; x is X and dy is dY, both features-first.
 ARGUMENTS = (
     "tiles", "columns", "values", "x", "dy", "bounds",
-    "TILES", "STRIDE", "END", "BATCH", "LDX", "LDY",
+    "PASSES", "TILES", "STRIDE", "END", "BATCH", "LDX", "LDY",
 )  # fmt: skip
 # Columns of the batch summed before they join the value: a constant, so that the order of additions, and with it every
 # bit of the result, does not depend on tuning.
@@ -25,28 +25,28 @@ STEP = 256
 def sample(spec: KernelSpec) -> ir.Module:
     """The module of a sampling kernel; a unit of work is a chunk of row groups."""
 
-    def unit(code: Code, arguments: Arguments, index: Value) -> None:
-        groups = code.index_at(arguments["bounds"], index), code.index_at(arguments["bounds"], code.add(index, 1))
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        groups = run_of_groups(code, arguments, *work)
         with code.loop(0, arguments["BATCH"], STEP) as step:
             last = code.minimum(code.add(step.index, STEP), arguments["BATCH"])
 
-            def row_group(tile: Tile, group: Value, start: Value, end: Value) -> None:
+            def row_group(_: Tile, group: Value, grains: tuple[Value, Value]) -> None:
                 for offset in range(0, spec.rows, spec.block):
-                    _Rows(code, spec, arguments, group, offset).run((start, end), (step.index, last))
+                    rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
+                    _Sample(code, spec, arguments, rows, offset).run(grains, (step.index, last))
 
             each_tile(code, spec, arguments, groups, row_group)
 
-    return kernel_module(spec.isa != "neon", ARGUMENTS, unit)
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
-class _Rows:
+class _Sample:
     """A block of rows of one row group: as many grains at a time as make `lanes` dot products."""
 
-    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, group: Value, offset: int) -> None:
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, rows: list[Value], offset: int) -> None:
         self.code, self.spec, self.arguments, self.offset = code, spec, arguments, offset
         self.lanes = TARGETS[spec.isa].lanes
         self.grains = self.lanes // spec.block
-        rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
         self.upstream = [code.floats(arguments["dy"], code.mul(row, arguments["LDY"])) for row in rows]
 
     def run(self, grains: tuple[Value, Value], batch: tuple[Value, Value]) -> None:
@@ -92,18 +92,19 @@ class _Rows:
         if block == self.spec.rows:
             target = code.floats(self.arguments["values"], code.mul(position, block))
             mask = None if count is None else code.lane_mask(code.mul(count, block), self.lanes)
-            _put(code, dots, target, mask, self.lanes, first)
+            _put(code, dots, target, mask, first)
             return
         for c in range(self.grains):
             piece = code.shuffle(dots, dots, range(c * block, (c + 1) * block))
             place = code.add(code.mul(code.add(position, c), self.spec.rows), self.offset)
             target = code.floats(self.arguments["values"], place)
             with code.when(code.less(c, code.integer(self.grains) if count is None else count)):
-                _put(code, piece, target, None, block, first)
+                _put(code, piece, target, None, first)
 
 
-def _put(code: Code, value: Value, target: Value, mask: Value | None, lanes: int, first: Value) -> None:
+def _put(code: Code, value: Value, target: Value, mask: Value | None, first: Value) -> None:
     # The first step of the batch writes, later ones add.
+    lanes = code.lanes_of(value)
     before = code.ir.block
     with code.ir.if_then(code.less(0, first)):
         old = code.load(target, lanes) if mask is None else code.masked_load(target, mask, lanes)

@@ -1,6 +1,6 @@
 """``dX = W^T dY``: each row of dY is added, weighted, to the rows of dX that its row of W keeps.
 
-A tile of dX is summed in a scratch block that stays in cache, then written once.
+Panels of dX are summed side by side in a scratch copy, a tile in cache at a time, and written out at the end.
 """
 
 from __future__ import annotations
@@ -9,81 +9,81 @@ from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
 from pollard.kernels.emit.panels import Panel, each_kind
-from pollard.kernels.emit.tiles import Tile, each_tile
+from pollard.kernels.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
-from pollard.kernels.target import TARGETS
 
-# `bounds` holds the first tile of each chunk, and one more; WIDTH is the number of columns in a tile.
+# Here x is dY, always in panels, and y is dX. A chunk is a run of tiles, which `cuts` holds the beginnings of; every chunk
+# takes all row groups. WIDTH is the number of columns in a tile.
 ARGUMENTS = (
-    "tiles", "columns", "values", "x", "y", "scratch", "bounds",
-    "TILES", "STRIDE", "END", "GROUPS", "IN", "WIDTH", "LDX", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS", "SCRATCH",
+    "tiles", "columns", "values", "x", "y", "scratch", "bounds", "cuts",
+    "PASSES", "TILES", "STRIDE", "END", "GROUPS", "IN", "WIDTH", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
 )  # fmt: skip
 
 
 def scatter(spec: KernelSpec) -> ir.Module:
-    """The module of a scatter kernel; a unit of work is a panel of the batch by a chunk of tiles. Here x is dY, y is dX."""
-    lanes = TARGETS[spec.isa].lanes
+    """The module of a scatter kernel; a unit of work is a panel of the batch by a chunk of tiles."""
 
-    def unit(code: Code, arguments: Arguments, index: Value) -> None:
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        index, turn = work
         panel = code.ir.sdiv(index, arguments["CHUNKS"])
         chunk = code.ir.srem(index, arguments["CHUNKS"])
         counts = (arguments["PANELS"], arguments["WIDE"], arguments["LAST"])
-        each_kind(code, spec, lanes, panel, counts, lambda kind: _panel(code, spec, arguments, kind, chunk))
+        each_kind(code, spec, panel, counts, lambda kind: _Scatter(code, spec, arguments, kind).run(chunk, turn))
 
-    return kernel_module(spec.isa != "neon", ARGUMENTS, unit)
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
-def _panel(code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel, chunk: Value) -> None:
-    tiles = code.index_at(arguments["bounds"], chunk), code.index_at(arguments["bounds"], code.add(chunk, 1))
-    if spec.packed:
+class _Scatter:
+    """A panel of the batch: where it lies in dY and dX, and the walk over tiles."""
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
+        self.code, self.spec, self.arguments, self.panel = code, spec, arguments, panel
         rows = code.mul(arguments["GROUPS"], spec.rows)
-        x, ldx = code.floats(arguments["x"], code.mul(panel.start, rows)), code.integer(panel.width)
-    else:
-        x, ldx = code.floats(arguments["x"], panel.start), arguments["LDX"]
-    y = code.floats(arguments["y"], panel.start)
-    scratch = code.floats(arguments["scratch"], code.mul(arguments.thread, arguments["SCRATCH"]))
+        self.upstream = code.floats(arguments["x"], code.mul(panel.start, rows))
+        self.target = code.floats(arguments["y"], panel.start)
+        self.scratch = code.floats(arguments["scratch"], code.mul(panel.start, arguments["IN"]))
 
-    def columns(tile: Tile) -> tuple[Value, Value]:
-        first = code.mul(tile.index, arguments["WIDTH"])
-        return first, code.sub(code.minimum(code.add(first, arguments["WIDTH"]), arguments["IN"]), first)
+    def run(self, chunk: Value, turn: Value) -> None:
+        """The tiles of `chunk`, for the row groups of `turn`."""
+        code, arguments = self.code, self.arguments
+        tiles = code.index_at(arguments["cuts"], chunk), code.index_at(arguments["cuts"], code.add(chunk, 1))
+        first, last = (code.minimum(code.mul(tile, arguments["WIDTH"]), arguments["IN"]) for tile in tiles)
+        groups = run_of_groups(code, arguments, code.integer(0), turn)
+        with code.when(code.equal(turn, 0)):
+            self._clear(first, last)
+        each_tile(code, self.spec, arguments, groups, self._row_group, tiles=tiles)
+        with code.when(code.equal(turn, code.sub(arguments["PASSES"], 1))):
+            self._copy_out(first, last)
 
-    def clear(tile: Tile) -> None:
-        with code.loop(0, code.mul(columns(tile)[1], panel.width), panel.lanes) as each:
-            code.store(code.zero(panel.lanes), code.floats(scratch, each.index))
+    def _row(self, column: Value) -> Value:
+        return self.code.floats(self.scratch, self.code.mul(column, self.panel.width))
 
-    def copy_out(tile: Tile) -> None:
-        first, count = columns(tile)
-        with code.loop(0, count) as each:
-            sums = panel.load(code.floats(scratch, code.mul(each.index, panel.width)), masked=False)
-            panel.store(sums, code.floats(y, code.mul(code.add(first, each.index), arguments["LDY"])), masked=True)
+    def _clear(self, first: Value, last: Value) -> None:
+        with self.code.loop(first, last) as each:
+            self.panel.store(
+                [self.code.zero(self.panel.lanes)] * self.panel.vectors, self._row(each.index), masked=False
+            )
 
-    def row_group(tile: Tile, group: Value, start: Value, end: Value) -> None:
-        # Columns count from the start of the matrix, the scratch block from the start of the tile.
-        first = code.mul(code.mul(tile.index, arguments["WIDTH"]), panel.width)
-        origin = code.floats(scratch, code.sub(0, first))
+    def _copy_out(self, first: Value, last: Value) -> None:
+        code, panel = self.code, self.panel
+        with code.loop(first, last) as each:
+            target = code.floats(self.target, code.mul(each.index, self.arguments["LDY"]))
+            panel.store(panel.load(self._row(each.index), masked=False), target, masked=True)
+
+    def _row_group(self, _: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+        code, spec, panel = self.code, self.spec, self.panel
         for offset in range(0, spec.rows, spec.block):
             rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
-            sources = [code.floats(x, code.mul(row, ldx)) for row in rows]
-            upstream = [panel.load(source, masked=not spec.packed) for source in sources]
-            _add(code, spec, arguments, panel, origin, (start, end), offset, upstream)
+            sources = [code.floats(self.upstream, code.mul(row, panel.width)) for row in rows]
+            upstream = [panel.load(source, masked=False) for source in sources]
+            with code.loop(*grains) as grain:
+                self._add(grain.index, offset, upstream)
 
-    each_tile(code, spec, arguments, (code.integer(0), arguments["GROUPS"]), row_group, tiles, (clear, copy_out))
-
-
-def _add(
-    code: Code,
-    spec: KernelSpec,
-    arguments: Arguments,
-    panel: Panel,
-    origin: Value,
-    grains: tuple[Value, Value],
-    offset: int,
-    upstream: list[list[Value]],
-) -> None:
-    with code.loop(*grains) as grain:
-        target = code.floats(origin, code.mul(code.index_at(arguments["columns"], grain.index), panel.width))
-        weights = code.floats(arguments["values"], code.add(code.mul(grain.index, spec.rows), offset))
+    def _add(self, position: Value, offset: int, upstream: list[list[Value]]) -> None:
+        code, spec, panel = self.code, self.spec, self.panel
+        target = self._row(code.index_at(self.arguments["columns"], position))
+        weights = code.floats(self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
         sums = panel.load(target, masked=False)
         for r in range(spec.block):
             weight = code.splat(code.load(code.floats(weights, r), 1), panel.lanes)

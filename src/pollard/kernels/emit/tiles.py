@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llvmlite import ir
-
 from pollard.kernels.emit.frame import Arguments
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
 
-AHEAD = 8  # row groups from now whose grains are asked for; tile pointers are padded by as many entries
 LINE = 64
 
 
@@ -29,40 +26,45 @@ def each_tile(
     spec: KernelSpec,
     arguments: Arguments,
     groups: tuple[Value, Value],
-    body: Callable[[Tile, Value, Value, Value], None],
-    tiles: tuple[Value | int, Value] | None = None,
-    on_tile: tuple[Callable[[Tile], None], Callable[[Tile], None]] | None = None,
+    body: Callable[[Tile, Value, tuple[Value, Value]], None],
+    *,
+    tiles: tuple[Value, Value] | None = None,
 ) -> None:
-    """Run ``body(tile, group, start, end)`` for each tile and row group: grains ``start:end`` lie in both.
+    """Run ``body(tile, group, (start, end))`` for each tile and row group: grains ``start:end`` lie in both.
 
-    Tile t of group i begins at ``tiles[t * STRIDE + i]`` and ends ``END`` entries later. Untiled, that is the row pointers
-    themselves with a stride of 0. `on_tile` is run before and after each tile.
+    Tile t of group i begins at ``tiles[t * STRIDE + i]`` and ends ``END`` entries later; untiled, these are the row pointers
+    themselves with a stride of 0. All tiles are walked unless `tiles` gives a first and a last.
     """
-    first, last = tiles or (0, arguments["TILES"])
-    with code.loop(first, last) as turn:
+    with code.loop(*(tiles or (0, arguments["TILES"]))) as turn:
         tile = Tile(turn.index, code.equal(turn.index, 0), code.equal(turn.index, code.sub(arguments["TILES"], 1)))
-        if on_tile:
-            on_tile[0](tile)
         begins = code.offset(arguments["tiles"], code.mul(code.mul(turn.index, arguments["STRIDE"]), 4))
         ends = code.offset(begins, code.mul(arguments["END"], 4))
         with code.loop(*groups) as group:
             start, end = code.index_at(begins, group.index), code.index_at(ends, group.index)
-            if spec.tiled:
-                _ask_ahead(code, spec, arguments, code.index_at(begins, code.add(group.index, AHEAD)))
-            # A row with nothing in this tile still has to be written once, with its bias.
-            idle = code.ir.and_(code.equal(start, end), ir.Constant(ir.IntType(1), 0 if spec.relu else 1))
-            needed = code.ir.or_(tile.is_first, code.ir.not_(idle)) if spec.operation == "gather" else code.ir.not_(idle)
-            with code.when(needed):
-                body(tile, group.index, start, end)
-        if on_tile:
-            on_tile[1](tile)
+            with code.when(_has_work(code, spec, tile, code.less(start, end))):
+                if spec.tiled:
+                    _ask_ahead(code, spec, arguments, end)
+                body(tile, group.index, (start, end))
 
 
-def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, position: Value) -> None:
-    # Short runs out of long rows defeat the hardware's prefetcher, and touch a new page nearly each.
-    columns = code.offset(arguments["columns"], code.mul(position, 4))
-    code.prefetch(columns)
-    if spec.operation != "sample":
-        values = code.floats(arguments["values"], code.mul(position, spec.rows))
-        for line in range(min(4, spec.rows) if spec.rows > 1 else 1):
-            code.prefetch(code.offset(values, line * LINE))
+def run_of_groups(code: Code, arguments: Arguments, chunk: Value, turn: Value) -> tuple[Value, Value]:
+    """The row groups that `chunk` takes in `turn`: ``bounds`` holds where each such run begins, and the end."""
+    position = code.add(code.mul(chunk, arguments["PASSES"]), turn)
+    return code.index_at(arguments["bounds"], position), code.index_at(arguments["bounds"], code.add(position, 1))
+
+
+def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
+    # Every row of an output has to be written once, though it keeps nothing: by its first tile, and with ReLU by its last.
+    if spec.operation != "gather":
+        return grains
+    needed = code.ir.or_(grains, tile.is_first)
+    return code.ir.or_(needed, tile.is_last) if spec.relu else needed
+
+
+def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
+    # The next tile goes on where this one ends in each row: short runs, too far apart for the hardware's prefetcher.
+    code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, 4)), LINE - 4))
+    beside = arguments["permutation" if spec.permuted else "values"]
+    values = code.offset(code.floats(beside, code.mul(end, spec.rows)), LINE - 4)
+    for line in range(min(spec.rows, 4)):
+        code.prefetch(code.offset(values, line * LINE))

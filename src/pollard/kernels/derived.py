@@ -1,17 +1,20 @@
-"""What kernels derive from a topology, made once each: tile pointers, and cuts into chunks of equal work."""
+"""What kernels derive from a topology, made once each: tile pointers, cuts into chunks of equal work, prepared calls."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.kernels.emit.tiles import AHEAD
 
+Indices = NDArray[np.integer[Any]]
 CHUNK = 1 << 20  # grains handled at once, so that temporaries stay small beside the topology
 
 
@@ -35,6 +38,8 @@ class _Derived:
     def __init__(self) -> None:
         self.tilings: dict[int, Tiling] = {}
         self.bounds: dict[int, Tensor] = {}
+        self.calls: dict[Hashable, Any] = {}
+        self.by_columns: tuple[Topology, Tensor] | None = None
 
 
 _derived: WeakKeyDictionary[Topology, _Derived] = WeakKeyDictionary()
@@ -47,6 +52,28 @@ def tiling(topology: Topology, width: int) -> Tiling:
     if width not in known:
         known[width] = _make(topology, width)
     return known[width]
+
+
+def by_columns(topology: Topology) -> tuple[Topology, Tensor]:
+    """The transpose of an unstructured topology as a topology of its own, and where its values stand in the original."""
+    own = _of(topology)
+    if own.by_columns is None:
+        made = topology.transpose()
+        shape = (topology.shape[1], topology.shape[0])
+        turned = Topology.adopt(shape, topology.pattern, made.row_pointers, made.groups)
+        own.by_columns = turned, made.permutation
+    return own.by_columns
+
+
+def forget_columns(topology: Topology) -> None:
+    """Drop the transpose, when it was made only to be tried."""
+    _of(topology).by_columns = None
+    topology.drop_transpose()
+
+
+def calls(topology: Topology) -> dict[Hashable, Any]:
+    """Prepared calls on `topology`, by what they are prepared for; they live as long as the topology."""
+    return _of(topology).calls
 
 
 def bounds(topology: Topology, chunks: int) -> Tensor:
@@ -74,7 +101,8 @@ def forget(topology: Topology, unused: set[int]) -> None:
 def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
     own = _of(topology)
-    return sum(each.bytes for each in own.tilings.values()) + sum(cut.nbytes for cut in own.bounds.values())
+    turned = derived_bytes(own.by_columns[0]) if own.by_columns else 0
+    return turned + sum(each.bytes for each in own.tilings.values()) + sum(cut.nbytes for cut in own.bounds.values())
 
 
 def _of(topology: Topology) -> _Derived:
@@ -89,10 +117,7 @@ def _make(topology: Topology, width: int) -> Tiling:
     if tiles <= 1:
         return Tiling(topology.row_pointers, 1, width, 0, 1)
     groups = topology.groups
-    # Kernels ask for the grains of later row groups ahead of time and may read some entries beyond the table.
-    flat = np.empty((tiles + 1) * groups + AHEAD, np.int32)
-    flat[(tiles + 1) * groups :] = topology.grains
-    table = flat[: (tiles + 1) * groups].reshape(tiles + 1, groups)
+    table = np.empty((tiles + 1, groups), np.int32)
     pointers, columns = topology.row_pointers.numpy(), topology.columns.numpy()
     table[0] = pointers[:-1]
     first = 0
@@ -101,12 +126,13 @@ def _make(topology: Topology, width: int) -> Tiling:
         last = min(last, groups)
         table[1:, first:last] = _ends(pointers[first : last + 1], columns, width, tiles)
         first = last
-    return Tiling(torch.from_numpy(flat), tiles, width, groups, groups)
+    return Tiling(torch.from_numpy(table.reshape(-1)), tiles, width, groups, groups)
 
 
-def _ends(pointers: np.ndarray, columns: np.ndarray, width: int, tiles: int) -> np.ndarray:
+def _ends(pointers: Indices, columns: Indices, width: int, tiles: int) -> Indices:
     rows = len(pointers) - 1
     row = np.repeat(np.arange(rows, dtype=np.int32), np.diff(pointers))
     cell = columns[pointers[0] : pointers[-1]] // np.int32(width) * np.int64(rows) + row
     counts = np.bincount(cell, minlength=tiles * rows).reshape(tiles, rows)
-    return np.cumsum(counts, 0) + pointers[:-1]
+    ends: Indices = np.cumsum(counts, 0) + pointers[:-1]
+    return ends

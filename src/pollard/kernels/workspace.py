@@ -1,0 +1,29 @@
+"""Memory that kernels use for the length of a call and keep for the next: fresh pages cost more than filling them does."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+_own = threading.local()
+
+
+def workspace(purpose: str, size: int) -> Tensor:
+    """At least `size` fp32 numbers of any content, this thread's own, the same memory at the next call for `purpose`."""
+    buffers: dict[str, Tensor] = _own.__dict__
+    found = buffers.get(purpose)
+    if found is None or found.numel() < size:
+        buffers[purpose] = found = torch.empty(size)
+    return found
+
+
+def held_bytes() -> int:
+    """Bytes that this thread keeps."""
+    return sum(buffer.nbytes for buffer in _own.__dict__.values())
+
+
+def release() -> None:
+    """Give the memory of this thread back."""
+    _own.__dict__.clear()
