@@ -8,12 +8,12 @@ long stands under ``<!-- not run: reason -->``.
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -46,7 +46,7 @@ class Block:
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of a page that are to be run."""
     return [
-        Block(text.count("\n", 0, match.start("code")) + 1, match["language"], inspect.cleandoc(match["code"]))
+        Block(text.count("\n", 0, match.start("code")) + 1, match["language"], textwrap.dedent(match["code"]))
         for match in FENCE.finditer(text)
         if not NOT_RUN.search(text[: match.start()])
     ]

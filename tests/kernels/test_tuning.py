@@ -32,7 +32,7 @@ def test_the_fastest_candidate_is_taken_and_remembered():
 
     def work(choice):
         calls.append(choice)
-        time.sleep(delays[choice])
+        return lambda: time.sleep(delays[choice])
 
     first = tuning.decide("a problem", 1, [slow, fast], work)
     assert first.choice == fast
@@ -49,7 +49,7 @@ def test_the_fastest_candidate_is_taken_and_remembered():
 def test_a_damaged_memory_is_measured_again(tmp_path, content):
     (tmp_path / f"tuning-v{tuning.VERSION}.json").write_text(content)
     assert tuning.known("a problem") is None
-    taken = tuning.decide("a problem", 1, [Choice(1, 0), Choice(2, 0)], lambda choice: None)
+    taken = tuning.decide("a problem", 1, [Choice(1, 0), Choice(2, 0)], lambda choice: lambda: None)
     assert "measured" in taken.reason
     tuning._decisions.clear()
     assert tuning.known("a problem").choice == taken.choice
@@ -66,7 +66,7 @@ def test_real_products_are_tuned_and_losing_tiles_are_dropped():
 def test_a_transpose_that_lost_is_dropped(monkeypatch):
     topology = Topology.random((512, 256), 0.2, generator=torch.Generator().manual_seed(0))
     before = topology.bytes
-    monkeypatch.setattr(tuning, "_race", lambda choices, run: [(c, 1.0) for c in choices if not c.transposed])
+    monkeypatch.setattr(tuning, "_race", lambda choices, build: [(c, 1.0) for c in choices if not c.transposed])
     dispatch.input_grad(torch.randn(64, 512), torch.randn(topology.nnz), topology)
     assert topology.bytes == before
 

@@ -59,6 +59,21 @@ def test_derivatives_of_first_and_second_order_are_exact(case):
     assert torch.autograd.gradgradcheck(product, leaves)
 
 
+def test_the_short_way_of_eager_code_gives_the_same_bits_and_derivatives():
+    kept = topology()
+    x, values, bias = torch.randn(5, 6), torch.randn(kept.nnz), torch.randn(8)
+    outcomes = []
+    for through in (OPS.linear, matmul.product):
+        leaves = [leaf.clone().requires_grad_() for leaf in (x, values, bias)]
+        y = through(*leaves[:2], *matmul.carriers(kept), leaves[2], 6, 2, True)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), leaves)
+        plain = torch.autograd.grad(through(*leaves[:2], *matmul.carriers(kept), leaves[2], 6, 2, True).sum(), leaves)
+        outcomes.append([y, *first, *second, *plain])
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @given(topologies(smallest=1), st.integers(1, 5))
 @settings(max_examples=50)
 def test_gradients_equal_those_of_the_dense_product(kept, batch):

@@ -355,9 +355,14 @@ def test_a_layer_that_collapses_is_reported():
     model = lenet()
     nn.init.constant_(model[2].weight, 1e-9)
     with pytest.warns(LayerCollapse, match="nothing is kept of '2' at density 0.1"):
-        plan = prune_at_init(model, "magnitude", 0.1)
+        plan = prune_at_init(model, "magnitude", 0.1, allocation="global")
     assert plan.collapsed == ("2",)
-    assert prune_at_init(model, "magnitude", 0.1, allocation="erk").collapsed == ()
+
+
+def test_by_default_only_scores_that_compare_across_layers_compete():
+    assert prune_at_init(lenet(), "magnitude", 0.1).allocation == "erk"
+    generator = torch.Generator().manual_seed(0)
+    assert prune_at_init(lenet(), "random", 0.1, generator=generator).allocation == "erk"
 
 
 # -------------------------------------------------------------------------------------------------------- bad arguments

@@ -43,10 +43,13 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     path = Path(path)
     beside = path.parent / f".{os.getpid()}-{os.urandom(8).hex()}.tmp"
     try:
+        beside.touch()
+        mode = beside.stat().st_mode
         if isinstance(content, bytes):
             beside.write_bytes(content)
         else:
             content(beside)
+        beside.chmod(mode)  # some writers keep their files to themselves: the user's umask decides
         _sync(beside)
         beside.replace(path)
         _sync(path.parent)

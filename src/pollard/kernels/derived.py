@@ -15,7 +15,7 @@ from torch import Tensor
 from pollard.formats.topology import Topology
 
 Indices = NDArray[np.integer[Any]]
-CHUNK = 1 << 20  # grains handled at once, so that temporaries stay small beside the topology
+CHUNK = 1 << 18  # grains handled at once, so that temporaries stay small beside the topology
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from pollard.kernels.launch import Launch
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target, current
-from pollard.kernels.tuning import Choice, Decision
-from pollard.kernels.workspace import workspace
+from pollard.kernels.tuning import Build, Choice, Decision
+from pollard.kernels.workspace import trim, workspace
 
 # Vectors a panel, best guess first: they share the registers with the rows of a block.
 VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
@@ -55,8 +55,8 @@ class Product:
         """Rows of a grain that are worked on at a time."""
         return min(self.topology.pattern.rows, 4, self.target.lanes)
 
-    def decide(self, run: Callable[[Choice], object] | None) -> Decision:
-        """Which panels and tiles to use, by `run`ning the candidates if they have never been measured."""
+    def decide(self, build: Build | None) -> Decision:
+        """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
         key = tuning.problem(
             self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads
         )
@@ -64,11 +64,12 @@ class Product:
         if known is not None:
             return known
         before = widths(self.topology)
-        decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), run)
+        decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), build)
         if not decision.choice.transposed:
             forget_columns(self.topology)
         chosen = min(decision.choice.width or self.topology.shape[1], self.topology.shape[1])
         forget(self.topology, widths(self.topology) - before - {chosen})
+        trim()
         return decision
 
     def _candidates(self) -> list[Choice]:
@@ -175,15 +176,12 @@ def _prepared(
     key = (product.operation, product.batch, layout, variant, product.threads, product.target.isa)
     known = calls(product.topology)
     if key not in known:
-        made: dict[Choice, Call] = {}
 
-        def run(choice: Choice) -> None:
-            if choice not in made:
-                made[choice] = make(product, choice)
-            made[choice](*arguments)
+        def build(choice: Choice) -> Callable[[], Tensor]:
+            return partial(make(product, choice), *arguments)
 
         try:
-            known[key] = make(product, product.decide(run).choice)
+            known[key] = make(product, product.decide(build).choice)
         except KernelError as refused:
             _warn(str(refused))
             return None

@@ -48,6 +48,8 @@ class Decision:
     candidates: tuple[tuple[Choice, float], ...] = ()
 
 
+Build = Callable[[Choice], Callable[[], object]]
+
 _decisions: dict[str, Decision] = {}
 
 
@@ -68,16 +70,16 @@ def known(key: str) -> Decision | None:
     return _decisions.get(key)
 
 
-def decide(key: str, work: float, candidates: list[Choice], run: Callable[[Choice], object] | None) -> Decision:
-    """A new decision for `key`: measured by `run`, or the first of `candidates`, which come best guess first."""
-    if Settings.read().tuning == "default" or run is None:
+def decide(key: str, work: float, candidates: list[Choice], build: Build | None) -> Decision:
+    """A new decision for `key`: the fastest of what `build` makes, or the first of `candidates`, the best guess first."""
+    if Settings.read().tuning == "default" or build is None:
         return Decision(candidates[0], "default: tuning is off")
     if len(candidates) == 1:
         decision = Decision(candidates[0], "the only candidate")
     elif work < SMALL:
         decision = Decision(candidates[0], f"default: {work:.2g} multiply-adds are too few for the choice to matter")
     else:
-        timed = _race(candidates, run)
+        timed = _race(candidates, build)
         reason = f"fastest of {len(timed)} candidates measured on this machine"
         decision = Decision(timed[0][0], reason, tuple((choice, 1e6 * seconds) for choice, seconds in timed))
         _remember(key, decision)
@@ -85,16 +87,18 @@ def decide(key: str, work: float, candidates: list[Choice], run: Callable[[Choic
     return decision
 
 
-def _race(candidates: list[Choice], run: Callable[[Choice], object]) -> list[tuple[Choice, float]]:
-    # Round by round, so that a busy moment of the machine hits all alike; who is far behind the best drops out.
-    for choice in candidates:
-        run(choice)
+def _race(candidates: list[Choice], build: Build) -> list[tuple[Choice, float]]:
+    # All are built before any runs: what they keep would else lie between the results that come and go, and spread the
+    # heap. Then round by round, so that a busy moment of the machine hits all alike; who is far behind the best drops out.
+    runs = {choice: build(choice) for choice in candidates}
+    for run in runs.values():
+        run()
     seconds = dict.fromkeys(candidates, math.inf)
     for _ in range(ROUNDS):
         close = 1.3 * min(seconds.values())
         for choice in (each for each in candidates if seconds[each] <= close):
             started = time.perf_counter()
-            run(choice)
+            runs[choice]()
             seconds[choice] = min(seconds[choice], time.perf_counter() - started)
     return sorted(seconds.items(), key=lambda pair: pair[1])
 

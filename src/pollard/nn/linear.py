@@ -15,7 +15,7 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
-from pollard.ops.matmul import carriers, topology_of
+from pollard.ops.matmul import carriers, product, topology_of
 
 
 class SparseLinear(nn.Module):
@@ -114,13 +114,14 @@ class SparseLinear(nn.Module):
         generator: torch.Generator | None = None,
         *,
         initialiser: Initialiser = initialise.uniform,
+        relu: bool = False,
     ) -> Self:
         """A layer born sparse: a random topology of `density`, values drawn straight for it.
 
         Memory is proportional to what is kept, so a layer whose dense weight could not be allocated can be made.
         """
         topology = Topology.random((out_features, in_features), density, pattern, generator)
-        return cls(in_features, out_features, topology, bias, initialiser=initialiser, generator=generator)
+        return cls(in_features, out_features, topology, bias, initialiser=initialiser, relu=relu, generator=generator)
 
     def to_dense(self) -> nn.Linear:
         """An `nn.Linear` with the same function, zeros where nothing is kept; refused with a fused ReLU."""
@@ -162,7 +163,7 @@ class SparseLinear(nn.Module):
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         arrays = (self.row_pointers, self.columns)
         sizes = (self.in_features, self._rows)
-        y: Tensor = torch.ops.pollard.linear(flat, self.values, *arrays, self.bias, *sizes, self.relu)
+        y = product(flat, self.values, *arrays, self.bias, *sizes, self.relu)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

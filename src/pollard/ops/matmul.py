@@ -17,6 +17,7 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch
 
+PLAIN = (Tensor, torch.nn.Parameter)
 CARRIED = "_pollard"  # the attribute of an index tensor that holds its topology
 
 _library = torch.library.Library("pollard", "DEF")
@@ -44,9 +45,7 @@ def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = 
     tensor([[ 1., 32.]])
     """
     row_pointers, columns = carriers(topology)
-    sizes = (topology.shape[1], topology.pattern.rows)
-    y: Tensor = _ops().linear(x, values, row_pointers, columns, bias, *sizes, relu)
-    return y
+    return product(x, values, row_pointers, columns, bias, topology.shape[1], topology.pattern.rows, relu)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
@@ -71,6 +70,20 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     row_pointers, columns = carriers(topology)
     dw: Tensor = _ops().value_grad(grad, x, row_pointers, columns, topology.shape[1], topology.pattern.rows)
     return dw
+
+
+def product(x: Tensor, *rest: Any) -> Tensor:
+    """The operator `linear` on its own arguments, by the shorter way where nobody but autograd is watching.
+
+    Torch's dispatcher costs a call as much as a small layer computes. Compilers, autocast and tensor subclasses go
+    through it; plain eager code does not have to.
+    """
+    if type(x) not in PLAIN or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        y: Tensor = _ops().linear(x, *rest)
+        return y
+    if not torch.is_grad_enabled():
+        return _linear(x, *rest)
+    return _Eager.apply(x, *rest)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves `apply` untyped
 
 
 def carriers(topology: Topology) -> tuple[Tensor, Tensor]:
@@ -224,14 +237,15 @@ def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, values, row_pointers, columns, output if ctx.relu else None)
 
 
-def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _linear_backward(ctx: Any, grad: Tensor, *, products: tuple[Any, Any] | None = None) -> tuple[Any, ...]:
+    input_product, value_product = products or (_ops().input_grad, _ops().value_grad)
     x, values, row_pointers, columns, output = ctx.saved_tensors
     if ctx.relu:
         grad = grad.masked_fill(output <= 0, 0.0)
     x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
     return (
-        _ops().input_grad(grad, values, row_pointers, columns, x.shape[1], ctx.rows) if x_needs else None,
-        _ops().value_grad(grad, x, row_pointers, columns, x.shape[1], ctx.rows) if values_need else None,
+        input_product(grad, values, row_pointers, columns, x.shape[1], ctx.rows) if x_needs else None,
+        value_product(grad, x, row_pointers, columns, x.shape[1], ctx.rows) if values_need else None,
         None,
         None,
         grad.sum(0) if bias_needs else None,
@@ -281,6 +295,21 @@ def _value_grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     )
 
 
+class _Eager(torch.autograd.Function):
+    """`linear` without torch's dispatcher, the same numbers; derivatives of derivatives take the operators again."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _linear(*inputs)
+        _linear_context(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        products = (_ops().input_grad, _ops().value_grad) if torch.is_grad_enabled() else (_input_grad, _value_grad)
+        return _linear_backward(ctx, *grads, products=products)
+
+
 _OPERATORS = (
     ("linear", _linear, _fake_linear, _linear_backward, _linear_context),
     ("input_grad", _input_grad, _fake_input_grad, _input_grad_backward, _input_grad_context),
@@ -293,4 +322,4 @@ for _name, _run, _fake, _backward, _context in _OPERATORS:
     # Kernels compute in fp32: under autocast their operands are brought to it.
     torch.library.register_autocast(f"pollard::{_name}", "cpu", torch.float32, lib=_library)
 
-__all__ = ["carriers", "input_grad", "linear", "topology_of", "value_grad"]
+__all__ = ["carriers", "input_grad", "linear", "product", "topology_of", "value_grad"]

@@ -14,7 +14,7 @@ from pollard.errors import InvalidInput, LayerCollapse, PatternError
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, check_density, whole_grains
-from pollard.pruning.criteria import CRITERIA, Criterion
+from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
 from pollard.pruning.gradients import Accumulate, Batches, Mode, Scoring, loss_gradients
 from pollard.pruning.masks import top_positions
 from pollard.pruning.plan import Plan
@@ -32,7 +32,7 @@ def prune_at_init(
     batch: Batches | None = None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
-    allocation: str | Allocation = "global",
+    allocation: str | Allocation | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     min_density: Bound = None,
@@ -51,7 +51,8 @@ def prune_at_init(
     criterion: a member of `CRITERIA` (magnitude, random, snip) or a function declared with `needs`.
     batch: for snip, `(inputs, targets)` or an iterable of such pairs; the more samples, the better the mask.
     loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy.
-    allocation: a member of `ALLOCATIONS` (uniform, er, erk, global) or such a function.
+    allocation: a member of `ALLOCATIONS` (uniform, er, erk, global) or such a function; by default global for a criterion
+        whose scores compare across layers, as snip's do, else erk.
     pattern: one for all layers, or a mapping of name patterns, of which the last that matches wins:
     `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
     layers: which linear layers, as name patterns or a callable `(name, module) -> bool`. Biases, norms, embeddings and
@@ -73,8 +74,9 @@ def prune_at_init(
     Plan(2 layers, 50 of 250 weights kept, density 0.2)
     """
     check_density(density)
-    rule, allocate = _member(criterion, CRITERIA, "criterion"), _member(allocation, ALLOCATIONS, "allocation")
+    rule = _member(criterion, CRITERIA, "criterion")
     _check_needs(rule, batch, generator)
+    allocate = _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation")
     scoring = Scoring(loss_fn, mode, accumulate, chunk_size)
     chosen = _prunable(model, layers)
     described = _described(chosen, pattern, min_density, max_density)

@@ -16,6 +16,9 @@ NEEDS = ("weight", "gradient", "generator")
 class Criterion(Protocol):
     """A function to scores of the shape of `weight`; `needs` names the keyword arguments it is called with.
 
+    `across_layers`: scores mean the same in every layer, so that layers may compete for one budget. Where they do not,
+    a budget for all empties whole layers: magnitudes at initialisation follow each layer's fan-in.
+
     `weight`: the weight `(out, in)`. `gradient`: of the mean loss over the scoring samples, same shape.
     `generator`: the `torch.Generator` all randomness is drawn from.
     """
@@ -23,6 +26,7 @@ class Criterion(Protocol):
     __name__: str
     __module__: str
     needs: tuple[str, ...]
+    across_layers: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Scores `(out, in)`, one per weight; a grain's score is the sum over its weights."""
@@ -31,7 +35,16 @@ class Criterion(Protocol):
 CRITERIA: dict[str, Criterion] = {}
 
 
-def needs(*names: str) -> Callable[[Callable[..., Tensor]], Criterion]:
+def own_allocation(criterion: Criterion) -> str:
+    """The allocation that suits `criterion`: global where its scores compare across layers, else erk.
+
+    >>> own_allocation(snip), own_allocation(magnitude)
+    ('global', 'erk')
+    """
+    return "global" if criterion.across_layers else "erk"
+
+
+def needs(*names: str, across_layers: bool = False) -> Callable[[Callable[..., Tensor]], Criterion]:
     """Declares what a criterion is called with, each of `NEEDS`, and makes it a member of `CRITERIA` under its name.
 
     Raises InvalidInput for an unknown need, and for a name that a criterion of another module has taken.
@@ -50,7 +63,7 @@ def needs(*names: str) -> Callable[[Callable[..., Tensor]], Criterion]:
 
     def declare(function: Callable[..., Tensor]) -> Criterion:
         criterion = cast("Criterion", function)
-        criterion.needs = names
+        criterion.needs, criterion.across_layers = names, across_layers
         taken = CRITERIA.get(criterion.__name__)
         if taken is not None and taken.__module__ != criterion.__module__:
             raise InvalidInput(
@@ -84,7 +97,7 @@ def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator, device=generator.device)
 
 
-@needs("weight", "gradient")
+@needs("weight", "gradient", across_layers=True)
 def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     """Score `|w * dL/dw|`: how fast the loss L changes as the connection is faded out.
 

@@ -15,7 +15,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.nn.surgery import Storage
 from pollard.pruning.allocation import ALLOCATIONS
-from pollard.pruning.criteria import CRITERIA
+from pollard.pruning.criteria import CRITERIA, own_allocation
 from pollard.recipes.models import INITIALISERS, check_model_name
 from pollard.training.options import TrainingOptions
 
@@ -80,7 +80,7 @@ class Recipe:
             for name in ("density", "allocation", "pattern", "score_batch", "storage"):
                 object.__setattr__(self, name, DENSE[name])
         elif not self.allocation:
-            object.__setattr__(self, "allocation", _own_allocation(self.method))
+            object.__setattr__(self, "allocation", own_allocation(CRITERIA[self.method]))
         self._validate()
 
     def __repr__(self) -> str:
@@ -181,13 +181,8 @@ def _default(name: str, method: str) -> object:
     if method == "dense" and name in DENSE:
         return DENSE[name]
     if name == "allocation":
-        return _own_allocation(method)
+        return own_allocation(CRITERIA[method])
     return next(entry.default for entry in fields(Recipe) if entry.name == name)
-
-
-def _own_allocation(method: str) -> str:
-    # Only scores that mean the same in every layer can compete; global magnitude at initialisation empties whole layers.
-    return "global" if method == "snip" else "erk"
 
 
 def _typed(name: str, value: object, kind: type) -> Value:

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pollard.kernels.derived import derived_bytes
 from pollard.nn.linear import SparseLinear
 
 STATUS = Path("/proc/self/status")
@@ -21,7 +22,7 @@ KIB = 1024
 class ModuleBytes:
     """Bytes by what they are for.
 
-    values: kept weights of sparse layers. indices: their topologies, transposes included where they were made.
+    values: kept weights of sparse layers. indices: their topologies and what kernels derived from them, transposes included.
     dense: all other parameters. gradients: one per trainable parameter, as every step holds them.
     optimizer: state tensors. buffers: of the modules, masks of masked layers among them.
     """
@@ -53,7 +54,7 @@ def module_bytes(model: nn.Module, optimizer: Optimizer | None = None) -> Module
     parameters = list(model.parameters())
     return ModuleBytes(
         values=_bytes(parameter for parameter in parameters if id(parameter) in values),
-        indices=sum(topology.bytes for topology in topologies.values()),
+        indices=sum(topology.bytes + derived_bytes(topology) for topology in topologies.values()),
         dense=_bytes(parameter for parameter in parameters if id(parameter) not in values),
         gradients=_bytes(parameter for parameter in parameters if parameter.requires_grad),
         optimizer=0 if optimizer is None else _optimizer_bytes(optimizer),

@@ -165,6 +165,7 @@ class _Run:
         """Restore the checkpoint, if any; open the metrics file and the observers until `stack` closes."""
         folder = self.outputs.folder
         if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
             size = self._restore(folder / CHECKPOINT)
             self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
         self.model.train()
