@@ -29,9 +29,14 @@ SMALL = ((300, 784, 128), (512, 512, 64))
 
 
 def layers(threads: int) -> list[Case]:
-    """Hidden layers of the usual sizes, from half kept to one weight in fifty."""
-    densities = (0.6, 0.5, 0.45, 0.2, 0.1, 0.05, 0.02)
-    return cases(PRODUCTS, LAYERS, patterns=PATTERNS, densities=densities, threads=(threads,))
+    """Hidden layers of the usual sizes: inference from half kept to one weight in fifty, training at the usual densities."""
+    dense, usual = {"unstructured": (0.45,), "v4": (0.6,)}, (0.2, 0.1, 0.05, 0.02)
+    grid = []
+    for pattern in PATTERNS:
+        same: dict[str, Any] = {"patterns": (pattern,), "threads": (threads,)}
+        grid += cases(("forward",), LAYERS, densities=(*dense[pattern], *usual), **same)
+        grid += cases(PRODUCTS[1:], LAYERS, densities=(0.1,), **same)
+    return grid
 
 
 def small_layers(threads: int) -> list[Case]:

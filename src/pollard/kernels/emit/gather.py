@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from pollard.kernels.emit.frame import Arguments, kernel_module
-from pollard.kernels.emit.panels import Panel, each_kind
+from pollard.kernels.emit.frame import Arguments
+from pollard.kernels.emit.panels import Panel, panel_module
 from pollard.kernels.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
@@ -22,14 +22,10 @@ UNROLL = 2
 def gather(spec: KernelSpec) -> ir.Module:
     """The module of a gather kernel; a unit of work is a panel of the batch by a chunk of row groups."""
 
-    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        index, turn = work
-        panel = code.ir.sdiv(index, arguments["CHUNKS"])
-        chunk = code.ir.srem(index, arguments["CHUNKS"])
-        counts = (arguments["PANELS"], arguments["WIDE"], arguments["LAST"])
-        each_kind(code, spec, panel, counts, lambda kind: _Gather(code, spec, arguments, kind).run(chunk, turn))
+    def work(code: Code, arguments: Arguments, panel: Panel, part: tuple[Value, Value]) -> None:
+        _Gather(code, spec, arguments, panel).run(*part)
 
-    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+    return panel_module(spec, ARGUMENTS, work)
 
 
 class _Gather:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
-from pollard.kernels.emit.panels import Panel, each_kind, panel_extent
+from pollard.kernels.emit.panels import Panel, panel_extent, panel_module
 from pollard.kernels.emit.tiles import run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
@@ -20,26 +20,24 @@ def pack(spec: KernelSpec) -> ir.Module:
 
     Unfilled lanes of the last panel are zero or repeat the last column of the batch: nobody reads them into a result.
     """
-    lanes = TARGETS[spec.isa].lanes
+    if not spec.packed:
+        return panel_module(spec, ARGUMENTS, _copy)
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        # A transposed panel is written a vector at a time whatever its kind: one version serves all.
         index, turn = work
         panel = code.ir.sdiv(index, arguments["CHUNKS"])
         chunk = code.ir.srem(index, arguments["CHUNKS"])
-        features = run_of_groups(code, arguments, chunk, turn)
-        if spec.packed:
-            _transpose(code, arguments, panel_extent(code, spec, panel, arguments["WIDE"]), features, lanes)
-            return
-        counts = (arguments["PANELS"], arguments["WIDE"], arguments["LAST"])
-        each_kind(code, spec, panel, counts, lambda kind: _copy(code, arguments, kind, features))
+        extent = panel_extent(code, spec, panel, arguments["WIDE"])
+        _transpose(code, arguments, extent, run_of_groups(code, arguments, chunk, turn), TARGETS[spec.isa].lanes)
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
-def _copy(code: Code, arguments: Arguments, panel: Panel, features: tuple[Value, Value]) -> None:
+def _copy(code: Code, arguments: Arguments, panel: Panel, work: tuple[Value, Value]) -> None:
     source = code.floats(arguments["x"], panel.start)
     target = code.floats(arguments["y"], code.mul(panel.start, arguments["FEATURES"]))
-    with code.loop(*features) as feature:
+    with code.loop(*run_of_groups(code, arguments, *work)) as feature:
         vectors = panel.load(code.floats(source, code.mul(feature.index, arguments["LDX"])), masked=True)
         panel.store(vectors, code.floats(target, code.mul(feature.index, panel.width)), masked=False)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llvmlite import ir
+
+from pollard.kernels.emit.frame import Arguments, kernel_module
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import TARGETS
@@ -66,6 +69,22 @@ class Panel:
         if masked and self._mask is not None:
             return self.code.masked_load(pointer, self._mask, self.lanes)
         return self.code.load(pointer, self.lanes)
+
+
+PanelBody = Callable[[Code, Arguments, Panel, tuple[Value, Value]], None]
+
+
+def panel_module(spec: KernelSpec, names: Sequence[str], body: PanelBody) -> ir.Module:
+    """A module whose unit of work is a panel of the batch by a chunk: ``body(code, arguments, panel, (chunk, turn))``."""
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        index, turn = work
+        panel = code.ir.sdiv(index, arguments["CHUNKS"])
+        chunk = code.ir.srem(index, arguments["CHUNKS"])
+        counts = (arguments["PANELS"], arguments["WIDE"], arguments["LAST"])
+        each_kind(code, spec, panel, counts, lambda kind: body(code, arguments, kind, (chunk, turn)))
+
+    return kernel_module(names, unit, x86=spec.isa != "neon")
 
 
 def each_kind(
