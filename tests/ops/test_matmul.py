@@ -170,6 +170,15 @@ def test_a_validated_topology_is_not_validated_again(monkeypatch):
     layer(torch.ones(2, 6, requires_grad=True)).sum().backward()
 
 
+def test_arrays_of_ones_own_are_validated_once(monkeypatch):
+    kept = topology()
+    pointers, columns = kept.row_pointers.clone(), kept.columns.clone()
+    call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, 2, False)
+    first = OPS.linear(*call)
+    monkeypatch.setattr(Topology, "__post_init__", lambda self: pytest.fail("validated again"))
+    assert torch.equal(OPS.linear(*call), first)
+
+
 @given(st.data())
 @settings(max_examples=150)
 def test_no_index_arrays_crash_the_process(data):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,14 +123,14 @@ def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None =
     target = _target(x, values)
     if target is None or 0 in (x.shape[0], topology.shape[0], topology.grains):
         return reference.forward(x, values, topology, bias, relu=relu)
-    operand, values = Operand.of(x.detach()), values.detach().contiguous()
-    offset = 0 if bias is None else bias.detach().contiguous()
+    operand, values = Operand.of(x), values.contiguous()
+    offset = 0 if bias is None else bias.contiguous()
 
     def make(product: Product, choice: Choice) -> Call:
         return _gather(product, choice, bias=bias is not None, relu=relu)
 
-    product = Product("gather", topology, operand, target, torch.get_num_threads())
-    call = _prepared(product, (bias is not None, relu), make, (operand, values, offset))
+    request = Request("gather", topology, operand, target, (bias is not None, relu))
+    call = _prepared(request, make, (operand, values, offset))
     return reference.forward(x, values, topology, bias, relu=relu) if call is None else call(operand, values, offset)
 
 
@@ -138,9 +139,8 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
     target = _target(grad, values)
     if target is None or 0 in (grad.shape[0], topology.shape[1], topology.grains):
         return reference.input_grad(grad, values, topology)
-    operand, values = Operand.of(grad.detach()), values.detach().contiguous()
-    product = Product("scatter", topology, operand, target, torch.get_num_threads())
-    call = _prepared(product, (), _scatter, (operand, values))
+    operand, values = Operand.of(grad), values.contiguous()
+    call = _prepared(Request("scatter", topology, operand, target, ()), _scatter, (operand, values))
     return reference.input_grad(grad, values, topology) if call is None else call(operand, values)
 
 
@@ -149,43 +149,49 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     target = _target(grad, x)
     if target is None or 0 in (grad.shape[0], topology.grains):
         return reference.value_grad(grad, x, topology)
-    upstream, inputs = Operand.of(grad.detach()), Operand.of(x.detach())
+    upstream, inputs = Operand.of(grad), Operand.of(x)
 
     def make(product: Product, choice: Choice) -> Call:
         return _sample(product, choice, upstream)
 
-    product = Product("sample", topology, inputs, target, torch.get_num_threads())
-    call = _prepared(product, (upstream.features_first,), make, (upstream, inputs))
+    request = Request("sample", topology, inputs, target, (upstream.features_first,))
+    call = _prepared(request, make, (upstream, inputs))
     return reference.value_grad(grad, x, topology) if call is None else call(upstream, inputs)
 
 
-def _target(*operands: Tensor) -> Target | None:
-    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in operands):
+class Request(NamedTuple):
+    """What is asked of a kernel at every call: cheap to make, since small layers feel each microsecond."""
+
+    operation: str
+    topology: Topology
+    operand: Operand
+    target: Target
+    variant: tuple[bool, ...]
+
+
+def _target(first: Tensor, second: Tensor) -> Target | None:
+    if first.dtype != torch.float32 or second.dtype != torch.float32 or not (first.is_cpu and second.is_cpu):
         return None
     return current()
 
 
-def _prepared(
-    product: Product,
-    variant: tuple[bool, ...],
-    make: Callable[[Product, Choice], Call],
-    arguments: tuple[object, ...],
-) -> Call | None:
+def _prepared(request: Request, make: Callable[[Product, Choice], Call], arguments: tuple[object, ...]) -> Call | None:
     # The call for this kind of product, made on first use; None, after one warning, where its kernel does not compile.
-    layout = product.operand.features_first
-    key = (product.operation, product.batch, layout, variant, product.threads, product.target.isa)
-    known = calls(product.topology)
-    if key not in known:
+    operation, topology, operand, target, variant = request
+    threads = torch.get_num_threads()
+    key = (operation, operand.tensor.shape[0], operand.features_first, variant, threads, target.isa)
+    known = calls(topology)
+    call: Call | None = known.get(key)
+    if call is None:
+        product = Product(operation, topology, operand, target, threads)
 
         def build(choice: Choice) -> Callable[[], Tensor]:
             return partial(make(product, choice), *arguments)
 
         try:
-            known[key] = make(product, product.decide(build).choice)
+            call = known[key] = make(product, product.decide(build).choice)
         except KernelError as refused:
             _warn(str(refused))
-            return None
-    call: Call = known[key]
     return call
 
 

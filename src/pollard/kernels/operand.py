@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from pollard.kernels.target import Target
 from pollard.kernels.workspace import workspace
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(NamedTuple):
     """A dense `(batch, features)` tensor and its layout.
 
     features_first: a feature's batch is contiguous, features are `stride` apart. Otherwise rows of the batch are.

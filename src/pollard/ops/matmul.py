@@ -89,7 +89,7 @@ def product(x: Tensor, *rest: Any) -> Tensor:
 def carriers(topology: Topology) -> tuple[Tensor, Tensor]:
     """The index arrays of `topology` as operators take them: `columns` carries the topology, so nothing is checked again."""
     if getattr(topology.columns, CARRIED, None) is None:
-        setattr(topology.columns, CARRIED, _Carried(topology, *_versions(topology.row_pointers, topology.columns)))
+        _carry(topology.columns, topology.row_pointers, topology)
     return topology.row_pointers, topology.columns
 
 
@@ -103,31 +103,38 @@ def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, rows: i
         return carried.topology  # type: ignore[no-any-return]
     shape = (max(len(row_pointers) - 1, 0) * rows, in_features)
     topology = Topology(shape, Pattern(rows), row_pointers, columns)
-    setattr(columns, CARRIED, _Carried(topology, *_versions(row_pointers, columns)))
+    _carry(columns, row_pointers, topology)
     return topology
 
 
 class _Carried:
-    """A topology on the tensor it was validated from, and how often the tensors had been written to by then."""
+    """A topology on the `columns` it was validated from, with the row pointers, and how often both had been written to."""
 
-    def __init__(self, topology: Topology | None = None, pointers_version: int = -1, columns_version: int = -1) -> None:
-        self.topology = topology
-        self.versions = (pointers_version, columns_version)
+    def __init__(self, topology: Topology | None, row_pointers: Tensor | None, versions: tuple[int, int]) -> None:
+        self.topology, self.row_pointers, self.versions = topology, row_pointers, versions
 
     def fits(self, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> bool:
-        own = self.topology
+        own, pointers = self.topology, self.row_pointers
         return (
             own is not None
+            and pointers is not None
             and own.shape[1] == in_features
             and own.pattern.rows == rows
-            and len(own.row_pointers) == len(row_pointers)
-            and (own.row_pointers is row_pointers or own.row_pointers.data_ptr() == row_pointers.data_ptr())
+            and (pointers is row_pointers or _same_memory(pointers, row_pointers))
             and self.versions == _versions(row_pointers, columns)
         )
 
-    def __reduce__(self) -> tuple[type[_Carried], tuple[()]]:
+    def __reduce__(self) -> tuple[type[_Carried], tuple[None, None, tuple[int, int]]]:
         # Copies and files carry index arrays only: what is read back is validated again.
-        return (_Carried, ())
+        return (_Carried, (None, None, (-1, -1)))
+
+
+def _carry(columns: Tensor, row_pointers: Tensor, topology: Topology) -> None:
+    setattr(columns, CARRIED, _Carried(topology, row_pointers, _versions(row_pointers, columns)))
+
+
+def _same_memory(left: Tensor, right: Tensor) -> bool:
+    return left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.dtype == right.dtype
 
 
 def _versions(row_pointers: Tensor, columns: Tensor) -> tuple[int, int]:
