@@ -23,7 +23,7 @@ from pollard.settings import Settings
 
 SMALL = 4e6  # multiply-adds below which choices differ by less than the noise of measuring them
 VERSION = 1
-ROUNDS = 6
+ROUNDS = 10
 FIELDS = {"vectors": int, "width": int, "packed": bool, "transposed": bool}
 
 
