@@ -19,8 +19,10 @@ def test_a_network_whose_dense_weight_cannot_be_allocated_trains_in_memory_propo
     # Coverage's own tracing would count as the network's memory.
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     command = [sys.executable, str(SCRIPT), "--limit", "900", "--steps", "3"]
-    result = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    # The first process of a machine tunes and compiles besides: it trains as well, the second one is measured.
+    for _ in range(2):
+        result = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     assert told["dense_weight"] == "cannot be allocated"
     assert told["losses"][-1] < told["losses"][0]
