@@ -220,7 +220,8 @@ def _gather(product: Product, choice: Choice, *, bias: bool, relu: bool) -> Call
     pack = Packing(*packs, purpose="operand") if choice.packed else None
     launch = Launch(
         product.spec(choice, bias=bias, relu=relu), panels.count * threads, threads,
-        **_walk(topology, tiling(topology, choice.width or width), threads), permutation=permutation, IN=width, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=threads,
+        **_walk(topology, tiling(topology, choice.width or width), threads), permutation=permutation,
+        IN=width, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=threads,
     )  # fmt: skip
 
     def call(operand: Operand, values: Tensor, offset: Tensor | int) -> Tensor:
