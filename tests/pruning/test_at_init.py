@@ -359,6 +359,14 @@ def test_a_layer_that_collapses_is_reported():
     assert plan.collapsed == ("2",)
 
 
+def test_without_a_generator_torchs_own_is_drawn_from():
+    model, plans = lenet(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        plans.append(prune_at_init(model, "random", 0.2))
+    assert [same(plans[0], plan) for plan in plans[1:]] == [True, False]
+
+
 def test_by_default_only_scores_that_compare_across_layers_compete():
     assert prune_at_init(lenet(), "magnitude", 0.1).allocation == "erk"
     generator = torch.Generator().manual_seed(0)
@@ -375,7 +383,6 @@ def test_by_default_only_scores_that_compare_across_layers_compete():
         ({"density": 1.5}, "density 1.5"),
         ({"density": float("nan")}, "density nan"),
         ({"criterion": "slim"}, "criterion 'slim'; expected one of magnitude, random, snip"),
-        ({"criterion": "random"}, "no generator for criterion 'random'"),
         ({"criterion": torch.abs}, "declared with @needs"),
         ({"allocation": "local"}, "allocation 'local'; expected one of uniform, er, erk, global"),
         ({"pattern": "v3"}, "pattern 'v3'"),

@@ -58,7 +58,7 @@ def prune_at_init(
     layers: which linear layers, as name patterns or a callable `(name, module) -> bool`. Biases, norms, embeddings and
     subclasses of `nn.Linear` are left alone.
     min_density, max_density: bounds per layer, a number or a mapping of name patterns.
-    generator: for criteria that draw numbers.
+    generator: for criteria that draw numbers; torch's own by default, and then its state moves on.
     mode, accumulate, chunk_size: how the gradient is taken, see `Scoring`.
     count_biases: let `density` be a fraction of weights and biases together, as the authors of SNIP count. Biases are kept
     all the same, so the budget is spent on weights: there, zero biases score zero and go first.
@@ -75,7 +75,8 @@ def prune_at_init(
     """
     check_density(density)
     rule = _member(criterion, CRITERIA, "criterion")
-    _check_needs(rule, batch, generator)
+    _check_needs(rule, batch)
+    draw = generator or torch.default_generator
     allocate = _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation")
     scoring = Scoring(loss_fn, mode, accumulate, chunk_size)
     chosen = _prunable(model, layers)
@@ -86,7 +87,7 @@ def prune_at_init(
     scored = {}
     for name, layer in described.items():
         # Each gradient is let go as soon as its layer is scored.
-        given = {"weight": chosen[name].weight.detach(), "gradient": gradients.pop(name, None), "generator": generator}
+        given = {"weight": chosen[name].weight.detach(), "gradient": gradients.pop(name, None), "generator": draw}
         scores = rule(**{need: given[need] for need in rule.needs})
         scored[name] = replace(layer, scores=_grain_scores(name, layer, scores))
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
@@ -143,20 +144,16 @@ def _described(chosen: Mapping[str, nn.Linear], pattern: PatternChoice, least: B
     return described
 
 
-def _check_needs(rule: Criterion, batch: Batches | None, generator: torch.Generator | None) -> None:
-    """Raises InvalidInput where `rule` does not declare its needs, or needs an argument that is not there."""
+def _check_needs(rule: Criterion, batch: Batches | None) -> None:
+    """Raises InvalidInput where `rule` does not declare its needs, or needs a batch that is not there."""
     if not hasattr(rule, "needs"):
         raise InvalidInput(
             f"criterion {rule!r}", "a function declared with @needs(...)", "Declare what it is called with."
         )
-    for need, name, argument, example in (
-        ("gradient", "batch", batch, "(inputs, targets)"),
-        ("generator", "generator", generator, "torch.Generator().manual_seed(0)"),
-    ):
-        if need in rule.needs and argument is None:
-            raise InvalidInput(
-                f"no {name} for criterion {rule.__name__!r}", f"the {name} it needs", f"Pass {name}={example}."
-            )
+    if "gradient" in rule.needs and batch is None:
+        raise InvalidInput(
+            f"no batch for criterion {rule.__name__!r}", "the batch it needs", "Pass batch=(inputs, targets)."
+        )
 
 
 def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
