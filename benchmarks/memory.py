@@ -42,7 +42,7 @@ def activation_bytes() -> int:
 def train(widths: tuple[int, ...], density: float, steps: int) -> tuple[nn.Module, torch.optim.Optimizer, list[float]]:
     """Some steps on random examples: the network, its optimizer, the losses."""
     model = network(widths, density)
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)  # as pollard.training: no temporaries of every moment
     x, y = torch.randn(BATCH, widths[0]), torch.randint(0, widths[-1], (BATCH,))
     losses = []
     for _ in range(steps):
