@@ -66,10 +66,14 @@ class Product:
             return known
         before = widths(self.topology)
         decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), build)
-        if not decision.choice.transposed:
+        walked = self.topology
+        if decision.choice.transposed:
+            walked = by_columns(self.topology)[0]
+            forget(self.topology, widths(self.topology) - before)
+        else:
             forget_columns(self.topology)
-        chosen = min(decision.choice.width or self.topology.shape[1], self.topology.shape[1])
-        forget(self.topology, widths(self.topology) - before - {chosen})
+        chosen = min(decision.choice.width or walked.shape[1], walked.shape[1])
+        forget(walked, widths(walked) - before - {chosen})
         trim()
         return decision
 
