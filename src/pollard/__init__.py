@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pollard.formats.topology import Topology as Topology
     from pollard.nn.surgery import densify_ as densify_
     from pollard.nn.surgery import sparsify_ as sparsify_
-    from pollard.pruning.at_init import prune_at_init as prune_at_init
+    from pollard.pruning.decision import prune as prune
+    from pollard.pruning.decision import prune_at_init as prune_at_init
     from pollard.pruning.plan import Plan as Plan
 
 __version__ = "0.1.0"
@@ -27,7 +28,8 @@ _HOMES = {
     "SparseMatrix": "pollard.formats.matrix",
     "Topology": "pollard.formats.topology",
     "densify_": "pollard.nn.surgery",
-    "prune_at_init": "pollard.pruning.at_init",
+    "prune": "pollard.pruning.decision",
+    "prune_at_init": "pollard.pruning.decision",
     "sparsify_": "pollard.nn.surgery",
 }
 _MODULES = ("errors", "nn")
@@ -40,6 +42,7 @@ __all__ = [
     "densify_",
     "errors",
     "nn",
+    "prune",
     "prune_at_init",
     "sparsify_",
 ]

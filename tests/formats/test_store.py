@@ -236,7 +236,7 @@ def test_other_versions_are_refused(held, message):
 @given(st.dictionaries(st.text(max_size=8), topologies(), max_size=3))
 def test_topologies_come_back(layers):
     save_topologies(FILE, layers, {"seed": 3})
-    loaded, metadata = load_topologies(FILE)
+    loaded, _, metadata = load_topologies(FILE)
     assert metadata == {"seed": 3}
     assert list(loaded) == list(layers)
     assert all(loaded[name].same_as(topology) for name, topology in layers.items())
@@ -302,7 +302,7 @@ def loads_or_refuses(content: bytes) -> bool:
     """Whether `content` is refused with a StoreError; if it loads, all that comes out is sound."""
     Path(FILE).write_bytes(content)
     try:
-        topologies, _ = load_topologies(FILE)
+        topologies, *_ = load_topologies(FILE)
     except StoreError:
         return True
     for topology in topologies.values():

@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 from pollard.errors import InvalidInput
-from pollard.pruning import CRITERIA, needs, prune_at_init
-from pollard.pruning.criteria import NEEDS, magnitude, random, snip
+from pollard.pruning import CRITERIA, MEASUREMENTS, criterion, prune
+from pollard.pruning.criteria.baselines import magnitude, random
+from pollard.pruning.criteria.criterion import OWN_NEEDS
+from pollard.pruning.criteria.first_order import snip
 
 
 @pytest.fixture
 def dummy():
-    @needs("weight")
+    @criterion(needs=("weight",))
     def leftmost(weight):
         return torch.arange(weight.shape[1], 0, -1.0).expand(weight.shape)
 
@@ -21,19 +23,19 @@ def dummy():
 
 def test_a_new_criterion_is_a_member_and_can_be_asked_for_by_name(dummy):
     assert CRITERIA["leftmost"] is dummy
-    plan = prune_at_init(nn.Sequential(nn.Linear(4, 2)), "leftmost", 0.5)
+    plan = prune(nn.Sequential(nn.Linear(4, 2)), "leftmost", 0.5)
     assert plan.mask("0").int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
     assert plan.criterion == "leftmost"
 
 
 def test_the_members():
     assert {"magnitude", "random", "snip"} <= set(CRITERIA)
-    assert all(set(criterion.needs) <= set(NEEDS) for criterion in CRITERIA.values())
+    assert all(set(member.needs) <= {*OWN_NEEDS, *MEASUREMENTS} for member in CRITERIA.values())
 
 
 def test_an_unknown_need_is_refused():
     with pytest.raises(InvalidInput, match="a need for 'hessian'"):
-        needs("weight", "hessian")
+        criterion(needs=("weight", "hessian"))
 
 
 def test_a_name_that_is_taken_is_refused():
@@ -41,7 +43,7 @@ def test_a_name_that_is_taken_is_refused():
         return weight
 
     with pytest.raises(InvalidInput, match="a second criterion called 'snip'"):
-        needs("weight")(snip)
+        criterion(needs=("weight",))(snip)
     assert CRITERIA["snip"].needs == ("weight", "gradient")
 
 
@@ -50,7 +52,7 @@ def test_defining_a_criterion_again_replaces_it(dummy):
         return -weight
 
     assert CRITERIA["leftmost"] is dummy
-    needs("weight")(leftmost)
+    criterion(needs=("weight",))(leftmost)
     assert CRITERIA["leftmost"] is leftmost
 
 

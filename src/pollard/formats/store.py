@@ -110,24 +110,30 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def save_topologies(
-    path: str | os.PathLike[str], topologies: Mapping[str, Topology], metadata: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    topologies: Mapping[str, Topology],
+    metadata: Mapping[str, Any] | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write named `topologies` and JSON-able `metadata` as one safetensors file, atomically; raises as `save_tensors`.
+    """Write named `topologies`, `values` of some and JSON-able `metadata` as one safetensors file, atomically.
+
+    Raises as `save_tensors` does.
 
     >>> save_topologies("plan.safetensors", {"fc1": Topology.full((4, 2), "v2")}, {"criterion": "snip"})
     >>> load_topologies("plan.safetensors")
-    ({'fc1': Topology(shape=(4, 2), pattern='v2', grains=4, density=1)}, {'criterion': 'snip'})
+    ({'fc1': Topology(shape=(4, 2), pattern='v2', grains=4, density=1)}, {}, {'criterion': 'snip'})
     """
     layers = {
         name: {"shape": topology.shape, "pattern": str(topology.pattern), "fingerprint": topology.fingerprint}
         for name, topology in topologies.items()
     }
     arrays = {f"{name}.{array}": getattr(topology, array) for name, topology in topologies.items() for array in _ARRAYS}
+    arrays |= {f"{name}.{_VALUES}": held for name, held in (values or {}).items()}
     save_tensors(path, arrays, {"topologies": layers, "metadata": dict(metadata or {})})
 
 
-def load_topologies(path: str | os.PathLike[str]) -> tuple[dict[str, Topology], dict[str, Any]]:
-    """Topologies, each validated, and metadata of a file that `save_topologies` wrote.
+def load_topologies(path: str | os.PathLike[str]) -> tuple[dict[str, Topology], dict[str, Tensor], dict[str, Any]]:
+    """Topologies, each validated, values and metadata of a file that `save_topologies` wrote.
 
     Raises StoreError on a file that `load_tensors` refuses, and on one whose index arrays are not those it was saved
     with.
@@ -141,15 +147,16 @@ def load_topologies(path: str | os.PathLike[str]) -> tuple[dict[str, Topology], 
         altered = [
             name for name in topologies if topologies[name].fingerprint != content["topologies"][name]["fingerprint"]
         ]
+        values = {name: arrays[f"{name}.{_VALUES}"] for name in topologies if f"{name}.{_VALUES}" in arrays}
         metadata = dict(content["metadata"])
     except (InvalidInput, KeyError, TypeError, AttributeError, ValueError) as error:
         raise _damaged(path, f"no valid topologies ({error})") from error
     if altered:
         raise _damaged(path, f"altered indices in {altered[0]!r}")
-    return topologies, metadata
+    return topologies, values, metadata
 
 
-_ARRAYS = ("row_pointers", "columns")
+_ARRAYS, _VALUES = ("row_pointers", "columns"), "values"
 
 
 def _sync(path: Path) -> None:

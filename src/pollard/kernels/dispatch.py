@@ -78,9 +78,11 @@ class Product:
         return decision
 
     def _candidates(self) -> list[Choice]:
-        if self.operation == "sample":
-            return tuning.candidates(self.topology, [(0, 4 * min(self.batch, BATCH_STEP))])
         lanes = self.target.lanes
+        if self.operation == "sample":
+            # As many grains at a time as make a vector of dot products: a shorter run costs as much as a whole one.
+            whole = lanes / self.block
+            return tuning.candidates(self.topology, [(0, 4 * min(self.batch, BATCH_STEP))], run=whole)
         parts = -(-self.batch // lanes)
         options = VECTORS[self.target.isa][self.block]
         most = dict.fromkeys(min(option, parts) for option in options)

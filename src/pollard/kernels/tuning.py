@@ -103,29 +103,32 @@ def _race(candidates: list[Choice], build: Build) -> list[tuple[Choice, float]]:
     return sorted(seconds.items(), key=lambda pair: pair[1])
 
 
-def candidates(topology: Topology, panels: list[tuple[int, int]], *, direct: bool = False) -> list[Choice]:
+def candidates(
+    topology: Topology, panels: list[tuple[int, int]], *, direct: bool = False, run: float = 3
+) -> list[Choice]:
     """Choices worth measuring, the best guess first.
 
-    panels: vectors a panel, and bytes of a row of it, best guess first. direct: packing may be left out.
+    panels: vectors a panel, and bytes of a row of it, best guess first. direct: packing may be left out. run: grains of
+    a row that a tile should hold on average, or the time goes into its ends.
     """
     found: list[Choice] = []
     for vectors, row_bytes in panels:
-        for width in _widths(topology, row_bytes):
+        for width in _widths(topology, row_bytes, run):
             found.append(Choice(vectors, width))
             if direct and width == 0:
                 found.append(Choice(vectors, width, packed=False))
     return list(dict.fromkeys(found))
 
 
-def _widths(topology: Topology, row_bytes: int) -> list[int]:
-    # A tile of the dense operand should fill a good part of L2, or of L1; rows should still find several grains in it.
+def _widths(topology: Topology, row_bytes: int, run: float) -> list[int]:
+    # A tile of the dense operand should fill a good part of L2, or of L1.
     columns = topology.shape[1]
     sizes = caches()
     if columns * row_bytes <= sizes.l1:
         return [0]
     widths = [budget // row_bytes for budget in (sizes.l1, 3 * sizes.l1 // 2, sizes.l2 // 4, sizes.l2 // 2)]
     grains = topology.grains / max(topology.groups, 1)
-    useful = [width - width % 16 for width in widths if 16 <= width < columns and grains * width / columns >= 3]
+    useful = [width - width % 16 for width in widths if 16 <= width < columns and grains * width / columns >= run]
     return list(dict.fromkeys([*useful, 0]))
 
 

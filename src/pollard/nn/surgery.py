@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from pollard.errors import InvalidInput
+from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
@@ -28,7 +29,7 @@ def sparsify_(
     storage: `compressed` stores what is kept (`SparseLinear`); `masked` stores a dense weight under a mask
     (`MaskedLinear`), the slow twin to compare with.
 
-    Biases, training flags, `requires_grad`, dtype and device are carried over. All checks come before the first
+    Kept weights stay as they are, unless the plan brings new values for them (`Plan.updated`). Biases, training flags, `requires_grad`, dtype and device are carried over. All checks come before the first
     replacement, so a call that raises a Pollard error has changed nothing; each dense weight is let go before the next
     layer is made. The parameters are new objects: make the optimizer afterwards.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
@@ -46,12 +47,14 @@ def sparsify_(
     names = select(_planned(model, plan), layers)
     refuse_tied(model, names)
     _refuse_hooks(model, names)
+    updated: Mapping[str, Tensor] = getattr(plan, "updated", {})
     if storage == "compressed":
         _refuse_devices(model, names)
     for name in names:
         dense = model.get_submodule(name)
         assert isinstance(dense, nn.Linear)
-        _swap(model, dense, _LAYERS[storage].from_dense(dense, plan[name]))
+        source = _with_values(dense, plan[name], updated[name]) if name in updated else dense
+        _swap(model, dense, _LAYERS[storage].from_dense(source, plan[name]))
     return model
 
 
@@ -83,6 +86,15 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
         assert isinstance(sparse, SparseLinear | MaskedLinear)
         _swap(model, sparse, sparse.to_dense())
     return model
+
+
+def _with_values(dense: nn.Linear, topology: Topology, values: Tensor) -> nn.Linear:
+    """`dense` with other weights."""
+    changed = nn.Linear(dense.in_features, dense.out_features, bias=False, device="meta")
+    weight = SparseMatrix(values.to(dense.weight.dtype), topology).to_dense()
+    changed.weight = nn.Parameter(weight, dense.weight.requires_grad)
+    changed.bias = dense.bias
+    return changed.train(dense.training)
 
 
 def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Module]:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from pollard.pruning.ablation import shuffle
 from pollard.pruning.allocation import ALLOCATIONS
-from pollard.pruning.at_init import prune_at_init
-from pollard.pruning.criteria import CRITERIA, Criterion, needs
+from pollard.pruning.criteria import CRITERIA, Criterion, criterion
+from pollard.pruning.decision import prune, prune_at_init
 from pollard.pruning.masks import top_positions
+from pollard.pruning.measurements import MEASUREMENTS, measurement
+from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 
-__all__ = ["ALLOCATIONS", "CRITERIA", "Criterion", "Plan", "needs", "prune_at_init", "top_positions"]
+__all__ = [
+    "ALLOCATIONS",
+    "CRITERIA",
+    "MEASUREMENTS",
+    "Criterion",
+    "Network",
+    "Plan",
+    "criterion",
+    "measurement",
+    "prune",
+    "prune_at_init",
+    "shuffle",
+    "top_positions",
+]

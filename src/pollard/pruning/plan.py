@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ class Plan(Mapping[str, Topology]):
     """Layer name -> topology, with how it was decided.
 
     criterion, allocation: their names, None for a plan made by hand. asked: the density that was asked for.
-    Raises InvalidInput for a plan of no layer, or of something else than topologies.
+    updated: new values `(nnz,)` of layers whose kept weights the criterion changed, in the order of their topology.
+    Raises InvalidInput for a plan of no layer, or of something else than topologies, and for values that do not fit.
 
     >>> from pollard.formats.pattern import Pattern
     >>> plan = Plan({"fc1": Topology.full((8, 4), Pattern()), "fc2": Topology.from_mask(Tensor([[1, 0, 0, 0]]) > 0)})
@@ -38,6 +39,7 @@ class Plan(Mapping[str, Topology]):
     criterion: str | None = None
     allocation: str | None = None
     asked: float | None = None
+    updated: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.topologies or not all(isinstance(topology, Topology) for topology in self.topologies.values()):
@@ -46,11 +48,20 @@ class Plan(Mapping[str, Topology]):
                 "at least one layer name with its Topology",
                 "prune_at_init makes a plan.",
             )
+        for name, values in self.updated.items():
+            kept = self.topologies[name].nnz if name in self.topologies else 0
+            if values.shape != (kept,):
+                raise InvalidInput(
+                    f"new values of shape {tuple(values.shape)} for layer {name!r}",
+                    f"one for each of its {kept} kept weights",
+                    "Give values in the order of the topology.",
+                )
         object.__setattr__(self, "topologies", MappingProxyType(dict(self.topologies)))
+        object.__setattr__(self, "updated", MappingProxyType(dict(self.updated)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy can be neither copied nor pickled.
-        return type(self), (dict(self.topologies), self.criterion, self.allocation, self.asked)
+        return type(self), (dict(self.topologies), self.criterion, self.allocation, self.asked, dict(self.updated))
 
     def __getitem__(self, name: str) -> Topology:
         return self.topologies[name]
@@ -117,15 +128,19 @@ class Plan(Mapping[str, Topology]):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the plan to one file, atomically; raises StoreError where that fails."""
-        save_topologies(path, dict(self), self._metadata())
+        save_topologies(path, dict(self), self._metadata(), self.updated)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Plan:
         """The plan that `save` wrote; raises StoreError for a file that is missing, damaged or no plan."""
-        topologies, metadata = load_topologies(path)
+        topologies, updated, metadata = load_topologies(path)
         if not topologies:
             raise StoreError(f"{path} without a layer", "a saved plan", "Save the plan again.")
-        return cls(topologies, **{key: metadata.get(key) for key in ("criterion", "allocation", "asked")})
+        told = {key: metadata.get(key) for key in ("criterion", "allocation", "asked")}
+        try:
+            return cls(topologies, **told, updated=updated)
+        except InvalidInput as error:
+            raise StoreError(f"{path} with {error.got}", error.expected, "Save the plan again.") from error
 
     def _metadata(self) -> dict[str, Any]:
         return {"criterion": self.criterion, "allocation": self.allocation, "asked": self.asked}

@@ -14,7 +14,7 @@ from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.surgery import densify_, sparsify_
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
-from pollard.pruning.at_init import prune_at_init
+from pollard.pruning.decision import prune_at_init
 from pollard.pruning.plan import Plan
 from pollard.recipes.models import INITIALISERS, dense_network, layer_shapes, network
 from pollard.recipes.recipe import Recipe

@@ -1,0 +1,29 @@
+"""Ablations: a plan, less one of the things that it knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pollard.formats.topology import Topology
+from pollard.pruning.plan import Plan
+
+
+def shuffle(plan: Plan, generator: torch.Generator | None = None) -> Plan:
+    """A plan with as many grains in every layer, at random places: what is left of `plan` is its densities.
+
+    Values that a criterion had changed are gone with their places.
+    Source: Frankle, Dziugaite, Roy, Carbin, Pruning neural networks at initialization, ICLR 2021, section 5.
+
+    >>> from pollard.formats.pattern import Pattern
+    >>> plan = Plan({"fc": Topology.from_positions((2, 8), Pattern(), torch.arange(4))})
+    >>> shuffle(plan, torch.Generator().manual_seed(0))["fc"].positions().tolist()
+    [6, 9, 10, 12]
+    """
+    moved = {name: _elsewhere(topology, generator) for name, topology in plan.items()}
+    return Plan(moved, criterion=plan.criterion, allocation=plan.allocation, asked=plan.asked)
+
+
+def _elsewhere(topology: Topology, generator: torch.Generator | None) -> Topology:
+    positions: Tensor = torch.randperm(topology.groups * topology.shape[1], generator=generator)[: topology.grains]
+    return Topology.from_positions(topology.shape, topology.pattern, positions.sort().values)

@@ -1,0 +1,119 @@
+"""What a criterion is: a function from a weight and what it needs to scores, and how to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.formats.pattern import Pattern
+from pollard.pruning.measurements import MEASUREMENTS
+from pollard.pruning.scoring import Mode
+
+OWN_NEEDS = ("weight", "generator")
+
+
+class Solve(Protocol):
+    """Chooses what to keep of one layer, and says what the kept weights become."""
+
+    def __call__(self, weight: Tensor, count: int, pattern: Pattern, **needs: Any) -> tuple[Tensor, Tensor]:
+        """The positions of the `count` grains to keep, ascending, and the new weight `(out, in)`, read where kept."""
+
+
+class Criterion(Protocol):
+    """A function to scores of the shape of `weight`, with what else must be known to ask it; made by `criterion`.
+
+    needs: the keyword arguments it is called with: `weight`, the original weight `(out, in)`; `generator`, which all
+    randomness is drawn from; or the name of a measurement, which gives one tensor a layer.
+    across_layers: scores mean the same in every layer, so that layers may compete for one budget. Where they do not, a
+    budget for all empties whole layers: magnitudes at initialisation follow each layer's fan-in.
+    rounds: how often it is published to score, each time what the round before has kept. recover: whether what one
+    round drops may come back in the next. mode, temperature: of the network while it is measured.
+    cite: the key of its source in `CITATIONS`. solve: for a criterion that changes the weights it keeps.
+    """
+
+    __name__: str
+    __module__: str
+    __doc__: str | None
+    name: str
+    needs: tuple[str, ...]
+    across_layers: bool
+    rounds: int
+    recover: bool
+    mode: Mode
+    temperature: float
+    cite: str
+    solve: Solve | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Scores `(out, in)`, one per weight; a grain's score is the sum over its weights."""
+
+    def solved_by(self, solve: Solve) -> Solve:
+        """Makes `solve` choose and change the weights, once this criterion's scores have shared out the budget."""
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def own_allocation(criterion: Criterion) -> str:
+    """The allocation that suits `criterion`: global where its scores compare across layers, else erk.
+
+    >>> own_allocation(CRITERIA["snip"]), own_allocation(CRITERIA["magnitude"])
+    ('global', 'erk')
+    """
+    return "global" if criterion.across_layers else "erk"
+
+
+def criterion(
+    *,
+    needs: tuple[str, ...],
+    across_layers: bool = False,
+    rounds: int = 1,
+    recover: bool = False,
+    mode: Mode = "eval",
+    temperature: float = 1.0,
+    cite: str = "",
+) -> Callable[[Callable[..., Tensor]], Criterion]:
+    """Declares how a criterion is asked, and makes it a member of `CRITERIA`: `grasp_abs` joins as `grasp-abs`.
+
+    Raises InvalidInput for an unknown need, and for a name that a criterion of another module has taken.
+
+    >>> @criterion(needs=("weight",))
+    ... def smallest(weight):
+    ...     return -weight.abs()
+    >>> CRITERIA.pop("smallest").needs
+    ('weight',)
+    """
+    known = (*OWN_NEEDS, *MEASUREMENTS)
+    if unknown := [need for need in needs if need not in known]:
+        raise InvalidInput(
+            f"a need for {unknown[0]!r}",
+            "any of " + ", ".join(known),
+            "Declare only what can be given, or add a measurement.",
+        )
+
+    def declare(function: Callable[..., Tensor]) -> Criterion:
+        member = cast("Criterion", function)
+        member.name = function.__name__.replace("_", "-")
+        member.needs, member.across_layers, member.cite = needs, across_layers, cite
+        member.rounds, member.recover, member.mode, member.temperature = rounds, recover, mode, temperature
+        member.solve = None
+
+        def solved_by(solve: Solve) -> Solve:
+            member.solve = solve
+            return solve
+
+        member.solved_by = solved_by  # type: ignore[method-assign]  # an attribute of the function
+        taken = CRITERIA.get(member.name)
+        if taken is not None and taken.__module__ != member.__module__:
+            raise InvalidInput(
+                f"a second criterion called {member.name!r}",
+                f"a name other than {', '.join(CRITERIA)}",
+                "Rename the function.",
+            )
+        CRITERIA[member.name] = member
+        return member
+
+    return declare

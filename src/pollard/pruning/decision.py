@@ -1,0 +1,304 @@
+"""What to keep: measure, score, allocate, select, once or in rounds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pollard.errors import InvalidInput, LayerCollapse, PatternError
+from pollard.formats.matrix import SparseMatrix
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology
+from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, check_density, whole_grains
+from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
+from pollard.pruning.masks import top_positions
+from pollard.pruning.measurements import MEASUREMENTS
+from pollard.pruning.network import Network
+from pollard.pruning.plan import Plan
+from pollard.pruning.scoring import Accumulate, Batches, Mode, Scoring
+from pollard.selection import LayerFilter, linear_layers, listed, per_layer, refuse_tied, select
+
+PatternChoice = str | Pattern | Mapping[str, str | Pattern]
+Bound = float | Mapping[str, float] | None
+RoundSchedule = Literal["exponential", "linear"]
+Member = TypeVar("Member")
+
+
+def prune(
+    model: nn.Module,
+    criterion: str | Criterion = "snip",
+    density: float = 0.1,
+    batch: Batches | None = None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    allocation: str | Allocation | None = None,
+    pattern: PatternChoice = "unstructured",
+    layers: LayerFilter = None,
+    min_density: Bound = None,
+    max_density: Bound = None,
+    generator: torch.Generator | None = None,
+    mode: Mode | None = None,
+    accumulate: Accumulate = "signed",
+    chunk_size: int | None = None,
+    temperature: float | None = None,
+    rounds: int | None = None,
+    recover: bool | None = None,
+    round_schedule: RoundSchedule = "exponential",
+    invert: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+    count_biases: bool = False,
+) -> Plan:
+    """The plan that keeps the `density` of `model`'s linear weights with the highest scores, at whatever point of training.
+
+    The model is only read: weights, `.grad`, buffers, training flags and torch's random state stay as they are. Exactly
+    `round(density * grains)` grains are kept over all layers; the score of a grain is the sum over its weights.
+
+    criterion: a member of `CRITERIA` or a function declared with `criterion`.
+    batch: `(inputs, targets)` or an iterable of such pairs, for criteria that look at data; the more samples, the better.
+    loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy.
+    allocation: a member of `ALLOCATIONS` (uniform, er, erk, global, ...) or such a function; by default global for a
+        criterion whose scores compare across layers, as snip's do, else erk.
+    pattern: one for all layers, or a mapping of name patterns, of which the last that matches wins:
+    `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
+    layers: which linear layers, as name patterns or a callable `(name, module) -> bool`. Biases, norms, embeddings and
+    subclasses of `nn.Linear` are left alone.
+    min_density, max_density: bounds per layer, a number or a mapping of name patterns.
+    generator: for criteria that draw numbers; torch's own by default, and then its state moves on.
+    mode, accumulate, chunk_size, temperature: how the network is measured, see `Scoring`.
+    rounds: score so many times, each time the network that the round before has left; round k of n keeps
+    `density ** (k / n)`, or with `round_schedule="linear"` a straight line's. recover: what one round drops may come back.
+    None, of mode, temperature, rounds and recover, is the criterion's own, published choice.
+    invert: keep the lowest scores; an ablation. input_shape: of one sample, where a criterion needs that and no data.
+    count_biases: let `density` be a fraction of weights and biases together, as the authors of SNIP count. Biases are kept
+    all the same, so the budget is spent on weights: there, zero biases score zero and go first.
+
+    Raises InvalidInput for a bad argument, a missing batch, non-finite scores, tied weights, or a model that is sparse
+    already; PatternError where a pattern does not divide a layer; NothingMatched where a filter selects nothing. Warns
+    LayerCollapse where a layer keeps no weight.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
+    >>> batch = torch.randn(32, 20), torch.randint(5, (32,))
+    >>> prune(model, "snip", density=0.2, batch=batch)
+    Plan(2 layers, 50 of 250 weights kept, density 0.2)
+    """
+    check_density(density)
+    rule = _member(criterion, CRITERIA, "criterion")
+    _check_declared(rule)
+    chosen = _prunable(model, layers)
+    budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
+    scoring = Scoring(
+        loss_fn,
+        rule.mode if mode is None else mode,
+        accumulate,
+        chunk_size,
+        rule.temperature if temperature is None else temperature,
+    )
+    decision = _Decision(
+        rule,
+        _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
+        Network(model, chosen, batch, scoring, generator=generator, input_shape=input_shape),
+        _described(chosen, pattern, min_density, max_density),
+        recover=rule.recover if recover is None else recover,
+        invert=invert,
+    )
+    plan = decision.plan(round_densities(budget, rule.rounds if rounds is None else rounds, round_schedule), density)
+    if plan.collapsed:
+        warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
+    return plan
+
+
+prune_at_init = prune
+
+
+def round_densities(density: float, rounds: int, schedule: RoundSchedule = "exponential") -> list[float]:
+    """The density after each round: `density ** (k / rounds)`, or `1 - (1 - density) * k / rounds` where linear.
+
+    Raises InvalidInput for less than one round, or another schedule.
+
+    >>> [round(d, 4) for d in round_densities(0.01, 4)], [round(d, 4) for d in round_densities(0.1, 3, "linear")]
+    ([0.3162, 0.1, 0.0316, 0.01], [0.7, 0.4, 0.1])
+    """
+    if rounds < 1:
+        raise InvalidInput(f"rounds={rounds}", "at least 1", "Leave rounds= out for the criterion's own number.")
+    steps = range(1, rounds)
+    if schedule == "exponential":
+        return [*(density ** (k / rounds) for k in steps), density]
+    if schedule == "linear":
+        return [*(1 - (1 - density) * k / rounds for k in steps), density]
+    raise InvalidInput(f"round_schedule={schedule!r}", "one of exponential, linear", "Leave it out for 'exponential'.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decision:
+    """All that is fixed while rounds go by."""
+
+    rule: Criterion
+    allocate: Allocation
+    network: Network
+    layers: dict[str, Layer]
+    recover: bool
+    invert: bool
+
+    def plan(self, densities: list[float], asked: float) -> Plan:
+        """The plan after the last of `densities`, one a round."""
+        needed = [need for need in self.rule.needs if need in MEASUREMENTS]
+        topologies: dict[str, Topology] = {}
+        with self.network.undisturbed():
+            for density in densities[:-1]:
+                topologies = self._select(self._score(self._measure(needed)), density, topologies)
+                self.network.masks = {name: topology.mask() for name, topology in topologies.items()}
+            measured = self._measure(needed)
+        scored = self._score(measured, keep=self.rule.solve is not None)
+        updated: dict[str, Tensor] = {}
+        if self.rule.solve is None:
+            topologies = self._select(scored, densities[-1], topologies)
+        else:
+            topologies, updated = self._solve(self.rule.solve, scored, densities[-1], measured)
+        name = getattr(self.allocate, "__name__", repr(self.allocate)).rstrip("_")
+        return Plan(topologies, criterion=self.rule.name, allocation=name, asked=asked, updated=updated)
+
+    def _measure(self, needed: list[str]) -> dict[str, dict[str, Tensor]]:
+        return {need: MEASUREMENTS[need](self.network) for need in needed}
+
+    def _given(self, name: str, measured: Mapping[str, dict[str, Tensor]], *, keep: bool) -> dict[str, Any]:
+        own = {"weight": self.network.weights[name], "generator": self.network.generator}
+        # Unless it is wanted again, each measurement is let go as soon as its layer is scored.
+        found = {need: by_layer[name] if keep else by_layer.pop(name) for need, by_layer in measured.items()}
+        return {need: (own | found)[need] for need in self.rule.needs}
+
+    def _score(self, measured: Mapping[str, dict[str, Tensor]], *, keep: bool = False) -> dict[str, Layer]:
+        """The layers with the scores of their grains."""
+        scored = {}
+        for name, layer in self.layers.items():
+            scores = _grain_scores(name, layer, self.rule(**self._given(name, measured, keep=keep)))
+            scored[name] = replace(layer, scores=-scores if self.invert else scores)
+        return scored
+
+    def _select(self, scored: dict[str, Layer], density: float, before: Mapping[str, Topology]) -> dict[str, Topology]:
+        """The topology of each layer at `density`; unless they may recover, only of grains that were kept `before`."""
+        if before and not self.recover:
+            scored = {name: _within(layer, before[name]) for name, layer in scored.items()}
+        counts = whole_grains(scored, self.allocate(scored, density), density)
+        return {name: _topology(name, layer, counts[name]) for name, layer in scored.items()}
+
+    def _solve(
+        self, solve: Any, scored: dict[str, Layer], density: float, measured: Mapping[str, dict[str, Tensor]]
+    ) -> tuple[dict[str, Topology], dict[str, Tensor]]:
+        """Topologies and new values, by the criterion's own solution of each layer."""
+        if self.invert:
+            raise InvalidInput(
+                f"invert=True with criterion {self.rule.name!r}, which chooses while it changes weights",
+                "a criterion that only scores",
+                "Leave invert= out.",
+            )
+        counts = whole_grains(scored, self.allocate(scored, density), density)
+        topologies, updated = {}, {}
+        for name, layer in scored.items():
+            given = self._given(name, measured, keep=False)
+            weight = given.pop("weight", self.network.weights[name])
+            positions, new = solve(weight, counts[name], layer.pattern, **given)
+            topologies[name] = Topology.from_positions((layer.shape[0], layer.shape[1]), layer.pattern, positions)
+            updated[name] = SparseMatrix.from_dense(new.to(weight.dtype), topologies[name]).values
+        return topologies, updated
+
+
+def _within(layer: Layer, kept: Topology) -> Layer:
+    """`layer`, with what is not `kept` ranked last, and no room for it."""
+    assert layer.scores is not None
+    scores = torch.full_like(layer.scores, -torch.inf)
+    positions = kept.positions()
+    scores[positions] = layer.scores[positions]
+    return replace(layer, scores=scores, max_density=min(layer.max_density, positions.numel() / layer.grains))
+
+
+def _member(choice: str | Member, members: Mapping[str, Member], kind: str) -> Member:
+    if not isinstance(choice, str):
+        return choice
+    if choice not in members:
+        raise InvalidInput(
+            f"{kind} {choice!r}", "one of " + ", ".join(members), "Name a member, or pass a function of your own."
+        )
+    return members[choice]
+
+
+def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
+    sparse = [name for name, module in model.named_modules() if isinstance(getattr(module, "topology", None), Topology)]
+    if sparse:
+        raise InvalidInput(
+            f"a model that is sparse already: {listed(sparse)}",
+            "a dense model",
+            "Make it dense with densify_(model) first.",
+        )
+    linear = linear_layers(model)
+    names = select(linear, layers)
+    refuse_tied(model, names)
+    return {name: linear[name] for name in names}
+
+
+def _described(chosen: Mapping[str, nn.Linear], pattern: PatternChoice, least: Bound, most: Bound) -> dict[str, Layer]:
+    """The layers as an allocation sees them, not yet scored."""
+    texts: dict[str, str | Pattern] = per_layer(pattern, chosen, "unstructured")
+    patterns = {name: Pattern.parse(text) for name, text in texts.items()}
+    low = per_layer(0.0 if least is None else least, chosen, 0.0)
+    high = per_layer(1.0 if most is None else most, chosen, 1.0)
+    described = {}
+    for name, module in chosen.items():
+        try:
+            described[name] = Layer((module.out_features, module.in_features), patterns[name], low[name], high[name])
+        except InvalidInput as error:
+            own = f"Give this layer its own: pattern={{'*': '{patterns[name]}', {name!r}: 'unstructured'}}."
+            fix = own if isinstance(error, PatternError) else error.fix
+            raise type(error)(f"{error.got} in layer {name!r}", error.expected, fix) from error
+    return described
+
+
+def _check_declared(rule: Criterion) -> None:
+    """Raises InvalidInput where `rule` does not declare its needs."""
+    if not hasattr(rule, "needs"):
+        raise InvalidInput(
+            f"criterion {rule!r}", "a function declared with @criterion(needs=...)", "Declare what it is called with."
+        )
+
+
+def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
+    """The sum of `scores` `(out, in)` over each grain, `(grains,)`; raises InvalidInput unless all are finite."""
+    if scores.shape != layer.shape:
+        raise InvalidInput(
+            f"scores of shape {tuple(scores.shape)} for layer {name!r}",
+            f"one score per weight, {layer.shape}",
+            "Mend the criterion.",
+        )
+    grains = layer.pattern.grain_sum(scores.detach()).reshape(-1)
+    if not bool(torch.isfinite(grains).all()):
+        raise InvalidInput(
+            f"{int((~torch.isfinite(grains)).sum())} of {grains.numel()} scores of layer {name!r} that are not finite",
+            "finite scores",
+            "Look for NaN or overflow in the weights, the scoring batch or the loss.",
+        )
+    return grains
+
+
+def _topology(name: str, layer: Layer, count: int) -> Topology:
+    assert layer.scores is not None
+    positions = top_positions(layer.scores, count, layer=name)
+    return Topology.from_positions((layer.shape[0], layer.shape[1]), layer.pattern, positions)
+
+
+def _with_biases(chosen: Mapping[str, nn.Linear]) -> float:
+    """Weights and biases together, per weight."""
+    weights = sum(module.weight.numel() for module in chosen.values())
+    return 1 + sum(module.out_features for module in chosen.values() if module.bias is not None) / weights
+
+
+def collapse_message(plan: Plan) -> str:
+    """What to say of a plan in which layers keep nothing."""
+    return (
+        f"nothing is kept of {listed(plan.collapsed)} at density {plan.asked}: no signal passes. "
+        "Raise the density, pass min_density=, or use allocation='erk'."
+    )

@@ -1,0 +1,56 @@
+"""How a network is measured for scores, as a frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+
+Pair = tuple[Tensor, Tensor]
+Batches = Pair | Iterable[Pair]
+Mode = Literal["eval", "train"]
+Accumulate = Literal["signed", "absolute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How the network is evaluated, and its loss taken, while a criterion looks at it.
+
+    loss_fn: `(outputs, targets) -> scalar`, the mean over the samples; None is cross-entropy.
+    mode: what batch norm and dropout do meanwhile. `eval`, as the authors of SNIP, or `train`, as most later code.
+    accumulate: over several batches, average the gradients (`signed`: the gradient of one big batch) or their magnitudes
+    (`absolute`: Frankle et al., Pruning neural networks at initialization, ICLR 2021).
+    chunk_size: samples that pass the network at once. It bounds memory and, but for batch norm in `train` mode and
+    floating-point rounding, changes nothing. None passes a batch whole.
+    temperature: outputs are divided by it before the loss; GraSP uses 200.
+
+    Raises InvalidInput for an unknown mode or accumulate, a chunk size below 1, or a temperature that is not above 0.
+    """
+
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    mode: Mode = "eval"
+    accumulate: Accumulate = "signed"
+    chunk_size: int | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("mode", self.mode, get_args(Mode)),
+            ("accumulate", self.accumulate, get_args(Accumulate)),
+        ):
+            if value not in allowed:
+                raise InvalidInput(
+                    f"{name}={value!r}", "one of " + ", ".join(allowed), f"Leave {name}= out for {allowed[0]!r}."
+                )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise InvalidInput(
+                f"chunk_size={self.chunk_size}", "at least 1 sample", "Leave chunk_size= out to take batches whole."
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise InvalidInput(
+                f"temperature={self.temperature}", "a number above 0", "Leave temperature= out for the criterion's own."
+            )

@@ -1,0 +1,27 @@
+"""Small networks and data that several tests prune."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+BATCH = (torch.randn(40, 12, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4)
+
+
+def lenet(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def noisy() -> nn.Sequential:
+    """With everything that scoring could disturb."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(), nn.Linear(24, 4))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def same(one, other) -> bool:
+    return all(one[name].same_as(other[name]) for name in one) and list(one) == list(other)

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from networks import BATCH, generator, lenet, noisy, same
+from pollard.errors import InvalidInput, LayerCollapse, NothingMatched, PatternError
+from pollard.nn.surgery import sparsify_
+from pollard.pruning import CRITERIA, MEASUREMENTS, Plan, criterion, measurement, prune
+from pollard.pruning.decision import round_densities
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_only_read(mode, fails):
+    model = noisy().train()
+    model[1].eval()
+    model[0].weight.grad = torch.full_like(model[0].weight, 3.0)
+    model[4].weight.requires_grad_(False)
+    before = copy.deepcopy(model)
+    random_state = torch.get_rng_state()
+
+    def loss_fn(outputs, targets):
+        if fails:
+            raise ArithmeticError
+        return functional.cross_entropy(outputs, targets)
+
+    def planned():
+        return prune(model, "snip", 0.5, iter([BATCH, BATCH]), loss_fn, mode=mode, chunk_size=16)
+
+    if fails:
+        with pytest.raises(ArithmeticError):
+            planned()
+    else:
+        assert planned().density == 0.5
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
+    assert bool((model[0].weight.grad == 3).all())
+    assert [parameter.grad is None for parameter in model.parameters()] == [False] + [True] * 5
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True] * 4 + [False, True]
+
+
+def test_scoring_works_under_no_grad():
+    with torch.no_grad():
+        inside = prune(lenet(), "snip", 0.3, BATCH)
+    assert same(inside, prune(lenet(), "snip", 0.3, BATCH))
+
+
+# ------------------------------------------------------------------------------------------------ the scoring batches
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 40, 1000])
+def test_chunks_and_batches_of_any_size_equal_one_big_batch(chunk_size):
+    model, (x, y) = lenet().double(), (BATCH[0].double(), BATCH[1])
+    whole = prune(model, "snip", 0.2, (x, y))
+    assert same(whole, prune(model, "snip", 0.2, (x, y), chunk_size=chunk_size))
+    parts = list(zip(x.split([5, 30, 5]), y.split([5, 30, 5]), strict=True))
+    assert same(whole, prune(model, "snip", 0.2, parts, chunk_size=chunk_size))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_absolute_accumulation_averages_magnitudes_over_batches(chunk_size):
+    model, (x, y) = lenet().double(), (BATCH[0].double(), BATCH[1])
+    parts = list(zip(x.split([10, 30]), y.split([10, 30]), strict=True))
+    scores = torch.zeros(24 * 12)
+    for part_x, part_y in parts:
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(model(part_x), part_y), model[0].weight)
+        scores = scores + len(part_x) * (gradient * model[0].weight).abs().flatten()
+    plan = prune(model, "snip", 0.2, parts, layers="0", accumulate="absolute", chunk_size=chunk_size)
+    assert torch.equal(plan["0"].positions(), scores.topk(plan.nnz).indices.sort().values)
+    assert not same(plan, prune(model, "snip", 0.2, parts, layers="0"))
+
+
+def test_batch_norm_scores_in_the_mode_that_is_asked_for():
+    model = noisy()
+    model[3] = nn.Identity()
+    model[1].running_var.mul_(9)
+    for mode in ("eval", "train"):
+        twin = copy.deepcopy(model).train(mode == "train")
+        gradients = torch.autograd.grad(
+            functional.cross_entropy(twin(BATCH[0]), BATCH[1]), [twin[0].weight, twin[4].weight]
+        )
+        scores = torch.cat(
+            [(g * w).abs().flatten() for g, w in zip(gradients, (twin[0].weight, twin[4].weight), strict=True)]
+        )
+        kept = torch.zeros(scores.numel(), dtype=torch.bool)
+        kept[scores.topk(round(0.3 * scores.numel())).indices] = True
+        plan = prune(model, "snip", 0.3, BATCH, mode=mode)
+        assert torch.equal(torch.cat([plan.mask("0").flatten(), plan.mask("4").flatten()]), kept)
+
+
+def test_the_loss_function_is_the_one_that_is_passed():
+    model, x = lenet(), BATCH[0]
+    y = torch.randn(40, 4, generator=generator())
+    plan = prune(model, "snip", 0.2, (x, y), nn.MSELoss(), layers="0")
+    (gradient,) = torch.autograd.grad(functional.mse_loss(model(x), y), model[0].weight)
+    best = (gradient * model[0].weight).abs().flatten().topk(plan.nnz).indices
+    assert torch.equal(plan["0"].positions(), best.sort().values)
+
+
+def test_biases_can_be_counted_in_the_budget():
+    plan = prune(lenet(), "magnitude", 0.1, allocation="uniform", count_biases=True)
+    assert plan.nnz == round(0.1 * sum(parameter.numel() for parameter in lenet().parameters()))
+    assert prune(lenet(), "magnitude", 1.0, count_biases=True).density == 1.0
+
+
+BAD_BATCHES = {
+    "no batch": (None, "no scoring batch; expected the batch that is measured on"),
+    "none in the iterable": ([], "no scoring batch"),
+    "inputs alone": ([BATCH[0]], "a scoring batch of type Tensor"),
+    "not tensors": ([(1, 2)], "a scoring batch of type tuple"),
+    "lengths that differ": ((BATCH[0], BATCH[1][:3]), r"inputs of shape \(40, 12\) with targets of shape \(3,\)"),
+    "no sample": ((BATCH[0][:0], BATCH[1][:0]), r"inputs of shape \(0, 12\)"),
+    "another device": ((BATCH[0].to("meta"), BATCH[1]), "a scoring batch on meta"),
+    "NaN": ((BATCH[0] * float("nan"), BATCH[1]), r"288 of 288 scores of layer '0' that are not finite"),
+}
+
+
+@pytest.mark.parametrize(("batch", "message"), BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_a_bad_batch_is_refused(batch, message):
+    with pytest.raises(InvalidInput, match=message):
+        prune(lenet(), "snip", 0.1, batch)
+
+
+def test_a_loss_that_is_no_mean_or_misses_a_layer_is_refused():
+    with pytest.raises(InvalidInput, match=r"a loss of shape \(40,\)"):
+        prune(lenet(), "snip", 0.1, BATCH, nn.CrossEntropyLoss(reduction="none"))
+    model = lenet()
+    model.register_module("spare", nn.Linear(3, 3))
+    model.forward = lambda x: model[4](model[2](model[0](x)))
+    with pytest.raises(InvalidInput, match="does not depend on layer 'spare'"):
+        prune(model, "snip", 0.1, BATCH)
+
+
+# ------------------------------------------------------------------------------------------- layers, patterns and bounds
+
+
+def test_only_linear_layers_are_taken():
+    model = nn.ModuleDict(
+        {
+            "table": nn.Embedding(9, 8),
+            "norm": nn.LayerNorm(8),
+            "attend": nn.MultiheadAttention(8, 2),
+            "out": nn.Linear(8, 9),
+        }
+    )
+    assert list(prune(model, "magnitude", 0.5)) == ["out"]
+
+
+@pytest.mark.parametrize("layers", ["[02]", ["0", "2"], lambda name, module: module.in_features > 11 and name < "4"])
+def test_layers_are_selected_by_name_or_by_rule(layers):
+    assert list(prune(lenet(), "magnitude", 0.5, layers=layers)) == ["0", "2"]
+
+
+@pytest.mark.parametrize("layers", ["fc*", ["0", "fc"], lambda *_: False, []])
+def test_a_selection_of_nothing_is_refused(layers):
+    with pytest.raises(NothingMatched):
+        prune(lenet(), "magnitude", 0.5, layers=layers)
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(NothingMatched, match="none of 0 layers"):
+        prune(nn.Sequential(nn.Conv2d(1, 1, 1)), "magnitude", 0.5)
+
+
+def test_a_shared_module_is_one_layer_and_its_gradient_counts_every_use():
+    shared = nn.Linear(12, 12)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(12, 4))
+    plan = prune(model, "snip", 0.2, BATCH, layers="0")
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(model(BATCH[0]), BATCH[1]), shared.weight)
+    assert torch.equal(
+        plan["0"].positions(), (gradient * shared.weight).abs().flatten().topk(plan.nnz).indices.sort().values
+    )
+    assert list(prune(model, "magnitude", 0.2)) == ["0", "3"]
+
+
+def test_tied_weights_are_refused_unless_left_out():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+    model[2].weight = model[0].weight
+    with pytest.raises(InvalidInput, match=r"layer '2' .* tied: 0.weight = 2.weight"):
+        prune(model, "magnitude", 0.5)
+    assert list(prune(model, "magnitude", 0.5, layers="1")) == ["1"]
+
+
+def test_a_bare_linear_layer_is_a_plan_of_one():
+    plan = prune(nn.Linear(12, 4), "snip", 0.5, BATCH)
+    assert list(plan) == [""]
+    assert plan.nnz == 24
+
+
+def test_a_pattern_that_does_not_divide_a_layer_names_it_and_the_next_step():
+    model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 10))
+    with pytest.raises(PatternError, match=r"10 rows in layer '1'.*pattern=\{'\*': 'v4', '1': 'unstructured'\}"):
+        prune(model, "magnitude", 0.5, pattern="v4")
+    plan = prune(model, "magnitude", 0.5, pattern={"*": "v4", "1": "unstructured"})
+    assert {name: str(topology.pattern) for name, topology in plan.items()} == {"0": "v4", "1": "unstructured"}
+    assert plan.nnz == 88
+
+
+def test_of_several_matching_patterns_the_last_wins():
+    plan = prune(lenet(), "magnitude", 0.5, pattern={"0": "v8", "[02]": "v4"})
+    assert [str(topology.pattern) for topology in plan.values()] == ["v4", "v4", "unstructured"]
+
+
+def test_bounds_per_layer_are_honoured():
+    plan = prune(lenet(), "magnitude", 0.2, min_density={"4": 0.5}, max_density={"*": 1.0, "0": 0.1})
+    assert plan["4"].density >= 0.5
+    assert plan["0"].density <= 0.1
+    assert plan.nnz == round(0.2 * plan.weights)
+    with pytest.raises(InvalidInput, match=r"under bounds that allow \d+ to \d+"):
+        prune(lenet(), "magnitude", 0.2, min_density=0.3)
+    with pytest.raises(InvalidInput, match="layer '0'"):
+        prune(lenet(), "magnitude", 0.2, min_density=0.5, max_density=0.4)
+
+
+def test_a_layer_that_collapses_is_reported():
+    model = lenet()
+    nn.init.constant_(model[2].weight, 1e-9)
+    with pytest.warns(LayerCollapse, match="nothing is kept of '2' at density 0.1"):
+        plan = prune(model, "magnitude", 0.1, allocation="global")
+    assert plan.collapsed == ("2",)
+
+
+def test_without_a_generator_torchs_own_is_drawn_from():
+    model, plans = lenet(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        plans.append(prune(model, "random", 0.2))
+    assert [same(plans[0], plan) for plan in plans[1:]] == [True, False]
+
+
+def test_by_default_only_scores_that_compare_across_layers_compete():
+    assert prune(lenet(), "magnitude", 0.1).allocation == "erk"
+    generator = torch.Generator().manual_seed(0)
+    assert prune(lenet(), "random", 0.1, generator=generator).allocation == "erk"
+
+
+# -------------------------------------------------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"density": 0.0}, "density 0.0"),
+        ({"density": 1.5}, "density 1.5"),
+        ({"density": float("nan")}, "density nan"),
+        ({"criterion": "slim"}, "criterion 'slim'; expected one of .*snip"),
+        ({"criterion": torch.abs}, "declared with @criterion"),
+        ({"allocation": "local"}, "allocation 'local'; expected one of uniform, er, erk, global"),
+        ({"pattern": "v3"}, "pattern 'v3'"),
+        ({"pattern": {"fc": "v4"}}, "'fc', which matches no layer"),
+        ({"mode": "test"}, "mode='test'"),
+        ({"accumulate": "sum"}, "accumulate='sum'"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(InvalidInput, match=message):
+        prune(lenet(), **{"criterion": "magnitude", "density": 0.1, **arguments})
+
+
+def test_a_criterion_of_another_shape_is_refused():
+    @criterion(needs=("weight",))
+    def per_row(weight):
+        return weight.sum(1)
+
+    del CRITERIA["per-row"]
+    with pytest.raises(InvalidInput, match=r"scores of shape \(24,\) for layer '0'"):
+        prune(lenet(), per_row, 0.1)
+
+
+# ------------------------------------------------------------------------------------------------------------- rounds
+
+
+@pytest.fixture
+def restless():
+    """A criterion whose favourites change from round to round, and the densities at which it was asked."""
+    seen = []
+
+    @measurement
+    def kept_share(network):
+        masks = network.masks or {name: torch.ones_like(weight).bool() for name, weight in network.weights.items()}
+        seen.append({name: mask.clone() for name, mask in masks.items()})
+        return masks
+
+    @criterion(needs=("weight", "kept_share"), across_layers=True)
+    def restless(weight, kept_share):
+        # The first round likes large weights, each later one small ones.
+        return weight.abs() if kept_share.all() else -weight.abs()
+
+    yield seen
+    del CRITERIA["restless"], MEASUREMENTS["kept_share"]
+
+
+def test_each_round_measures_what_the_one_before_has_kept(restless):
+    plan = prune(lenet(), "restless", 0.1, rounds=4)
+    total = sum(mask.numel() for mask in restless[0].values())
+    kept = [sum(int(mask.sum()) for mask in masks.values()) for masks in restless]
+    assert kept == [total, *(round(d * total) for d in round_densities(0.1, 4)[:-1])]
+    assert plan.nnz == round(0.1 * total)
+
+
+def test_what_a_round_drops_never_comes_back_unless_it_may(restless):
+    strict = prune(lenet(), "restless", 0.25, rounds=2)
+    assert all(not (strict.mask(name) & ~restless[1][name]).any() for name in strict)
+    restless.clear()
+    free = prune(lenet(), "restless", 0.25, rounds=2, recover=True)
+    assert any((free.mask(name) & ~restless[1][name]).any() for name in free)
+    assert free.nnz == strict.nnz
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "erk", "global"])
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+def test_rounds_keep_every_count_exact(restless, allocation, pattern):
+    plan = prune(lenet(), "restless", 0.07, rounds=9, allocation=allocation, pattern=pattern, min_density=0.02)
+    assert plan.nnz == plan["0"].pattern.rows * round(0.07 * plan.weights / plan["0"].pattern.rows)
+
+
+def test_inverted_scores_keep_the_rest():
+    best, worst = (prune(lenet(), "magnitude", 0.5, allocation="uniform", invert=flag) for flag in (False, True))
+    assert all(torch.equal(best.mask(name), ~worst.mask(name)) for name in best)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"round_schedule": "cubic"}, "round_schedule='cubic'"),
+        ({"temperature": 0}, "temp"),
+    ],
+)
+def test_bad_rounds_are_refused(arguments, message):
+    with pytest.raises(InvalidInput, match=message):
+        prune(lenet(), "snip", 0.1, BATCH, **arguments)
+
+
+# --------------------------------------------------------------------------------- criteria that change what they keep
+
+
+@pytest.fixture
+def halving():
+    """Keeps the first grains, and halves their weights."""
+
+    @criterion(needs=("weight",))
+    def halving(weight):
+        return torch.ones_like(weight)
+
+    @halving.solved_by
+    def first(weight, count, pattern):
+        return torch.arange(count), weight / 2
+
+    yield
+    del CRITERIA["halving"]
+
+
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+def test_new_values_of_a_plan_reach_the_sparse_layer(halving, storage, pattern):
+    model = lenet()
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in ("0", "2", "4")}
+    plan = prune(model, "halving", 0.5, pattern=pattern, allocation="uniform")
+    assert torch.equal(model[0].weight, before["0"]), "the model is only read"
+    sparsify_(model, plan, storage=storage)
+    for name, weight in before.items():
+        assert torch.equal(model.get_submodule(name).to_dense().weight, torch.where(plan.mask(name), weight / 2, 0.0))
+
+
+def test_new_values_survive_a_file(halving, tmp_path):
+    plan = prune(lenet(), "halving", 0.5, pattern={"0": "v4"}, allocation="uniform")
+    plan.save(tmp_path / "plan.safetensors")
+    loaded = Plan.load(tmp_path / "plan.safetensors")
+    assert same(plan, loaded)
+    assert list(loaded.updated) == list(plan)
+    assert all(torch.equal(loaded.updated[name], values) for name, values in plan.updated.items())
+
+
+def test_new_values_that_do_not_fit_are_refused():
+    plan = prune(lenet(), "magnitude", 0.5)
+    with pytest.raises(InvalidInput, match=r"new values of shape \(3,\) for layer '0'"):
+        Plan(dict(plan), updated={"0": torch.ones(3)})
+
+
+def test_a_criterion_that_solves_cannot_be_inverted(halving):
+    with pytest.raises(InvalidInput, match="invert=True"):
+        prune(lenet(), "halving", 0.5, invert=True)
