@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from networks import BATCH, lenet
+from pollard.errors import LayerCollapse
+from pollard.pruning import MEASUREMENTS, Network, prune
+from pollard.pruning.scoring import Scoring
+
+DOUBLE = BATCH[0].double(), BATCH[1]
+NAMES = ["0", "2", "4"]
+
+
+def measured(name, model, batch=None, scoring=None, **options):
+    names = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
+    network = Network(model, names, batch, scoring, **options)
+    with network.undisturbed():
+        return MEASUREMENTS[name](network)
+
+
+def bias_free(*sizes, seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------- GraSP
+
+
+def flat_gradient(model, scale=1.0):
+    loss = functional.cross_entropy(model(DOUBLE[0]) / scale, DOUBLE[1])
+    weights = [model.get_submodule(name).weight for name in NAMES]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, create_graph=True)])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_the_hessian_gradient_is_half_the_gradient_of_the_squared_gradient_norm(chunk_size):
+    model = lenet().double()
+    found = measured("hessian_gradient", model, DOUBLE, Scoring(temperature=3.0, chunk_size=chunk_size))
+    weights = [model.get_submodule(name).weight for name in NAMES]
+    expected = torch.autograd.grad(flat_gradient(model, 3.0).square().sum() / 2, weights)
+    for name, wanted in zip(NAMES, expected, strict=True):
+        torch.testing.assert_close(found[name], wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_the_grasp_score_predicts_what_removing_a_weight_does_to_the_gradient_norm():
+    model = lenet().double()
+    score = measured("hessian_gradient", model, DOUBLE)["2"] * model[2].weight.detach()
+    before = float(flat_gradient(model).detach().square().sum())
+    weight, step = model[2].weight.data, 1e-5
+    for index in [(0, 0), (3, 11), (9, 2), (15, 23)]:
+        kept = float(weight[index])
+        weight[index] -= step * kept  # a small step towards removal
+        change = (float(flat_gradient(model).detach().square().sum()) - before) / step
+        weight[index] = kept
+        assert change == pytest.approx(-2 * float(score[index]), rel=1e-3, abs=1e-9)
+
+
+def test_grasp_keeps_what_the_gradient_flow_would_miss():
+    model = lenet().double()
+    plan = prune(model, "grasp", 0.3, DOUBLE)
+    found = measured("hessian_gradient", model, DOUBLE, Scoring(mode="train", temperature=200.0))
+    scores = torch.cat([(found[name] * model.get_submodule(name).weight).flatten() for name in NAMES])
+    kept = torch.cat([plan.mask(name).flatten() for name in NAMES])
+    assert scores[kept].min() >= scores[~kept].max()
+    absolute = prune(model, "grasp-abs", 0.3, DOUBLE)
+    kept = torch.cat([absolute.mask(name).flatten() for name in NAMES])
+    assert scores[kept].abs().min() >= scores[~kept].abs().max()
+
+
+# -------------------------------------------------------------------------------------------------------------- SynFlow
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(1, 9), min_size=3, max_size=6))
+def test_every_layer_carries_the_whole_flow_and_every_unit_passes_on_what_it_gets(seed, sizes):
+    model = bias_free(*sizes, seed=seed)
+    flows = list(measured("synaptic_flow", model, input_shape=(sizes[0],)).values())
+    product = torch.ones(sizes[0], dtype=torch.float64)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            product = layer.weight.detach().double().abs() @ product
+    for flow in flows:
+        assert float(flow.sum()) == pytest.approx(float(product.sum()), rel=1e-10)
+    for before, after in itertools.pairwise(flows):
+        torch.testing.assert_close(before.sum(1), after.sum(0), rtol=1e-10, atol=0)
+
+
+def test_at_the_maximal_compression_one_weight_a_layer_is_left_where_one_round_collapses():
+    model = bias_free(20, 30, 30, 30, 10)
+    total = sum(module.weight.numel() for module in model if isinstance(module, nn.Linear))
+    plan = prune(model, "synflow", 4 / total, input_shape=(20,))
+    assert [topology.nnz for topology in plan.values()] == [1, 1, 1, 1]
+    with pytest.warns(LayerCollapse):
+        prune(model, "synflow", 4 / total, input_shape=(20,), rounds=1)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_flows_beyond_the_range_of_floats_rank_as_they_would_within(scale):
+    model = bias_free(*[12] * 40)
+    plain = prune(model, "synflow", 0.2, input_shape=(12,), rounds=3)
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight *= scale
+    far = prune(model, "synflow", 0.2, input_shape=(12,), rounds=3)
+    assert not any(topology.nnz == 0 for topology in far.values())
+    assert all(torch.equal(plain.mask(name), far.mask(name)) for name in plain)
+
+
+def test_flow_passes_residual_connections():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 5, bias=False), nn.Linear(5, 3, bias=False)
+
+        def forward(self, x):
+            return self.second(x + torch.relu(self.first(x)))
+
+    model = Residual()
+    flows = measured("synaptic_flow", model, input_shape=(5,))
+    first, second = (module.weight.detach().double().abs() for module in (model.first, model.second))
+    inside = first @ torch.ones(5, dtype=torch.float64)
+    torch.testing.assert_close(flows["second"], second * (1 + inside))
+    torch.testing.assert_close(flows["first"], first * second.sum(0)[:, None])
+
+
+def test_no_data_is_looked_at_and_the_input_shape_is_all_that_is_needed():
+    model = bias_free(12, 8, 4)
+    by_shape = prune(model, "synflow", 0.3, input_shape=(12,))
+    by_batch = prune(model, "synflow", 0.3, (torch.randn(5, 12), torch.zeros(5).long()))
+    assert all(torch.equal(by_shape.mask(name), by_batch.mask(name)) for name in by_shape)
