@@ -8,18 +8,15 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from pollard.errors import InvalidInput
-from pollard.formats.pattern import Pattern
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.scoring import Mode
 
 OWN_NEEDS = ("weight", "generator")
 
 
-class Solve(Protocol):
-    """Chooses what to keep of one layer, and says what the kept weights become."""
-
-    def __call__(self, weight: Tensor, count: int, pattern: Pattern, **needs: Any) -> tuple[Tensor, Tensor]:
-        """The positions of the `count` grains to keep, ascending, and the new weight `(out, in)`, read where kept."""
+# (weight, count, pattern, **needs) to the positions of the `count` grains to keep, ascending, and the new weight
+# `(out, in)`, which is read where it is kept.
+Solve = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Criterion(Protocol):
