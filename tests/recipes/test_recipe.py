@@ -24,6 +24,11 @@ RECIPES = st.builds(
     pattern=st.sampled_from(["unstructured", "v2", "v16"]),
     lr=st.floats(1e-6, 10.0),
     nesterov=st.booleans(),
+    score_mode=st.sampled_from(["", "eval", "train"]),
+    score_at=st.sampled_from([0.0, 0.5, 20.0]),
+    weights_at=st.sampled_from([-1.0, 0.0, 20.0]),
+    schedule_at=st.floats(0.0, 19.0),
+    ablation=st.sampled_from(["", "shuffle", "reinitialise", "invert"]),
     seed=st.integers(0, 2**40),
 )
 
@@ -57,19 +62,35 @@ def test_every_field_is_part_of_the_hash():
         "schedule": "cosine",
         "nesterov": True,
         "decay_all": True,
+        "score_mode": "train",
+        "score_rounds": 2,
+        "weights_at": 1.0,
+        "ablation": "shuffle",
+        "repair": "isometry",
     }
-    digests = {Recipe().digest}
+    late = Recipe(score_at=10.0)
+    digests = {late.digest}
     for entry in fields(Recipe):
         value = changed.get(entry.name)
         if value is None:
             value = entry.default + 1 if isinstance(entry.default, int) else entry.default / 2 + 0.01
-        digests.add(replace(Recipe(), **{entry.name: value}).digest)
+        digests.add(replace(late, **{entry.name: value}).digest)
     assert len(digests) == 1 + len(fields(Recipe))
 
 
 def test_the_hash_stays_what_it_was():
     # A changed hash orphans every run folder: change it on purpose, together with MEANING.
     assert Recipe().digest == "6210e10f8610"
+
+
+def test_a_hash_is_of_what_is_meant():
+    # Fields that the first recipes did not have, said or left unsaid.
+    assert Recipe(score_mode="eval", temperature=1, score_rounds=1, weights_at=0).digest == Recipe().digest
+    assert (
+        Recipe(score_at=5, weights_at=5).digest == Recipe(score_at=5).digest != Recipe(score_at=5, weights_at=0).digest
+    )
+    first = {"method": "random", "density": 0.05, "seed": 3}
+    assert Recipe.from_dict(first).digest == Recipe(**first, cycles=1, ablation="", score_at=0).digest
 
 
 def test_whole_numbers_serve_as_numbers():
@@ -82,6 +103,8 @@ def test_recipes_that_differ_only_in_what_to_keep_share_their_dense_twin():
         Recipe().twin(),
         Recipe(density=0.02, pattern="v4").twin(),
         Recipe(method="random", storage="masked").twin(),
+        Recipe(score_at=20, weights_at=1, schedule_at=1, cycles=5, ablation="reinitialise", repair="isometry").twin(),
+        Recipe(score_per_class=10, score_mode="train", temperature=200, score_rounds=100).twin(),
     }
     assert len(twins) == 1
     [twin] = twins
@@ -124,6 +147,21 @@ def test_every_field_has_help():
         ({"score_batch": -1}, "score_batch"),
         ({"data": ""}, "data"),
         ({"lr": -1.0}, "lr"),
+        ({"score_per_class": -1}, "score_per_class"),
+        ({"score_per_class": 10, "score_batch": 100}, "one of them"),
+        ({"score_mode": "evl"}, "Did you mean 'eval'"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"score_rounds": -1}, "score_rounds"),
+        ({"score_at": 21.0}, "an epoch of training, 0 to 20"),
+        ({"score_at": float("nan")}, "score_at"),
+        ({"weights_at": -0.5}, "weights_at"),
+        ({"schedule_at": 20}, "some left to train"),
+        ({"cycles": 0}, "cycles"),
+        ({"cycles": 2}, "Set score_at=20 to prune after training"),
+        ({"cycles": 2, "score_at": 2, "schedule_at": 2}, "schedule_at before score_at"),
+        ({"ablation": "shufle"}, "Did you mean 'shuffle'"),
+        ({"repair": "isometric"}, "Did you mean 'isometry'"),
     ],
 )
 def test_what_cannot_be_run_is_refused(wrong, told):

@@ -133,6 +133,73 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, optimizer, stop
     assert [line["epoch"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+def without_clocks(lines):
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("stop", [1, 2.0, 12 / 7, 0.5])
+def test_what_stops_on_the_way_and_goes_on_ends_where_one_training_does(tmp_path, stop):
+    points = problem()
+    whole = model_with(dropout=0.5)
+    train(whole, points, {"test": points}, options(), outputs=Outputs(folder=tmp_path / "whole"))
+    outputs = Outputs(folder=tmp_path / "parts")
+    first = train(model_with(dropout=0.5), points, {"test": points}, options(), outputs=outputs, stop=stop)
+    assert first.steps == first.record["step"] == round(7 * stop)
+    assert first.record["epoch"] == round(7 * stop) / 7
+    parts = model_with(dropout=0.5)
+    trained = train(parts, points, {"test": points}, options(), outputs=outputs)
+    assert (trained.resumed_at, trained.steps) == (first.steps, 21)
+    assert same(weights(parts), weights(whole))
+    told, expected = (without_clocks(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("parts", "whole"))
+    # Where it stopped within an epoch there is one line more.
+    assert [line for line in told if line["step"] % 7 == 0] == expected
+
+
+@pytest.mark.parametrize("start", [0, 1, 2.5])
+def test_rates_and_orders_are_those_of_the_epochs_trained(start):
+    first = round(7 * start)
+    points = problem()
+    seen, rates = [], options(schedule="cosine").learning_rate(21)
+    recorder = Recorder()
+    model = model_with()
+    hook = model.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    trained = train(model, points, {}, options(schedule="cosine"), outputs=Outputs(observers=[recorder]), start=start)
+    hook.remove()
+    assert (trained.steps, trained.resumed_at) == (21 - first, first)
+    assert (recorder.first, recorder.steps) == (first, 21)
+    assert trained.record["lr"] == rates(20)
+    orders = [torch.randperm(50, generator=generator(0, f"epoch {epoch}")).split(8) for epoch in range(3)]
+    expected = [points.x[batch] for order in orders for batch in order][first:]
+    assert len(seen) == len(expected)
+    assert all(torch.equal(*pair) for pair in zip(seen, expected, strict=True))
+
+
+def test_the_loss_of_a_part_of_an_epoch_is_the_mean_over_what_it_saw(tmp_path):
+    points = problem()
+    outputs = Outputs(folder=tmp_path)
+    train(model_with(), points, {}, options(lr=1e-12), outputs=outputs, start=5 / 7, stop=10 / 7)
+    order = [torch.randperm(50, generator=generator(0, f"epoch {epoch}")) for epoch in (0, 1)]
+    expected = [
+        evaluate(model_with(), Examples(points.x[part], points.y[part])).loss for part in (order[0][40:], order[1][:24])
+    ]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [7, 10]
+    assert [line["train_loss"] for line in lines] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("start, stop", [(0, 0), (2, 1), (-1, 1), (0, 4), (0, 0.01), (float("nan"), 1)])
+def test_there_must_be_a_step_to_train(start, stop):
+    with pytest.raises(InvalidInput, match="An epoch has 7 steps"):
+        train(model_with(), problem(), {}, options(), start=start, stop=stop)
+
+
+def test_a_checkpoint_past_the_stop_is_refused(tmp_path):
+    outputs = Outputs(folder=tmp_path)
+    train(model_with(), problem(), {}, options(), outputs=outputs)
+    with pytest.raises(StoreError, match="at most step 7"):
+        train(model_with(), problem(), {}, options(), outputs=outputs, stop=1)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     points = problem()
     model = model_with()

@@ -50,6 +50,7 @@ def prune(
     recover: bool | None = None,
     round_schedule: RoundSchedule = "exponential",
     invert: bool = False,
+    within: Mapping[str, Topology] | None = None,
     input_shape: tuple[int, ...] | None = None,
     count_biases: bool = False,
 ) -> Plan:
@@ -73,7 +74,9 @@ def prune(
     rounds: score so many times, each time the network that the round before has left; round k of n keeps
     `density ** (k / n)`, or with `round_schedule="linear"` a straight line's. recover: what one round drops may come back.
     None, of mode, temperature, rounds and recover, is the criterion's own, published choice.
-    invert: keep the lowest scores; an ablation. input_shape: of one sample, where a criterion needs that and no data.
+    invert: keep the lowest scores; an ablation.
+    within: an earlier plan of the same layers, to prune further: what it dropped never comes back.
+    input_shape: of one sample, where a criterion needs that and no data.
     count_biases: let `density` be a fraction of weights and biases together, as the authors of SNIP count. Biases are kept
     all the same, so the budget is spent on weights: there, zero biases score zero and go first.
 
@@ -99,15 +102,19 @@ def prune(
         chunk_size,
         rule.temperature if temperature is None else temperature,
     )
+    described = _described(chosen, pattern, min_density, max_density)
+    kept = _fitting(within or {}, described)
     decision = _Decision(
         rule,
         _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
         Network(model, chosen, batch, scoring, generator=generator, input_shape=input_shape),
-        _described(chosen, pattern, min_density, max_density),
+        described,
+        kept,
         recover=rule.recover if recover is None else recover,
         invert=invert,
     )
-    plan = decision.plan(round_densities(budget, rule.rounds if rounds is None else rounds, round_schedule), density)
+    count, start = rule.rounds if rounds is None else rounds, Plan(kept).density if kept else 1.0
+    plan = decision.plan(round_densities(budget, count, round_schedule, start), density)
     if plan.collapsed:
         warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
     return plan
@@ -116,8 +123,10 @@ def prune(
 prune_at_init = prune
 
 
-def round_densities(density: float, rounds: int, schedule: RoundSchedule = "exponential") -> list[float]:
-    """The density after each round: `density ** (k / rounds)`, or `1 - (1 - density) * k / rounds` where linear.
+def round_densities(
+    density: float, rounds: int, schedule: RoundSchedule = "exponential", start: float = 1.0
+) -> list[float]:
+    """The density after each round: `start` times `(density / start) ** (k / rounds)`, or on a straight line where linear.
 
     Raises InvalidInput for less than one round, or another schedule.
 
@@ -128,9 +137,9 @@ def round_densities(density: float, rounds: int, schedule: RoundSchedule = "expo
         raise InvalidInput(f"rounds={rounds}", "at least 1", "Leave rounds= out for the criterion's own number.")
     steps = range(1, rounds)
     if schedule == "exponential":
-        return [*(density ** (k / rounds) for k in steps), density]
+        return [*(start * (density / start) ** (k / rounds) for k in steps), density]
     if schedule == "linear":
-        return [*(1 - (1 - density) * k / rounds for k in steps), density]
+        return [*(start - (start - density) * k / rounds for k in steps), density]
     raise InvalidInput(f"round_schedule={schedule!r}", "one of exponential, linear", "Leave it out for 'exponential'.")
 
 
@@ -142,22 +151,24 @@ class _Decision:
     allocate: Allocation
     network: Network
     layers: dict[str, Layer]
+    within: Mapping[str, Topology]
     recover: bool
     invert: bool
 
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
         needed = [need for need in self.rule.needs if need in MEASUREMENTS]
-        topologies: dict[str, Topology] = {}
+        topologies = dict(self.within)
         with self.network.undisturbed():
+            self._mask(topologies)
             for density in densities[:-1]:
-                topologies = self._select(self._score(self._measure(needed)), density, topologies)
-                self.network.masks = {name: topology.mask() for name, topology in topologies.items()}
+                topologies = self._select(self._limited(self._score(self._measure(needed)), topologies), density)
+                self._mask(topologies)
             measured = self._measure(needed)
-        scored = self._score(measured, keep=self.rule.solve is not None)
+        scored = self._limited(self._score(measured, keep=self.rule.solve is not None), topologies)
         updated: dict[str, Tensor] = {}
         if self.rule.solve is None:
-            topologies = self._select(scored, densities[-1], topologies)
+            topologies = self._select(scored, densities[-1])
         else:
             topologies, updated = self._solve(self.rule.solve, scored, densities[-1], measured)
         name = getattr(self.allocate, "__name__", repr(self.allocate)).rstrip("_")
@@ -180,10 +191,17 @@ class _Decision:
             scored[name] = replace(layer, scores=-scores if self.invert else scores)
         return scored
 
-    def _select(self, scored: dict[str, Layer], density: float, before: Mapping[str, Topology]) -> dict[str, Topology]:
-        """The topology of each layer at `density`; unless they may recover, only of grains that were kept `before`."""
-        if before and not self.recover:
-            scored = {name: _within(layer, before[name]) for name, layer in scored.items()}
+    def _mask(self, topologies: Mapping[str, Topology]) -> None:
+        if topologies:
+            self.network.masks = {name: topology.mask() for name, topology in topologies.items()}
+
+    def _limited(self, scored: dict[str, Layer], before: Mapping[str, Topology]) -> dict[str, Layer]:
+        """`scored`, of which only what was kept `before` can be chosen; what may recover, only of what was given."""
+        kept = self.within if self.recover else before
+        return {name: _within(layer, kept[name]) for name, layer in scored.items()} if kept else scored
+
+    def _select(self, scored: dict[str, Layer], density: float) -> dict[str, Topology]:
+        """The topology of each layer at `density`."""
         counts = whole_grains(scored, self.allocate(scored, density), density)
         return {name: _topology(name, layer, counts[name]) for name, layer in scored.items()}
 
@@ -256,6 +274,19 @@ def _described(chosen: Mapping[str, nn.Linear], pattern: PatternChoice, least: B
             fix = own if isinstance(error, PatternError) else error.fix
             raise type(error)(f"{error.got} in layer {name!r}", error.expected, fix) from error
     return described
+
+
+def _fitting(within: Mapping[str, Topology], layers: Mapping[str, Layer]) -> Mapping[str, Topology]:
+    """`within`, once it is sure that it is of these layers."""
+    found = {name: (topology.shape, topology.pattern) for name, topology in within.items()}
+    expected = {name: (layer.shape, layer.pattern) for name, layer in layers.items()}
+    if found and found != expected:
+        raise InvalidInput(
+            f"within= of layers {listed(within)}",
+            f"a plan of {listed(layers)}, of their shapes and patterns",
+            "Pass the plan that this model was pruned by.",
+        )
+    return within
 
 
 def _check_declared(rule: Criterion) -> None:

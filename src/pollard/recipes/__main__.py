@@ -6,7 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from pollard.errors import PollardError
+from pollard.recipes.dense import save_snapshot
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.run import run
 
@@ -19,15 +22,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="torch's threads")
     parser.add_argument("--checkpoint-steps", type=int, default=0, help="checkpoint within epochs too")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--wait", action="store_true", help="wait for a process that runs the same recipe")
+    parser.add_argument("--snapshot", type=float, metavar="EPOCH", help="only leave a dense network's weights at EPOCH")
     given = parser.parse_args()
+    recipe = Recipe.read(given.recipe)
+    manner = {"progress": not given.quiet, "checkpoint_steps": given.checkpoint_steps}
     try:
-        run(
-            Recipe.read(given.recipe),
-            given.out,
-            progress=not given.quiet,
-            threads=given.threads,
-            checkpoint_steps=given.checkpoint_steps,
-        )
+        if given.snapshot is None:
+            run(recipe, given.out, threads=given.threads, wait=given.wait, **manner)
+        else:
+            torch.set_num_threads(given.threads or torch.get_num_threads())
+            save_snapshot(recipe, given.out, given.snapshot, **manner)
     except PollardError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""From a recipe to the network that will be trained: dense weights pruned, or a network that is born sparse."""
+"""From a recipe to its network at one moment: dense, scored and pruned, or born sparse."""
 
 from __future__ import annotations
 
@@ -6,45 +6,113 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pollard.errors import LayerCollapse
+from pollard.errors import InvalidInput, LayerCollapse
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.nn.initialise import Initialiser
 from pollard.nn.linear import SparseLinear
-from pollard.nn.surgery import densify_, sparsify_
+from pollard.nn.surgery import Storage, densify_, sparsify_
+from pollard.pruning.ablation import shuffle
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
-from pollard.pruning.decision import prune_at_init
+from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.plan import Plan
 from pollard.recipes.models import INITIALISERS, dense_network, layer_shapes, network
 from pollard.recipes.recipe import Recipe
+from pollard.selection import linear_layers
 from pollard.training import Examples, generator
+
+# Bounds what scoring holds in memory, whatever the size of the scoring batch.
+SCORED_AT_ONCE = 1000
+# What the initial weights of a re-initialised network are drawn for.
+ANEW = "weights anew"
 
 
 def build(
     recipe: Recipe, sizes: Sequence[int], examples: Examples, plan: Plan | None = None
 ) -> tuple[nn.Sequential, Plan | None]:
-    """The network of `recipe` at step 0, and the plan it was made by; a `plan` made earlier is used as it is.
+    """The network of a `recipe` that prunes before training, and its plan; a `plan` made earlier is used as it is.
 
     sizes: neurons per layer, input and output included. examples: of the training set, for scores from gradients.
     With method ``random`` and an allocation that needs no scores, topologies come first and only kept weights are ever
     drawn. All else starts dense, is scored, and keeps the weights it was scored with. Method ``dense`` has no plan.
     """
     if recipe.method == "dense":
-        return _dense(recipe, sizes), None
+        return initial(recipe, sizes), None
     if is_born_sparse(recipe):
         plan = plan or random_plan(recipe, layer_shapes(sizes))
-        model = _born_sparse(recipe, sizes, plan)
-        return (model if recipe.storage == "compressed" else sparsify_(densify_(model), plan, storage="masked")), plan
-    model = _dense(recipe, sizes)
-    if plan is None:
-        plan = _scored_plan(recipe, model, layer_shapes(sizes), examples)
-    return sparsify_(model, plan, storage=recipe.storage), plan
+        model = _sparse_network(plan, INITIALISERS[recipe.initialiser], generator(recipe.seed, "weights"))
+        return _stored_as(recipe.storage, model, plan), plan
+    scored = weights = initial(recipe, sizes)
+    if recipe.ablation == "reinitialise":
+        weights = initial(recipe, sizes, ANEW)
+    plan = plan or finished(recipe, decide(recipe, scored, examples), scored, weights)
+    return sparsify_(weights, plan, storage=recipe.storage), plan
 
 
 def is_born_sparse(recipe: Recipe) -> bool:
     """Whether the network of `recipe` never has a dense weight, not even before training."""
-    return recipe.method == "random" and recipe.allocation != "global"
+    untrained = recipe.score_at == 0.0 and not recipe.rewinds
+    as_it_is = not recipe.ablation and not recipe.repair
+    return recipe.method == "random" and recipe.allocation != "global" and untrained and as_it_is
+
+
+def initial(recipe: Recipe, sizes: Sequence[int], purpose: str = "weights") -> nn.Sequential:
+    """The dense network before training; another `purpose` draws other weights."""
+    return dense_network(sizes, recipe.initialiser, generator(recipe.seed, purpose))
+
+
+def decide(
+    recipe: Recipe,
+    model: nn.Sequential,
+    examples: Examples,
+    *,
+    density: float | None = None,
+    within: Plan | None = None,
+    purpose: str = "mask",
+) -> Plan:
+    """What the method of `recipe` keeps of dense `model`, at `density` instead of its own, of what `within` had kept."""
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
+    return prune(
+        model,
+        recipe.method,
+        density=recipe.density if density is None else density,
+        batch=_scoring_batch(recipe, examples),
+        allocation=recipe.allocation,
+        pattern=layer_patterns(recipe.pattern, shapes),
+        generator=generator(recipe.seed, purpose),
+        mode=recipe.score_mode or None,
+        temperature=recipe.temperature or None,
+        rounds=recipe.score_rounds or None,
+        chunk_size=SCORED_AT_ONCE,
+        invert=recipe.ablation == "invert",
+        within=within,
+    )
+
+
+def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequential, *, last: bool = True) -> Plan:
+    """`plan` for the dense network whose `weights` will be trained; after the `last` pruning, ablated and repaired.
+
+    Values that a criterion computed belong to the weights it has `scored`: other weights go without them.
+    """
+    if weights is not scored:
+        plan = Plan(plan.topologies, criterion=plan.criterion, allocation=plan.allocation, asked=plan.asked)
+    if last and recipe.ablation == "shuffle":
+        plan = shuffle(plan, generator(recipe.seed, "shuffle"))
+    return plan
+
+
+def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor]) -> nn.Sequential:
+    """The network of a `plan`, None for a dense one, with the parameters and buffers of `state`."""
+    if plan is None:
+        shapes = [tensor.shape for name, tensor in state.items() if name.endswith(".weight")]
+        model = initial(recipe, [shapes[0][1], *(shape[0] for shape in shapes)])
+    else:
+        model = _sparse_network(plan, lambda topology, _: torch.zeros(topology.nnz), torch.Generator())
+        model = _stored_as(recipe.storage, model, plan)
+    model.load_state_dict(state)
+    return model
 
 
 def layer_patterns(pattern: str, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Pattern]:
@@ -66,9 +134,7 @@ def random_plan(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> Plan:
     topologies = {name: _random_topology(layer, counts[name], draw) for name, layer in layers.items()}
     plan = Plan(topologies, criterion="random", allocation=recipe.allocation, asked=recipe.density)
     if plan.collapsed:
-        warnings.warn(
-            f"nothing is kept of {', '.join(plan.collapsed)}: raise the density.", LayerCollapse, stacklevel=2
-        )
+        warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
     return plan
 
 
@@ -79,32 +145,44 @@ def _random_topology(layer: Layer, count: int, draw: torch.Generator) -> Topolog
     return Topology.random(shape, count / layer.grains, layer.pattern, draw)
 
 
-def _dense(recipe: Recipe, sizes: Sequence[int]) -> nn.Sequential:
-    return dense_network(sizes, recipe.initialiser, generator(recipe.seed, "weights"))
+def _scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "scoring batch"))
+    if recipe.score_per_class:
+        chosen = _of_each_class(examples.y[order], recipe.score_per_class)
+    else:
+        chosen = torch.arange(min(recipe.score_batch or recipe.batch_size, len(order)))
+    return examples.x[order[chosen]], examples.y[order[chosen]]
 
 
-def _scored_plan(recipe: Recipe, model: nn.Module, shapes: Mapping[str, tuple[int, int]], examples: Examples) -> Plan:
-    size = min(recipe.score_batch or recipe.batch_size, len(examples.x))
-    chosen = torch.randperm(len(examples.x), generator=generator(recipe.seed, "scoring batch"))[:size]
-    return prune_at_init(
-        model,
-        recipe.method,
-        density=recipe.density,
-        batch=(examples.x[chosen], examples.y[chosen]),
-        allocation=recipe.allocation,
-        pattern=layer_patterns(recipe.pattern, shapes),
-        generator=generator(recipe.seed, "mask"),
-    )
+def _of_each_class(labels: Tensor, count: int) -> Tensor:
+    """The places of the first `count` of each label, ascending; raises InvalidInput where a class has fewer.
+
+    >>> _of_each_class(torch.tensor([1, 1, 0, 1, 0]), 2)
+    tensor([0, 1, 2, 4])
+    """
+    found = [torch.nonzero(labels == label).flatten()[:count] for label in labels.unique()]
+    least = min(len(places) for places in found)
+    if least < count:
+        raise InvalidInput(
+            f"score_per_class {count}, where a class has {least} training examples",
+            f"at most {least}",
+            "Lower it, or take score_batch examples as they come.",
+        )
+    return torch.cat(found).sort().values
 
 
-def _born_sparse(recipe: Recipe, sizes: Sequence[int], plan: Plan) -> nn.Sequential:
+def _sparse_network(plan: Plan, initialiser: Initialiser, draw: torch.Generator) -> nn.Sequential:
+    """A network that is born sparse, biases 0."""
     topologies = iter(plan.values())
-    draw = generator(recipe.seed, "weights")
 
     def layer(inputs: int, outputs: int) -> SparseLinear:
-        initialiser = INITIALISERS[recipe.initialiser]
         made = SparseLinear(inputs, outputs, next(topologies), bias=False, initialiser=initialiser, generator=draw)
         made.bias = nn.Parameter(torch.zeros(outputs))
         return made
 
-    return network(sizes, layer)
+    shapes = [topology.shape for topology in plan.values()]
+    return network([shapes[0][1], *(shape[0] for shape in shapes)], layer)
+
+
+def _stored_as(storage: Storage, model: nn.Sequential, plan: Plan) -> nn.Sequential:
+    return model if storage == "compressed" else sparsify_(densify_(model), plan, storage=storage)

@@ -16,16 +16,18 @@ from pollard.recipes.recipe import Recipe
 RECIPE = "recipe.json"
 PLAN = "plan.safetensors"
 MODEL = "model.safetensors"
+AIMS = "aims.json"
+SNAPSHOTS = "snapshots"
 RESULT = "result.json"
 LOCK = ".lock"
 EVENTS = "tensorboard"
 
 
 @contextmanager
-def locked_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
+def locked_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[Path]:
     """The run folder of `recipe` in `out`, held until the block ends or the process does, however it ends.
 
-    Raises StoreError when it cannot be written, or when another process holds it.
+    Raises StoreError when it cannot be written, or when another process holds it, unless it is to `wait` for that one.
     """
     folder = out / recipe.digest
     try:
@@ -35,7 +37,7 @@ def locked_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
         raise StoreError(f"{folder}: {error}", "a folder that can be written", "Give another output folder.") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreError(
                 f"{folder}, in use by another process",

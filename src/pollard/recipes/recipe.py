@@ -5,24 +5,30 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.nn.surgery import Storage
 from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, own_allocation
+from pollard.pruning.scoring import Mode
 from pollard.recipes.models import INITIALISERS, check_model_name
 from pollard.training.options import TrainingOptions
 
 METHODS = (*CRITERIA, "dense")
 STORAGES = get_args(Storage)
+MODES = get_args(Mode)
+ABLATIONS = ("shuffle", "reinitialise", "invert")
+REPAIRS = ("isometry",)
 # Part of the hash: raised when a recipe of the same fields comes to mean another experiment.
 MEANING = 1
+UNSAID = -1.0
 
 Value = str | int | float | bool
 
@@ -31,12 +37,22 @@ def _setting(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
 
 
+def _later(default: Any, help_text: str) -> Any:
+    """A field that the first recipes did not have: left at its default it is no part of the hash, as it was not theirs."""
+    return field(default=default, metadata={"help": help_text, "later": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Data, network, what to keep and how to train; `describe()` says what each field is; bad ones raise InvalidInput.
 
     A recipe of method ``dense`` keeps everything, so the fields that say what to keep are set to neutral values: the
     dense twins of all recipes that differ only there are one recipe. ``allocation=""`` is the method's own choice.
+
+    Epochs are those of the dense network's training, and of the learning-rate schedule. The network is trained to epoch
+    `score_at`, scored and pruned; what is kept gets its weights of epoch `weights_at`, and is trained along the schedule
+    from epoch `schedule_at` to its end. With `cycles`, it is trained from `schedule_at` to `score_at`, scored and pruned
+    again, before that; cycle k of n leaves ``density ** (k / n)``.
 
     >>> Recipe(method="snip", density=0.05)
     Recipe(density=0.05)
@@ -49,11 +65,21 @@ class Recipe:
     data: str = _setting("digits", "digits, mnist, fashion-mnist, or the path of a folder of IDX files")
     model: str = _setting("lenet-300-100", "lenet-300-100, or mlp and layer sizes as in mlp-784-1024-1024-10")
     initialiser: str = _setting("lecun", "initial weights: lecun (as SNIP's paper), kaiming or torch")
-    method: str = _setting("snip", "what to keep: snip, magnitude, random, or dense for everything")
+    method: str = _setting("snip", f"what to keep: {', '.join(sorted(CRITERIA))}, or dense for everything")
     density: float = _setting(0.1, "fraction of the weights to keep, in (0, 1]")
-    allocation: str = _setting("", "density per layer: global, uniform, er, erk (default: global for snip, else erk)")
+    allocation: str = _setting("", f"density per layer: {', '.join(ALLOCATIONS)} (default: the method's own)")
     pattern: str = _setting("unstructured", "unstructured, or vN: N neighbouring rows share their columns")
-    score_batch: int = _setting(0, "training examples that snip scores on; 0 for one batch")
+    score_batch: int = _setting(0, "training examples that scores are taken on; 0 for one batch")
+    score_per_class: int = _later(0, "examples of each class to score on, in place of score_batch; 0 for score_batch")
+    score_mode: Mode | Literal[""] = _later("", "eval or train, while scoring (default: the method's own)")  # noqa: RUF009
+    temperature: float = _later(0.0, "outputs are divided by it for the scoring loss; 0 for the method's own")
+    score_rounds: int = _later(0, "times to score, each time what is left; 0 for the method's own")
+    score_at: float = _later(0.0, "epoch of dense training at which to score: 0 before it, epochs after it")
+    weights_at: float = _later(UNSAID, "epoch whose weights are kept: 0 initial, k late reset; -1 for score_at")
+    schedule_at: float = _later(0.0, "epoch of the learning-rate schedule at which what is kept starts training")
+    cycles: int = _later(1, "times to train, score and prune, down to density in equal ratios")
+    ablation: str = _later("", "shuffle within layers, reinitialise kept weights, or invert the scores")
+    repair: str = _later("", "isometry: make kept weights pass signals unscaled before training")
     storage: Storage = _setting("compressed", "compressed: only kept weights exist; masked: dense ones and a mask")  # noqa: RUF009
     validation: float = _setting(0.0, "fraction of the training examples held out and evaluated as 'validation'")
     epochs: int = _setting(20, "times over the training examples")
@@ -76,19 +102,14 @@ class Recipe:
         for entry in fields(self):
             object.__setattr__(self, entry.name, _typed(entry.name, getattr(self, entry.name), type(entry.default)))
         _one_of("method", self.method, METHODS)
-        if self.method == "dense":
-            for name in ("density", "allocation", "pattern", "score_batch", "storage"):
-                object.__setattr__(self, name, DENSE[name])
-        elif not self.allocation:
-            object.__setattr__(self, "allocation", own_allocation(CRITERIA[self.method]))
+        for name, value in self._filled_in().items():
+            if self.method == "dense" or not getattr(self, name):
+                object.__setattr__(self, name, value)
         self._validate()
 
     def __repr__(self) -> str:
-        changed = {
-            e.name: getattr(self, e.name)
-            for e in fields(self)
-            if getattr(self, e.name) != _default(e.name, self.method)
-        }
+        plain = {e.name: e.default for e in fields(self)} | self._filled_in()
+        changed = {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
         return "Recipe(" + ", ".join(f"{name}={value!r}" for name, value in changed.items()) + ")"
 
     def _validate(self) -> None:
@@ -105,11 +126,55 @@ class Recipe:
             raise InvalidInput(
                 f"density {self.density}", "a density in (0, 1]", "Density is the fraction kept: 95 % sparsity is 0.05."
             )
-        if self.score_batch < 0:
-            raise InvalidInput(f"score_batch {self.score_batch}", "0 or more examples", "Use 0 for one training batch.")
         if not 0.0 <= self.validation < 1.0:
             raise InvalidInput(f"validation {self.validation}", "a fraction in [0, 1)", "0.1 holds out a tenth.")
         self.options()
+        self._validate_scoring()
+        self._validate_pipeline()
+
+    def _validate_scoring(self) -> None:
+        for name in ("score_batch", "score_per_class"):
+            if getattr(self, name) < 0:
+                raise InvalidInput(f"{name} {getattr(self, name)}", "0 or more examples", "Use 0 for the default.")
+        if self.score_batch and self.score_per_class:
+            raise InvalidInput(
+                f"score_batch {self.score_batch} and score_per_class {self.score_per_class}",
+                "one of them",
+                "score_per_class takes as many examples of each class, score_batch takes them as they come.",
+            )
+        _one_of("score_mode", self.score_mode, ("", *MODES))
+        if not 0.0 <= self.temperature < math.inf:
+            raise InvalidInput(f"temperature {self.temperature}", "a number above 0", "Use 0 for the method's own.")
+        if self.score_rounds < 0:
+            raise InvalidInput(f"score_rounds {self.score_rounds}", "at least 1", "Use 0 for the method's own.")
+
+    def _validate_pipeline(self) -> None:
+        for name in ("score_at", "weights_at", "schedule_at"):
+            epoch = getattr(self, name)
+            if name == "weights_at" and epoch == UNSAID:
+                continue
+            if not 0.0 <= epoch <= self.epochs or (name == "schedule_at" and epoch == self.epochs):
+                raise InvalidInput(
+                    f"{name} {epoch:g} of {self.epochs} epochs",
+                    f"an epoch of training, 0 to {self.epochs}{', with some left to train' * (name == 'schedule_at')}",
+                    "Use 0 for before training; score_at and weights_at may be epochs, for after it.",
+                )
+        if self.cycles < 1:
+            raise InvalidInput(f"cycles {self.cycles}", "at least 1", "Use 1 to prune once.")
+        if self.cycles > 1 and self.score_at <= self.schedule_at:
+            raise InvalidInput(
+                f"{self.cycles} cycles that train from epoch {self.schedule_at:g} to {self.score_at:g}",
+                "schedule_at before score_at",
+                f"Set score_at={self.epochs} to prune after training; to score again untrained, set score_rounds.",
+            )
+        _one_of("ablation", self.ablation, ("", *ABLATIONS))
+        _one_of("repair", self.repair, ("", *REPAIRS))
+        if self.ablation == "invert" and CRITERIA[self.method].solve is not None:
+            raise InvalidInput(
+                f"ablation 'invert' of {self.method}, which changes weights as it chooses",
+                "a method that only scores",
+                "Use ablation='shuffle' or 'reinitialise'.",
+            )
 
     @classmethod
     def describe(cls) -> dict[str, str]:
@@ -119,8 +184,18 @@ class Recipe:
     @property
     def digest(self) -> str:
         """12 hex digits of the sha256 of the recipe as canonical JSON: the name of its run folder."""
-        canonical = json.dumps({"meaning": MEANING, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        told = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if "later" not in entry.metadata or not self._means_nothing(entry)
+        }
+        canonical = json.dumps({"meaning": MEANING, **told}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether the kept weights are those of another epoch than the scores."""
+        return self.weights_at not in (UNSAID, self.score_at)
 
     def options(self) -> TrainingOptions:
         """The part that says how to train."""
@@ -154,18 +229,36 @@ class Recipe:
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """The recipe in a ``.toml`` or ``.json`` file; raises InvalidInput when it cannot be read or understood."""
-        try:
-            text = path.read_text("utf-8")
-            values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"{path}: {error}", "a recipe as TOML or JSON", "Recipe().to_toml() prints one to start from."
-            ) from error
-        if not isinstance(values, dict):
-            raise InvalidInput(
-                f"{path} that holds a {type(values).__name__}", "a table of recipe fields", "See Recipe().to_toml()."
-            )
-        return cls.from_dict(values)
+        return cls.from_dict(read_fields(path))
+
+    def _filled_in(self) -> dict[str, Value]:
+        """Fields that the method decides, unless they are given."""
+        return DENSE if self.method == "dense" else {"allocation": own_allocation(CRITERIA[self.method])}
+
+    def _means_nothing(self, entry: Field[Any]) -> bool:
+        """Whether a field says only what would be so anyway."""
+        own: dict[str, Value] = DENSE
+        if self.method != "dense":
+            rule = CRITERIA[self.method]
+            own = {"score_mode": rule.mode, "temperature": rule.temperature, "score_rounds": rule.rounds}
+            own["weights_at"] = self.score_at
+        return getattr(self, entry.name) in (entry.default, own.get(entry.name))
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields that a recipe's ``.toml`` or ``.json`` file gives; raises InvalidInput when it cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{path}: {error}", "a recipe as TOML or JSON", "Recipe().to_toml() prints one to start from."
+        ) from error
+    if not isinstance(values, dict):
+        raise InvalidInput(
+            f"{path} that holds a {type(values).__name__}", "a table of recipe fields", "See Recipe().to_toml()."
+        )
+    return values
 
 
 DENSE: dict[str, Value] = {
@@ -173,16 +266,18 @@ DENSE: dict[str, Value] = {
     "allocation": "",
     "pattern": "unstructured",
     "score_batch": 0,
+    "score_per_class": 0,
+    "score_mode": "",
+    "temperature": 0.0,
+    "score_rounds": 0,
+    "score_at": 0.0,
+    "weights_at": UNSAID,
+    "schedule_at": 0.0,
+    "cycles": 1,
+    "ablation": "",
+    "repair": "",
     "storage": "compressed",
 }
-
-
-def _default(name: str, method: str) -> object:
-    if method == "dense" and name in DENSE:
-        return DENSE[name]
-    if name == "allocation":
-        return own_allocation(CRITERIA[method])
-    return next(entry.default for entry in fields(Recipe) if entry.name == name)
 
 
 def _typed(name: str, value: object, kind: type) -> Value:
@@ -201,4 +296,4 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         near = difflib.get_close_matches(value, allowed, n=1)
         fix = f"Did you mean {near[0]!r}?" if near else f"Use {allowed[0]!r} if in doubt."
-        raise InvalidInput(f"{name} {value!r}", "one of " + ", ".join(allowed), fix)
+        raise InvalidInput(f"{name} {value!r}", "one of " + ", ".join(filter(None, allowed)), fix)

@@ -6,8 +6,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pollard.errors import InvalidInput, StoreError
-from pollard.recipes.folder import RESULT, read_json, write_json
+from pollard.formats.store import load_tensors
+from pollard.pruning.plan import Plan
+from pollard.recipes.build import trained_network
+from pollard.recipes.folder import MODEL, PLAN, RESULT, read_json, write_json
 from pollard.recipes.recipe import Recipe
 from pollard.report.measure import ModuleBytes
 
@@ -17,9 +22,10 @@ class RunResult:
     """What a run came to; `result.json` in `folder` holds the same.
 
     density, nnz: over the weights of all linear layers; densities: per layer. bytes: what training holds, by purpose.
+    explored_rate: fraction of the dense weights that were ever trained after the last pruning.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
-    seconds_per_step: median of forward, backward and update. dense: the same figures of the dense twin, if compared.
-    reused: nothing was left to do.
+    seconds_per_step: median of forward, backward and update. steps: of the last training. dense: the same figures of the
+    dense twin, if compared. reused: nothing was left to do.
     """
 
     folder: Path
@@ -29,6 +35,7 @@ class RunResult:
     train_loss: float
     density: float
     densities: dict[str, float]
+    explored_rate: float
     nnz: int
     weights: int
     bytes: ModuleBytes
@@ -58,11 +65,18 @@ class RunResult:
         try:
             told.pop("run")
             recipe, held = Recipe.from_dict(told.pop("recipe")), ModuleBytes(**told.pop("bytes"))
+            # The first results did not say it: all their topologies were static.
+            told.setdefault("explored_rate", told["density"])
             return cls(folder=folder, recipe=recipe, bytes=held, **told)
         except (KeyError, TypeError, InvalidInput) as error:
             raise StoreError(
                 f"{folder / RESULT}: {error}", "a complete result", "Remove it, and run the recipe again."
             ) from error
+
+    def model(self) -> nn.Sequential:
+        """The trained network, of sparse layers where the run was sparse; raises StoreError where its files are damaged."""
+        plan = Plan.load(self.folder / PLAN) if self.recipe.method != "dense" else None
+        return trained_network(self.recipe, plan, load_tensors(self.folder / MODEL)[0])
 
     def save(self) -> None:
         """Write result.json into `folder`, atomically."""

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from pollard import data
-from pollard.errors import InvalidInput, PollardError
 from pollard.formats.store import save_tensors
 from pollard.pruning.plan import Plan
-from pollard.recipes.build import build
-from pollard.recipes.folder import EVENTS, MODEL, PLAN, RESULT, locked_folder, write_json
-from pollard.recipes.models import layer_shapes, layer_sizes
+from pollard.recipes.dense import dense_weights, in_own_process
+from pollard.recipes.folder import EVENTS, MODEL, RESULT, locked_folder
+from pollard.recipes.pipeline import Pipeline
+from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
 from pollard.report.measure import module_bytes, peak_rss_bytes, rss_bytes
-from pollard.training import (
-    Examples,
-    Observer,
-    Outputs,
-    ProgressBar,
-    TensorBoard,
-    Trained,
-    generator,
-    read_metrics,
-    train,
-)
+from pollard.training import Observer, Outputs, ProgressBar, TensorBoard, Trained, read_metrics, train
 from pollard.training.loop import METRICS
 
 
@@ -48,70 +35,75 @@ def run(
     tensorboard: bool = False,
     threads: int | None = None,
     checkpoint_steps: int = 0,
+    wait: bool = False,
 ) -> RunResult:
     """Run `recipe` in `out`/<its digest>, or go on with it, or report what is there.
 
     The folder comes to hold recipe.json, plan.safetensors, metrics.jsonl, checkpoint.safetensors, model.safetensors and
-    result.json. With `compare="dense"` the dense twin runs in a folder and a process of its own, so that its peak memory is
-    its own too. `threads` sets torch's thread count; results are bit-equal for equal counts. `checkpoint_steps`
-    checkpoints within epochs too. Raises StoreError when another process runs the same recipe in `out`, DataError when
-    data is missing, TrainingDiverged when the loss is not finite.
+    result.json; a folder cycle-K of it the same of an earlier cycle. Weights of the trained dense network come from the
+    dense twin's folder, and are made there once, in a process of its own, for all recipes that want them. With
+    `compare="dense"` the dense twin runs in a folder and a process of its own, so that its peak memory is its own too.
+    `threads` sets torch's thread count; results are bit-equal for equal counts. `checkpoint_steps` checkpoints within
+    epochs too. Raises StoreError when another process runs the same recipe in `out`, unless it is to `wait` for that
+    one, DataError when data is missing, TrainingDiverged when the loss is not finite.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    with locked_folder(recipe, Path(out)) as folder:
+    out = Path(out)
+    with locked_folder(recipe, out, wait=wait) as folder:
         if (folder / RESULT).exists():
             result = replace(RunResult.read(folder), reused=True)
         else:
-            result = _run(recipe, folder, progress, tensorboard, checkpoint_steps)
+            result = _run(recipe, out, folder, Manner(progress, tensorboard, checkpoint_steps))
         if compare == "dense" and result.dense is None and recipe.method != "dense":
-            result = replace(result, dense=_twin_in_own_process(recipe, Path(out), progress).to_dict(), reused=False)
+            in_own_process(recipe.twin(), out, progress=progress)
+            result = replace(result, dense=RunResult.read(out / recipe.twin().digest).to_dict(), reused=False)
             result.save()
     return result
 
 
-def _run(recipe: Recipe, folder: Path, progress: bool, tensorboard: bool, checkpoint_steps: int) -> RunResult:
-    baseline = rss_bytes()
-    examples, evaluation, sizes = _load(recipe)
-    stored = Plan.load(folder / PLAN) if (folder / PLAN).exists() else None
-    model, plan = build(recipe, sizes, examples, stored)
-    if plan is not None and stored is None:
-        plan.save(folder / PLAN)
-    observers: list[Observer] = []
-    if progress:
-        observers.append(ProgressBar())
-    if tensorboard:
-        observers.append(TensorBoard(folder / EVENTS))
-    outputs = Outputs(
-        folder=folder,
-        identity=recipe.digest,
-        checkpoint_steps=checkpoint_steps,
-        observers=observers,
-        gauges={"peak_rss_bytes": peak_rss_bytes, "baseline_rss_bytes": lambda: baseline},
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a run goes that does not change what it computes."""
+
+    progress: bool
+    tensorboard: bool
+    checkpoint_steps: int
+
+    def outputs(self, recipe: Recipe, baseline: int, folder: Path, stage: str) -> Outputs:
+        """Where the training of a `stage` of `recipe` leaves its traces."""
+        observers: list[Observer] = []
+        if self.progress:
+            observers.append(ProgressBar(stage))
+        if self.tensorboard:
+            observers.append(TensorBoard(folder / EVENTS))
+        return Outputs(
+            folder=folder,
+            identity=recipe.digest,
+            checkpoint_steps=self.checkpoint_steps,
+            observers=observers,
+            gauges={"peak_rss_bytes": peak_rss_bytes, "baseline_rss_bytes": lambda: baseline},
+        )
+
+
+def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
+    outputs = partial(manner.outputs, recipe, rss_bytes())
+    problem = Problem.of(recipe)
+    dense = partial(dense_weights, recipe.twin(), out, progress=manner.progress)
+    model, plan = Pipeline(recipe, problem, folder, dense, outputs).start()
+    trained = train(
+        model,
+        problem.examples,
+        problem.evaluation,
+        recipe.options(),
+        outputs=outputs(folder, "training"),
+        start=recipe.schedule_at,
     )
-    trained = train(model, examples, evaluation, recipe.options(), outputs=outputs)
-    save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict()})
-    result = _result(recipe, folder, layer_shapes(sizes), plan, trained)
+    if not (folder / MODEL).exists():
+        save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict()})
+    result = _result(recipe, folder, problem.shapes, plan, trained)
     result.save()
     return result
-
-
-def _load(recipe: Recipe) -> tuple[Examples, dict[str, Examples], tuple[int, ...]]:
-    loaded = data.load(recipe.data)
-    sizes = layer_sizes(recipe.model, loaded.features, loaded.classes)
-    evaluation = {"test": Examples(loaded.test_x, loaded.test_y)}
-    if not recipe.validation:
-        return Examples(loaded.train_x, loaded.train_y), evaluation, sizes
-    order = torch.randperm(len(loaded.train_x), generator=generator(recipe.seed, "validation"))
-    held_out = round(recipe.validation * len(order))
-    if not 0 < held_out < len(order):
-        raise InvalidInput(
-            f"validation {recipe.validation} of {len(order)} examples",
-            "at least one example on each side",
-            "Use 0 for none.",
-        )
-    evaluation["validation"] = Examples(loaded.train_x[order[:held_out]], loaded.train_y[order[:held_out]])
-    return Examples(loaded.train_x[order[held_out:]], loaded.train_y[order[held_out:]]), evaluation, sizes
 
 
 def _result(
@@ -119,7 +111,8 @@ def _result(
 ) -> RunResult:
     weights = {name: math.prod(shape) for name, shape in shapes.items()}
     kept = weights if plan is None else {name: topology.nnz for name, topology in plan.items()}
-    record, lines = trained.record, read_metrics(folder / METRICS)
+    record = trained.record
+    lines = [line for path in (folder / METRICS, *folder.glob(f"cycle-*/{METRICS}")) for line in read_metrics(path)]
     return RunResult(
         folder=folder,
         recipe=recipe,
@@ -129,6 +122,7 @@ def _result(
         validation_accuracy=record.get("validation_accuracy"),
         validation_loss=record.get("validation_loss"),
         density=sum(kept.values()) / sum(weights.values()),
+        explored_rate=sum(kept.values()) / sum(weights.values()),
         densities={name: kept[name] / weights[name] for name in weights},
         nnz=sum(kept.values()),
         weights=sum(weights.values()),
@@ -141,22 +135,6 @@ def _result(
         threads=torch.get_num_threads(),
         versions=versions(),
     )
-
-
-def _twin_in_own_process(recipe: Recipe, out: Path, progress: bool) -> RunResult:
-    twin = recipe.twin()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.json"
-        write_json(path, twin.to_dict())
-        command = [sys.executable, "-m", "pollard.recipes", str(path), str(out), f"--threads={torch.get_num_threads()}"]
-        status = subprocess.run(command if progress else [*command, "--quiet"], check=False).returncode
-    if status:
-        raise PollardError(
-            f"exit status {status} of the dense twin's process",
-            "status 0",
-            f"Its own message is above; the result of {recipe.digest} itself is kept.",
-        )
-    return RunResult.read(out / twin.digest)
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from pollard.errors import InvalidInput, PollardError
+from pollard.errors import InvalidInput, PollardError, StoreError
 from pollard.training.checkpoint import Checkpoint
 from pollard.training.metrics import MetricsLog, Number
 from pollard.training.observers import Observer
@@ -52,7 +52,11 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """How training ended; `record` is the last epoch's line of metrics, `resumed_at` the step it went on from, or 0."""
+    """How training ended.
+
+    steps: how many were taken. resumed_at: the step of the schedule that it went on from, or began at. record: the last
+    line of metrics.
+    """
 
     steps: int
     resumed_at: int
@@ -86,13 +90,18 @@ def train(
     *,
     loss_fn: LossFunction = cross_entropy,
     outputs: Outputs | None = None,
+    start: float = 0.0,
+    stop: float | None = None,
 ) -> Trained:
     """Train `model` in place on `examples`; every epoch ends with an evaluation on each named set, and a checkpoint.
+
+    start, stop: the epochs of the schedule between which to train, whole or not; by default all of `options.epochs`.
+    What stops at an epoch and goes on from its checkpoint ends where one training would have ended.
 
     ::
 
         go on from the checkpoint, if there is one
-        for each epoch that is left:
+        for each epoch that is left between start and stop:
             order the examples by (seed, epoch)
             for each batch that is left:
                 loss <- of the model on the batch; stop if it is not finite
@@ -102,7 +111,8 @@ def train(
 
     A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
     `loss_fn(output, target)` is a mean over the batch. Raises TrainingDiverged on a loss that is not finite, StoreError
-    on a checkpoint that is damaged or of another run, InvalidInput when examples and targets do not pair up.
+    on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up or
+    no step lies between `start` and `stop`.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> points = Examples(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
@@ -113,18 +123,19 @@ def train(
     for name, part in {"train": examples, **evaluation}.items():
         _check_pairs(name, part)
     run = _Run(model, examples, options, loss_fn, outputs or Outputs())
+    run.between(start, options.epochs if stop is None else stop)
     # Dropout draws from torch's global generator: it gets a stream of its own here, and is given back as it was.
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(stream(options.seed, "noise"))
         run.open(stack)
-        for epoch in range(run.step // run.steps_per_epoch, options.epochs):
+        while run.step < run.last:
+            epoch, done = divmod(run.step, run.steps_per_epoch)
             order = torch.randperm(len(examples.x), generator=generator(options.seed, f"epoch {epoch}"))
-            batches = order.split(options.batch_size)
-            for index in range(run.step % run.steps_per_epoch, run.steps_per_epoch):
-                run.take_step(batches[index])
+            for batch in order.split(options.batch_size)[done : done + run.last - run.step]:
+                run.take_step(batch)
                 run.checkpoint_within_epoch()
-            run.finish_epoch(epoch + 1, evaluation)
-    return Trained(run.step, run.resumed_at, median(run.seconds), run.record, model, run.optimizer)
+            run.finish_epoch(evaluation)
+    return Trained(len(run.seconds), run.resumed_at, median(run.seconds), run.record, model, run.optimizer)
 
 
 def evaluate(
@@ -155,11 +166,26 @@ class _Run:
         self.learning_rate = options.learning_rate(self.steps)
         self.optimizer = make_optimizer(model, options)
         self.identity = outputs.identity or hashlib.sha256(repr(options).encode()).hexdigest()[:12]
-        self.step = self.resumed_at = 0
+        self.step = self.resumed_at = self.first = 0
+        self.last = self.steps
         self.loss_sum = 0.0
         self.seconds: list[float] = []
         self.record: dict[str, Number] = {}
         self.metrics: MetricsLog | None = None
+
+    def between(self, start: float, stop: float) -> None:
+        """Train only the steps between these epochs of the schedule; raises InvalidInput where there is none."""
+        steps = [round(e * self.steps_per_epoch) for e in (start, stop) if 0 <= e <= self.options.epochs]
+        if len(set(steps)) < 2 or start > stop:
+            raise InvalidInput(
+                f"training from epoch {start:g} to epoch {stop:g}",
+                f"at least one step, between epochs 0 and {self.options.epochs}",
+                f"An epoch has {self.steps_per_epoch} steps.",
+            )
+        self.first, self.last = steps
+        self.step = self.resumed_at = self.first
+        if self.first:
+            self.identity += f" from step {self.first}"
 
     def open(self, stack: ExitStack) -> None:
         """Restore the checkpoint, if any; open the metrics file and the observers until `stack` closes."""
@@ -170,7 +196,7 @@ class _Run:
             self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
         self.model.train()
         for observer in self.outputs.observers:
-            observer.begin(self.step, self.steps)
+            observer.begin(self.step, self.last)
             stack.callback(observer.end)
 
     def take_step(self, batch: Tensor) -> None:
@@ -202,20 +228,26 @@ class _Run:
         if every and self.step % every == 0 and self.step % self.steps_per_epoch:
             self._save()
 
-    def finish_epoch(self, epoch: int, evaluation: Mapping[str, Examples]) -> None:
-        """Evaluate, write the epoch's line of metrics, checkpoint."""
+    def finish_epoch(self, evaluation: Mapping[str, Examples]) -> None:
+        """Evaluate, write the line of metrics of the epoch, or of what was trained of it, checkpoint."""
+        opening = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch
+        began = max(self.first, opening)
+        seen = min((self.step - opening) * self.options.batch_size, len(self.examples.x))
+        epochs = self.step / self.steps_per_epoch
         record: dict[str, Number] = {
-            "epoch": epoch,
+            "epoch": int(epochs) if epochs.is_integer() else epochs,
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": self.loss_sum / len(self.examples.x),
+            "train_loss": self.loss_sum / (seen - (began - opening) * self.options.batch_size),
         }
         for name, part in evaluation.items():
             result = evaluate(self.model, part, loss_fn=self.loss_fn, batch_size=self.options.batch_size)
             record |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
-        record["seconds"] = sum(self.seconds[-self.steps_per_epoch :])
+        record["seconds"] = sum(self.seconds[began - self.step :])
         record |= {name: read() for name, read in self.outputs.gauges.items()}
-        self.record, self.loss_sum = record, 0.0
+        self.record = record
+        if isinstance(record["epoch"], int):
+            self.loss_sum = 0.0
         if self.metrics is not None:
             self.metrics.write(record)
         self._save()
@@ -241,6 +273,10 @@ class _Run:
         if not path.exists():
             return 0
         saved = Checkpoint.load(path, self.identity)
+        if saved.step > self.last:
+            raise StoreError(
+                f"{path} at step {saved.step}", f"at most step {self.last}, where to stop", "Give it another folder."
+            )
         saved.restore(self.model, self.optimizer)
         torch.set_rng_state(saved.noise)
         self.step = self.resumed_at = saved.step

@@ -28,7 +28,7 @@ class Observer(Protocol):
 class ProgressBar:
     """A bar on standard error: steps, loss, accuracy, time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: str = "training") -> None:
         from rich import console, progress  # start-up time that a run without a bar should not pay
 
         self._progress = progress.Progress(
@@ -39,7 +39,7 @@ class ProgressBar:
             progress.TimeRemainingColumn(),
             console=console.Console(stderr=True),
         )
-        self._task = self._progress.add_task("training", total=None, figures="")
+        self._task = self._progress.add_task(task, total=None, figures="")
         self._accuracy = ""
 
     def begin(self, step: int, steps: int) -> None:

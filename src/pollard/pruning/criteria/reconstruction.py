@@ -46,7 +46,7 @@ def exact_obs(weight: Tensor, input_gram: Tensor) -> Tensor:
     >>> exact_obs(weight=torch.tensor([[2.0, 1.0]]), input_gram=torch.eye(2) / 2.02).round(decimals=4)
     tensor([[2.0000, 0.5000]], dtype=torch.float64)
     """
-    inverse = torch.linalg.inv(hessian(input_gram)).diagonal()
+    inverse: Tensor = torch.linalg.inv(hessian(input_gram)).diagonal()
     return heard(weight, input_gram).square() / (2 * inverse)
 
 

@@ -1,0 +1,73 @@
+"""What other runs take from a dense one: its result, and its weights at any epoch, made where they are missing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pollard.errors import PollardError
+from pollard.formats.store import load_tensors, save_tensors
+from pollard.recipes.build import initial
+from pollard.recipes.folder import MODEL, SNAPSHOTS, locked_folder, write_json
+from pollard.recipes.problem import Problem
+from pollard.recipes.recipe import Recipe
+from pollard.training import Observer, Outputs, ProgressBar, train
+
+
+def dense_weights(recipe: Recipe, out: Path, epoch: float, *, progress: bool = False) -> dict[str, Tensor]:
+    """The parameters of dense `recipe` after `epoch` epochs, from its run folder in `out`.
+
+    Where nothing holds them, a process of its own trains the network: to the end, which makes it a finished run, or to
+    `epoch`. Processes that want the same wait for the first of them.
+    """
+    path = _path(recipe, out, epoch)
+    if not path.exists():
+        in_own_process(
+            recipe, out, "--wait", *([] if epoch == recipe.epochs else [f"--snapshot={epoch!r}"]), progress=progress
+        )
+    return load_tensors(path)[0]
+
+
+def save_snapshot(recipe: Recipe, out: Path, epoch: float, *, progress: bool = True, checkpoint_steps: int = 0) -> None:
+    """Leave the parameters that dense `recipe` has after `epoch` epochs in its run folder, whatever else is there.
+
+    The network is trained from the start, in a folder of its own: what the run itself has written stays as it is.
+    Training repeats bit for bit, so these are the weights that the run had, or will have, at that epoch.
+    """
+    with locked_folder(recipe, out, wait=True):
+        path = _path(recipe, out, epoch)
+        if path.exists():
+            return
+        problem, work = Problem.of(recipe), path.with_suffix("")
+        model = initial(recipe, problem.sizes)
+        observers: list[Observer] = [ProgressBar(f"dense, to epoch {epoch:g}")] if progress else []
+        outputs = Outputs(folder=work, identity=recipe.digest, checkpoint_steps=checkpoint_steps, observers=observers)
+        train(model, problem.examples, {}, recipe.options(), outputs=outputs, stop=epoch)
+        save_tensors(path, model.state_dict(), {"recipe": recipe.to_dict(), "epoch": epoch})
+        shutil.rmtree(work)
+
+
+def in_own_process(recipe: Recipe, out: Path, *options: str, progress: bool) -> None:
+    """Run `recipe` in `out` in a process of its own, so that its memory is its own; raises PollardError where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.json"
+        write_json(path, recipe.to_dict())
+        command = [sys.executable, "-m", "pollard.recipes", str(path), str(out), f"--threads={torch.get_num_threads()}"]
+        status = subprocess.run([*command, *options, *([] if progress else ["--quiet"])], check=False).returncode
+    if status:
+        raise PollardError(
+            f"exit status {status} of the dense twin's process",
+            "status 0",
+            "Its own message is above; nothing else is lost.",
+        )
+
+
+def _path(recipe: Recipe, out: Path, epoch: float) -> Path:
+    folder = out / recipe.digest
+    return folder / MODEL if epoch == recipe.epochs else folder / SNAPSHOTS / f"epoch-{epoch:.12g}.safetensors"

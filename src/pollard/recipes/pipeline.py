@@ -1,0 +1,130 @@
+"""Train, score, prune, train again: the stages before a recipe's last training, each skipped once its output is there.
+
+::
+
+    dense training to epoch score_at        a run of its own, shared by all recipes with the same dense twin
+    for each cycle but the last:
+        score; prune; weights of epoch weights_at
+        train from epoch schedule_at to epoch score_at
+    score; prune; ablation; weights of epoch weights_at; repair
+    (then: train from epoch schedule_at to the end)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pollard.formats.store import load_tensors, save_tensors
+from pollard.nn.surgery import densify_, sparsify_
+from pollard.pruning.plan import Plan
+from pollard.recipes.build import ANEW, build, decide, finished, initial, is_born_sparse, trained_network
+from pollard.recipes.folder import MODEL, PLAN
+from pollard.recipes.problem import Problem
+from pollard.recipes.recipe import Recipe
+from pollard.training import Outputs, train
+
+State = Mapping[str, Tensor]
+
+
+def required(recipe: Recipe) -> list[Recipe]:
+    """The recipes whose runs `recipe` takes weights from: its dense twin, where it looks at a trained network.
+
+    Running them first is never needed, as a run has them made; it keeps runs side by side from waiting for one another.
+
+    >>> [twin.method for twin in required(Recipe(score_at=20))], required(Recipe())
+    (['dense'], [])
+    """
+    return [recipe.twin()] if max(recipe.score_at, recipe.weights_at) > 0.0 else []
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of `recipe` in its run `folder`.
+
+    dense: the weights that the dense twin has at an epoch. outputs: where the training of a stage leaves its traces,
+    given the folder and the name of the stage.
+    """
+
+    recipe: Recipe
+    problem: Problem
+    folder: Path
+    dense: Callable[[float], State]
+    outputs: Callable[[Path, str], Outputs]
+
+    def start(self) -> tuple[nn.Sequential, Plan | None]:
+        """The network that the last training starts from, and the plan it was made by; a dense one has none."""
+        if self.recipe.method == "dense" or is_born_sparse(self.recipe):
+            path = self.folder / PLAN
+            stored = Plan.load(path) if path.exists() else None
+            model, plan = build(self.recipe, self.problem.sizes, self.problem.examples, stored)
+            if plan is not None and stored is None:
+                plan.save(path)
+            return model, plan
+        return self._pruned(self.recipe.cycles)
+
+    def _pruned(self, cycle: int) -> tuple[nn.Sequential, Plan]:
+        """The network that `cycle` leaves to train, and its plan."""
+        scored, within = self._scored(cycle)
+        weights = self._weights(cycle, scored)
+        path = self._folder_of(cycle) / PLAN
+        if path.exists():
+            plan = Plan.load(path)
+        else:
+            plan = self._decided(cycle, scored, within, weights)
+            plan.save(path)
+        return sparsify_(weights, plan, storage=self.recipe.storage), plan
+
+    def _scored(self, cycle: int) -> tuple[nn.Sequential, Plan | None]:
+        """The network that `cycle` scores, dense, and the plan that it was trained within."""
+        if cycle == 1:
+            return self._dense_at(self.recipe.score_at), None
+        model, plan = self._trained(cycle - 1)
+        return densify_(model), plan
+
+    def _weights(self, cycle: int, scored: nn.Sequential) -> nn.Sequential:
+        """The network whose weights are kept, dense: other than `scored` where it rewinds or is drawn anew."""
+        if self.recipe.ablation == "reinitialise" and cycle == self.recipe.cycles:
+            return initial(self.recipe, self.problem.sizes, ANEW)
+        return self._dense_at(self.recipe.weights_at) if self.recipe.rewinds else scored
+
+    def _decided(self, cycle: int, scored: nn.Sequential, within: Plan | None, weights: nn.Sequential) -> Plan:
+        recipe, examples = self.recipe, self.problem.examples
+        share = cycle / recipe.cycles
+        density = recipe.density if share == 1.0 else recipe.density**share
+        purpose = "mask" if cycle == 1 else f"mask {cycle}"
+        plan = decide(recipe, scored, examples, density=density, within=within, purpose=purpose)
+        return finished(recipe, plan, scored, weights, last=cycle == recipe.cycles)
+
+    def _trained(self, cycle: int) -> tuple[nn.Sequential, Plan]:
+        """The network that `cycle` has pruned and trained, and its plan."""
+        folder, recipe = self._folder_of(cycle), self.recipe
+        if (folder / MODEL).exists():
+            plan = Plan.load(folder / PLAN)
+            return trained_network(recipe, plan, load_tensors(folder / MODEL)[0]), plan
+        folder.mkdir(exist_ok=True)
+        model, plan = self._pruned(cycle)
+        outputs = self.outputs(folder, f"cycle {cycle} of {recipe.cycles}")
+        train(
+            model,
+            self.problem.examples,
+            self.problem.evaluation,
+            recipe.options(),
+            outputs=outputs,
+            start=recipe.schedule_at,
+            stop=recipe.score_at,
+        )
+        save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict(), "cycle": cycle})
+        return model, plan
+
+    def _dense_at(self, epoch: float) -> nn.Sequential:
+        model = initial(self.recipe, self.problem.sizes)
+        if epoch > 0.0:
+            model.load_state_dict(self.dense(epoch))
+        return model
+
+    def _folder_of(self, cycle: int) -> Path:
+        return self.folder if cycle == self.recipe.cycles else self.folder / f"cycle-{cycle}"
