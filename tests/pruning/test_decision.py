@@ -251,7 +251,7 @@ def test_by_default_only_scores_that_compare_across_layers_compete():
         ({"density": float("nan")}, "density nan"),
         ({"criterion": "slim"}, "criterion 'slim'; expected one of .*snip"),
         ({"criterion": torch.abs}, "declared with @criterion"),
-        ({"allocation": "local"}, "allocation 'local'; expected one of uniform, er, erk, global"),
+        ({"allocation": "local"}, "allocation 'local'; expected one of uniform, er, erk, smart-ratio, global"),
         ({"pattern": "v3"}, "pattern 'v3'"),
         ({"pattern": {"fc": "v4"}}, "'fc', which matches no layer"),
         ({"mode": "test"}, "mode='test'"),

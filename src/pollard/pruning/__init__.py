@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pollard.pruning.ablation import shuffle
+from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, Criterion, criterion
 from pollard.pruning.decision import prune, prune_at_init
+from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.masks import top_positions
 from pollard.pruning.measurements import MEASUREMENTS, measurement
 from pollard.pruning.network import Network
@@ -15,13 +17,17 @@ __all__ = [
     "ALLOCATIONS",
     "CRITERIA",
     "MEASUREMENTS",
+    "Aims",
     "Criterion",
     "Network",
     "Plan",
     "criterion",
+    "measure_aims",
     "measurement",
     "prune",
     "prune_at_init",
+    "restore_isometry",
     "shuffle",
     "top_positions",
+    "trainability",
 ]

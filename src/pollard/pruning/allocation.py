@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from pollard.formats.pattern import Pattern
 from pollard.pruning.masks import top_positions
 
 UNSTRUCTURED = Pattern()
+LAST_DENSITY = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,9 +81,14 @@ ALLOCATIONS: dict[str, Allocation] = {}
 
 
 def allocation(function: Allocation) -> Allocation:
-    """Makes `function` a member of `ALLOCATIONS` under its name, less a trailing underscore."""
-    ALLOCATIONS[function.__name__.rstrip("_")] = function
+    """Makes `function` a member of `ALLOCATIONS` under `allocation_name` of it."""
+    ALLOCATIONS[allocation_name(function)] = function
     return function
+
+
+def allocation_name(function: Allocation) -> str:
+    """What an allocation is called: `smart_ratio` is smart-ratio, `global_` is global."""
+    return getattr(function, "__name__", repr(function)).rstrip("_").replace("_", "-")
 
 
 @allocation
@@ -122,6 +128,30 @@ def erk(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     {'1': 0.07957, '2': 0.23019, '3': 1.0}
     """
     return _fill(layers, {name: sum(layer.shape) / layer.weights for name, layer in layers.items()}, density)
+
+
+@allocation
+def smart_ratio(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """Density of layer l of L proportional to `(L - l + 1)^2 + (L - l + 1)`, at most 1; 0.3 in the last layer.
+
+    Layers count in their order. Where bounds, or the total, leave no room for 0.3 in the last layer, it is as the others.
+    Source: Su et al., Sanity-checking pruning methods: random tickets can win the jackpot, NeurIPS 2020, section 4.
+
+    >>> lenet = {"1": Layer((300, 784)), "2": Layer((100, 300)), "3": Layer((10, 100))}
+    >>> {name: round(d, 5) for name, d in smart_ratio(lenet, 0.1).items()}
+    {'1': 0.1052, '2': 0.0526, '3': 0.3}
+    """
+    ranks = dict(zip(layers, range(len(layers), 0, -1), strict=True))
+    raw = {name: float(rank * rank + rank) for name, rank in ranks.items()}
+    _asked(layers, density)
+    name, last = list(layers.items())[-1]
+    share = round(LAST_DENSITY * last.grains)
+    if last.least <= share <= last.most:
+        whole = share / last.grains
+        held = {**layers, name: replace(last, min_density=whole, max_density=whole)}
+        if _allows(held, density):
+            return _fill(held, raw, density)
+    return _fill(layers, raw, density)
 
 
 @allocation
@@ -228,9 +258,7 @@ def _asked(layers: Mapping[str, Layer], density: float) -> int:
     """Weights to keep in all, in whole smallest grains; raises InvalidInput where the layers' bounds forbid it."""
     check_density(density)
     total = sum(layer.weights for layer in layers.values())
-    asked = round(density * (total // _unit(layers))) * _unit(layers)
-    least = sum(layer.least * layer.pattern.rows for layer in layers.values())
-    most = sum(layer.most * layer.pattern.rows for layer in layers.values())
+    asked, least, most = _total(layers, density)
     if not least <= asked <= most:
         raise InvalidInput(
             f"density {density}, {asked} of {total} weights, under bounds that allow {least} to {most}",
@@ -238,3 +266,17 @@ def _asked(layers: Mapping[str, Layer], density: float) -> int:
             f"Ask for a density in [{least / total:.6g}, {most / total:.6g}], or loosen min_density and max_density.",
         )
     return asked
+
+
+def _allows(layers: Mapping[str, Layer], density: float) -> bool:
+    """Whether the layers' bounds leave a way to keep `density`."""
+    asked, least, most = _total(layers, density)
+    return least <= asked <= most
+
+
+def _total(layers: Mapping[str, Layer], density: float) -> tuple[int, int, int]:
+    """Weights to keep in all, in whole smallest grains, and the least and most that the layers' bounds allow."""
+    asked = round(density * (sum(layer.weights for layer in layers.values()) // _unit(layers))) * _unit(layers)
+    least = sum(layer.least * layer.pattern.rows for layer in layers.values())
+    most = sum(layer.most * layer.pattern.rows for layer in layers.values())
+    return asked, least, most

@@ -14,7 +14,7 @@ from pollard.errors import InvalidInput, LayerCollapse, PatternError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, check_density, whole_grains
+from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, allocation_name, check_density, whole_grains
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
 from pollard.pruning.masks import top_positions
 from pollard.pruning.measurements import MEASUREMENTS
@@ -171,7 +171,7 @@ class _Decision:
             topologies = self._select(scored, densities[-1])
         else:
             topologies, updated = self._solve(self.rule.solve, scored, densities[-1], measured)
-        name = getattr(self.allocate, "__name__", repr(self.allocate)).rstrip("_")
+        name = allocation_name(self.allocate)
         return Plan(topologies, criterion=self.rule.name, allocation=name, asked=asked, updated=updated)
 
     def _measure(self, needed: list[str]) -> dict[str, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from torch.nn import functional
 from pollard.errors import InvalidInput
 from pollard.pruning.scoring import Batches, Mode, Pair, Scoring
 from pollard.selection import listed
+
+T = TypeVar("T")
+# What each layer was called with and gave back, by layer, in the order of the calls.
+Calls = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 class Network:
@@ -103,7 +107,10 @@ class Network:
     def loss(self, weights: Mapping[str, Tensor], pair: Pair) -> Tensor:
         """The mean loss over the samples of `pair`; raises InvalidInput unless it is a scalar."""
         inputs, targets = pair
-        outputs = self(weights, inputs)
+        return self.loss_of(self(weights, inputs), targets)
+
+    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of `outputs`; raises InvalidInput unless it is a scalar."""
         if self.scoring.temperature != 1:
             outputs = outputs / self.scoring.temperature
         loss = (self.scoring.loss_fn or functional.cross_entropy)(outputs, targets)
@@ -115,33 +122,45 @@ class Network:
             )
         return loss
 
-    def inputs_of(self, weights: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
-        """What each layer is given when the network sees `inputs`: `(..., in)` by layer."""
-        found: dict[str, Tensor] = {}
+    def traced(self, weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Calls]:
+        """The outputs for `inputs`, and what every layer was given and gave back."""
+        calls: Calls = {}
 
-        def keep(name: str, _module: nn.Module, given: tuple[Any, ...]) -> None:
-            found[name] = given[0].detach()
+        def keep(name: str, _module: nn.Module, given: tuple[Any, ...], made: Tensor) -> None:
+            calls.setdefault(name, []).append((given[0], made))
 
         with ExitStack() as stack:
             for name in self.names:
-                hook = self.model.get_submodule(name).register_forward_pre_hook(partial(keep, name))
+                hook = self.model.get_submodule(name).register_forward_hook(partial(keep, name))
                 stack.callback(hook.remove)
-            with torch.no_grad():
-                self(weights, inputs)
-        return {name: self._reached(name, found.get(name)) for name in self.names}
+            return self(weights, inputs), calls
 
-    def reached(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """`gradients`, once it is sure that the loss depends on every layer; raises InvalidInput where it does not."""
-        return {name: self._reached(name, gradient) for name, gradient in gradients.items()}
+    def inputs_of(self, weights: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+        """What each layer is given when the network sees `inputs`: `(samples, in)` by layer, over positions and calls."""
+        with torch.no_grad():
+            _, calls = self.traced(weights, inputs)
+        return {
+            name: torch.cat([given.reshape(-1, given.shape[-1]) for given, _ in of_layer])
+            for name, of_layer in self.reached({name: calls.get(name) for name in self.names}).items()
+        }
 
-    def _reached(self, name: str, tensor: Tensor | None) -> Tensor:
-        if tensor is None:
+    def gates(self) -> dict[str, Tensor]:
+        """One factor for each weight, 1 where it is kept and 0 elsewhere, as leaves that require gradients."""
+        masks = self.masks or {name: torch.ones_like(weight) for name, weight in self.weights.items()}
+        return {name: masks[name].to(weight).detach().requires_grad_() for name, weight in self.weights.items()}
+
+    def reached(self, found: Mapping[str, T | None]) -> dict[str, T]:
+        """What was `found` by layer, once it is sure that the loss depends on all; raises InvalidInput otherwise."""
+        return {name: self._reached(name, part) for name, part in found.items()}
+
+    def _reached(self, name: str, part: T | None) -> T:
+        if part is None:
             raise InvalidInput(
                 f"a loss that does not depend on layer {name!r}",
                 "a loss that every layer takes part in",
                 "Leave the layer out with layers=.",
             )
-        return tensor
+        return part
 
     @contextmanager
     def undisturbed(self, mode: Mode | None = None) -> Iterator[None]:

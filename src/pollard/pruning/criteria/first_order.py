@@ -20,3 +20,23 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     tensor([[1.5000, 1.0000]])
     """
     return (weight * gradient).abs()
+
+
+@criterion(needs=("movement_away",), cite="sanh2020movement")
+def movement(movement_away: Tensor) -> Tensor:
+    """Score `-sum of w * dL/dw` over steps of training: high where a weight moves away from zero.
+
+    Published scores are summed up over all of fine-tuning, and weights compete within their layer; these are summed up
+    over ten steps ahead, on copies.
+    Source: Sanh, Wolf, Rush, Movement pruning: adaptive sparsity by fine-tuning, NeurIPS 2020, section 4.
+    """
+    return movement_away
+
+
+@criterion(needs=("meta_gradient",), across_layers=True, cite="alizadeh2022prospr")
+def prospr(meta_gradient: Tensor) -> Tensor:
+    """Score `|dL_3/dm|`: how fast the loss after three steps of training changes as the connection is faded out before.
+
+    Source: Alizadeh et al., Prospect pruning: finding trainable weights at initialization using meta-gradients, ICLR 2022.
+    """
+    return meta_gradient.abs()

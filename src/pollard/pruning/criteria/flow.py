@@ -55,3 +55,13 @@ def synflow(synaptic_flow: Tensor) -> Tensor:
     tensor([[3., 2.]])
     """
     return synaptic_flow
+
+
+@criterion(needs=("kernel_sensitivity",), across_layers=True, rounds=100, cite="wang2023ntksap")
+def ntk_sap(kernel_sensitivity: Tensor) -> Tensor:
+    """Score how fast the trace of the neural tangent kernel changes as the weight is faded out; in 100 rounds, without data.
+
+    The weights are drawn anew each round: what is scored is the place of a weight, not its value.
+    Source: Wang, Li, Sun, Zhao, NTK-SAP: improving neural network pruning by aligning training dynamics, ICLR 2023.
+    """
+    return kernel_sensitivity

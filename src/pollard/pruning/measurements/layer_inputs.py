@@ -46,6 +46,6 @@ def _summed(network: Network, moment: Callable[[Tensor], Tensor]) -> dict[str, T
         for pair in network.pairs():
             for (inputs, _), _ in network.chunks(pair):
                 for name, x in network.inputs_of(kept, inputs).items():
-                    found = moment(x.reshape(-1, x.shape[-1]).double())
+                    found = moment(x.double())
                     sums[name] = sums[name].add_(found) if name in sums else found
     return sums

@@ -1,0 +1,189 @@
+"""The two aims of pruning, measured: the smallest loss right after it, and the best start for training what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pollard.errors import InvalidInput
+from pollard.formats.matrix import SparseMatrix
+from pollard.pruning.measurements.gradient import gradient
+from pollard.pruning.measurements.hessian import hessian_times
+from pollard.pruning.measurements.samples import squared_gradients
+from pollard.pruning.network import Network
+from pollard.pruning.plan import Plan
+from pollard.pruning.scoring import Batches, Scoring
+
+SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What pruning does to a network, before any more training; losses and accuracies are of the measuring batch.
+
+    loss_before, loss: of the dense network, and of the pruned one. accuracy_before, accuracy: likewise, in [0, 1]; None
+    where targets are no class labels. first_order, second_order: the predicted change of the loss, `g^T d` and
+    `g^T d + 1/2 d^T H d`, where d is what pruning changes.
+    gradient_norm: of the pruned network's loss, over its kept weights. singular_value: the mean singular value of the
+    Jacobian of outputs in inputs, over samples; 1 passes signals as they are. ntk_trace: the trace of the neural tangent
+    kernel of the kept weights, the mean over samples of the sum over outputs of `||df/dw||^2`.
+    """
+
+    loss_before: float
+    loss: float
+    accuracy_before: float | None
+    accuracy: float | None
+    first_order: float
+    second_order: float
+    gradient_norm: float
+    singular_value: float
+    ntk_trace: float
+
+
+def measure_aims(
+    model: nn.Module,
+    plan: Plan,
+    batch: Batches,
+    *,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    chunk_size: int | None = None,
+    samples: int = SAMPLES,
+) -> Aims:
+    """Both aims of `plan` for dense `model`, whose weights it keeps: loss right after pruning, and what training starts from.
+
+    The model is only read, in eval mode. batch: `(inputs, targets)` or an iterable of such pairs; loss_fn: a mean over the
+    samples, by default cross-entropy; chunk_size: samples that pass the network at once. samples: of the batch, for the
+    Jacobian and the kernel, which cost one backward pass an output unit.
+    Raises InvalidInput for a plan of other layers than the model's, or less than one sample.
+
+    >>> from pollard.pruning import prune
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
+    >>> batch = torch.randn(32, 20), torch.randint(5, (32,))
+    >>> plan = prune(model, "snip", density=0.2, batch=batch)
+    >>> aims = measure_aims(model, plan, batch)
+    >>> aims.loss > 0, abs(aims.second_order - (aims.loss - aims.loss_before)) < 0.1
+    (True, True)
+    """
+    if samples < 1:
+        raise InvalidInput(f"samples={samples}", "at least 1", f"Leave samples= out for {SAMPLES}.")
+    _check_shapes(model, plan)
+    network = Network(model, plan, batch, Scoring(loss_fn, chunk_size=chunk_size))
+    before = dict(network.weights)
+    after = {name: _pruned(plan, name, weight) for name, weight in before.items()}
+    step = {name: after[name] - weight for name, weight in before.items()}
+    masks = {name: topology.mask() for name, topology in plan.items()}
+    with network.undisturbed():
+        first = sum(float((slope * step[name]).sum()) for name, slope in gradient(network).items())
+        curved = hessian_times(network, before, step)
+        second = sum(float((product * step[name]).sum()) for name, product in curved.items()) / 2
+        (loss_before, accuracy_before), (loss, accuracy) = _judged(network, before), _judged(network, after)
+        network.weights = after
+        slopes = gradient(network)
+        few = Network(model, plan, _first(network, samples), network.scoring)
+        return Aims(
+            loss_before=loss_before,
+            loss=loss,
+            accuracy_before=accuracy_before,
+            accuracy=accuracy,
+            first_order=first,
+            second_order=first + second,
+            gradient_norm=sum(float(slope[masks[name]].square().sum()) for name, slope in slopes.items()) ** 0.5,
+            singular_value=_singular_value(few, after),
+            ntk_trace=_ntk_trace(few, after, masks),
+        )
+
+
+def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
+    """The mean accuracy over the epochs of the first learning-rate stage: up to where the rate is halved.
+
+    One epoch an entry. Under a step schedule the stage ends at the first step, as published; where the rate falls all the
+    time, as along a cosine, it ends before the epoch whose rate is below half of the highest. Raises InvalidInput for no epoch, or lists of different lengths.
+    Source: Wang, Qin, Bai, Fu, Why is the state of neural network pruning so confusing?, 2023, eq. 3.
+
+    >>> trainability([0.5, 0.7, 0.9], [0.1, 0.1, 0.01])
+    0.6
+    """
+    if not accuracies or len(accuracies) != len(rates):
+        raise InvalidInput(
+            f"{len(accuracies)} accuracies and {len(rates)} rates", "one of each an epoch", "Pass equal lists."
+        )
+    peak = rates.index(max(rates))
+    stage = next((epoch for epoch in range(peak, len(rates)) if rates[epoch] < rates[peak] / 2), len(rates))
+    return sum(accuracies[:stage]) / stage
+
+
+def _check_shapes(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules())
+    for name, topology in plan.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != topology.shape:
+            got = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no dense weight"
+            raise InvalidInput(
+                f"{got} in layer {name!r}",
+                f"the weight {topology.shape} of the plan",
+                "Pass the model that was pruned.",
+            )
+
+
+def _pruned(plan: Plan, name: str, weight: Tensor) -> Tensor:
+    """The weight `(out, in)` after pruning."""
+    if name in plan.updated:
+        return SparseMatrix(plan.updated[name], plan[name]).to_dense().to(weight)
+    return torch.where(plan.mask(name).to(weight.device), weight, 0.0)
+
+
+def _judged(network: Network, weights: Mapping[str, Tensor]) -> tuple[float, float | None]:
+    """Loss and accuracy over all samples; no accuracy where targets are no class labels."""
+    losses = right = 0.0
+    seen, labelled = 0, True
+    with torch.no_grad():
+        for pair in network.pairs():
+            for (inputs, targets), _ in network.chunks(pair):
+                outputs = network(weights, inputs)
+                losses += float(network.loss_of(outputs, targets)) * len(inputs)
+                seen += len(inputs)
+                labelled = labelled and targets.dim() == 1 and not targets.is_floating_point() and outputs.dim() == 2
+                right += float((outputs.argmax(1) == targets).sum()) if labelled else 0.0
+    return losses / seen, right / seen if labelled else None
+
+
+def _first(network: Network, samples: int) -> list[tuple[Tensor, Tensor]]:
+    """The first `samples` samples, in pairs."""
+    found, left = [], samples
+    for inputs, targets in network.pairs():
+        found.append((inputs[:left], targets[:left]))
+        left -= len(inputs)
+        if left <= 0:
+            break
+    return found
+
+
+def _units(outputs: Tensor) -> Iterator[Tensor]:
+    """For each output unit, what picks it out of every sample."""
+    flat = outputs.detach().flatten(1)
+    for unit in range(flat.shape[1]):
+        picked = torch.zeros_like(flat)
+        picked[:, unit] = 1
+        yield picked.view(outputs.shape)
+
+
+def _singular_value(network: Network, weights: Mapping[str, Tensor]) -> float:
+    values: list[Tensor] = []
+    for inputs, _ in network.pairs():
+        free = inputs.detach().clone().requires_grad_()
+        outputs = network(weights, free)
+        rows = [
+            torch.autograd.grad(outputs, free, picked, retain_graph=True, materialize_grads=True)[0].flatten(1)
+            for picked in _units(outputs)
+        ]
+        values.append(torch.linalg.svdvals(torch.stack(rows, 1)).mean(1))
+    return float(torch.cat(values).mean())
+
+
+def _ntk_trace(network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
+    squares = squared_gradients(network, weights, lambda outputs, _: _units(outputs))
+    return sum(float(square[masks[name]].sum()) for name, square in squares.items())
