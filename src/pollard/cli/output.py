@@ -54,6 +54,6 @@ def print_error(error: PollardError) -> None:
 def print_interrupted() -> None:
     """What is lost when a command is stopped, on standard error."""
     sys.stderr.write(
-        "\nStopped. Run the same command again to go on: `train` continues after its last checkpoint, "
-        "`data get` from the last byte.\n"
+        "\nStopped. Run the same command again to go on: `train` and `study` continue after their last "
+        "checkpoint, `data get` from the last byte.\n"
     )

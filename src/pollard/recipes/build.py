@@ -17,6 +17,7 @@ from pollard.nn.surgery import Storage, densify_, sparsify_
 from pollard.pruning.ablation import shuffle
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
 from pollard.pruning.decision import collapse_message, prune
+from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.plan import Plan
 from pollard.recipes.models import INITIALISERS, dense_network, layer_shapes, network
 from pollard.recipes.recipe import Recipe
@@ -100,7 +101,7 @@ def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequ
         plan = Plan(plan.topologies, criterion=plan.criterion, allocation=plan.allocation, asked=plan.asked)
     if last and recipe.ablation == "shuffle":
         plan = shuffle(plan, generator(recipe.seed, "shuffle"))
-    return plan
+    return restore_isometry(plan, weights) if last and recipe.repair == "isometry" else plan
 
 
 def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor]) -> nn.Sequential:

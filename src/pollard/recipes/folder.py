@@ -16,7 +16,6 @@ from pollard.recipes.recipe import Recipe
 RECIPE = "recipe.json"
 PLAN = "plan.safetensors"
 MODEL = "model.safetensors"
-AIMS = "aims.json"
 SNAPSHOTS = "snapshots"
 RESULT = "result.json"
 LOCK = ".lock"

@@ -66,6 +66,12 @@ class Pipeline:
             return model, plan
         return self._pruned(self.recipe.cycles)
 
+    def before(self) -> nn.Sequential:
+        """The dense network that the last pruning kept weights of; one that was born sparse, as dense as it ever was."""
+        if is_born_sparse(self.recipe):
+            return densify_(self.start()[0])
+        return self._weights(self.recipe.cycles, self._scored(self.recipe.cycles)[0])
+
     def _pruned(self, cycle: int) -> tuple[nn.Sequential, Plan]:
         """The network that `cycle` leaves to train, and its plan."""
         scored, within = self._scored(cycle)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_tensors
+from pollard.pruning.aims import Aims
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import trained_network
 from pollard.recipes.folder import MODEL, PLAN, RESULT, read_json, write_json
@@ -25,7 +26,8 @@ class RunResult:
     explored_rate: fraction of the dense weights that were ever trained after the last pruning.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
     seconds_per_step: median of forward, backward and update. steps: of the last training. dense: the same figures of the
-    dense twin, if compared. reused: nothing was left to do.
+    dense twin, if compared. trainability: the mean test accuracy over the first learning-rate stage of the last training.
+    aims: of the last pruning, if measured. reused: nothing was left to do.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class RunResult:
     versions: dict[str, str]
     validation_accuracy: float | None = None
     validation_loss: float | None = None
+    trainability: float | None = None
+    aims: Aims | None = None
     dense: dict[str, Any] | None = None
     reused: bool = field(default=False, compare=False)
 
@@ -56,7 +60,9 @@ class RunResult:
         told = {
             entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in ("folder", "reused")
         }
-        return {"run": self.recipe.digest, **told, "recipe": self.recipe.to_dict(), "bytes": asdict(self.bytes)}
+        aims = None if self.aims is None else asdict(self.aims)
+        own = {"recipe": self.recipe.to_dict(), "bytes": asdict(self.bytes), "aims": aims}
+        return {"run": self.recipe.digest, **told, **own}
 
     @classmethod
     def read(cls, folder: Path) -> RunResult:
@@ -67,11 +73,17 @@ class RunResult:
             recipe, held = Recipe.from_dict(told.pop("recipe")), ModuleBytes(**told.pop("bytes"))
             # The first results did not say it: all their topologies were static.
             told.setdefault("explored_rate", told["density"])
-            return cls(folder=folder, recipe=recipe, bytes=held, **told)
+            aims = Aims(**told.pop("aims")) if told.get("aims") else told.pop("aims", None)
+            return cls(folder=folder, recipe=recipe, bytes=held, aims=aims, **told)
         except (KeyError, TypeError, InvalidInput) as error:
             raise StoreError(
                 f"{folder / RESULT}: {error}", "a complete result", "Remove it, and run the recipe again."
             ) from error
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that a study asks for is there: both aims, wherever something was pruned."""
+        return self.aims is not None or self.recipe.method == "dense"
 
     def model(self) -> nn.Sequential:
         """The trained network, of sparse layers where the run was sparse; raises StoreError where its files are damaged."""

@@ -14,16 +14,21 @@ from typing import Literal
 import torch
 
 from pollard.formats.store import save_tensors
+from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
+from pollard.recipes.build import SCORED_AT_ONCE
 from pollard.recipes.dense import dense_weights, in_own_process
-from pollard.recipes.folder import EVENTS, MODEL, RESULT, locked_folder
+from pollard.recipes.folder import EVENTS, MODEL, PLAN, RESULT, locked_folder
 from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
 from pollard.report.measure import module_bytes, peak_rss_bytes, rss_bytes
-from pollard.training import Observer, Outputs, ProgressBar, TensorBoard, Trained, read_metrics, train
+from pollard.training import Observer, Outputs, ProgressBar, TensorBoard, Trained, generator, read_metrics, train
 from pollard.training.loop import METRICS
+
+# Training examples that aims are measured on.
+MEASURED_ON = 1000
 
 
 def run(
@@ -32,6 +37,7 @@ def run(
     *,
     progress: bool = True,
     compare: Literal["dense"] | None = None,
+    aims: bool = False,
     tensorboard: bool = False,
     threads: int | None = None,
     checkpoint_steps: int = 0,
@@ -43,6 +49,7 @@ def run(
     result.json; a folder cycle-K of it the same of an earlier cycle. Weights of the trained dense network come from the
     dense twin's folder, and are made there once, in a process of its own, for all recipes that want them. With
     `compare="dense"` the dense twin runs in a folder and a process of its own, so that its peak memory is its own too.
+    With `aims`, both aims of pruning are measured once the training is done, on the dense network before and the pruned one.
     `threads` sets torch's thread count; results are bit-equal for equal counts. `checkpoint_steps` checkpoints within
     epochs too. Raises StoreError when another process runs the same recipe in `out`, unless it is to `wait` for that
     one, DataError when data is missing, TrainingDiverged when the loss is not finite.
@@ -51,10 +58,15 @@ def run(
         torch.set_num_threads(threads)
     out = Path(out)
     with locked_folder(recipe, out, wait=wait) as folder:
+        manner = Manner(progress, tensorboard, checkpoint_steps)
         if (folder / RESULT).exists():
             result = replace(RunResult.read(folder), reused=True)
         else:
-            result = _run(recipe, out, folder, Manner(progress, tensorboard, checkpoint_steps))
+            result = _run(recipe, out, folder, manner)
+        if aims and not result.is_complete:
+            result = replace(result, aims=_aims(recipe, out, folder, manner), reused=False)
+        if not result.reused:
+            result.save()
         if compare == "dense" and result.dense is None and recipe.method != "dense":
             in_own_process(recipe.twin(), out, progress=progress)
             result = replace(result, dense=RunResult.read(out / recipe.twin().digest).to_dict(), reused=False)
@@ -87,10 +99,9 @@ class Manner:
 
 
 def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
-    outputs = partial(manner.outputs, recipe, rss_bytes())
-    problem = Problem.of(recipe)
-    dense = partial(dense_weights, recipe.twin(), out, progress=manner.progress)
-    model, plan = Pipeline(recipe, problem, folder, dense, outputs).start()
+    pipeline = _pipeline(recipe, out, folder, manner)
+    problem, outputs = pipeline.problem, pipeline.outputs
+    model, plan = pipeline.start()
     trained = train(
         model,
         problem.examples,
@@ -101,9 +112,22 @@ def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
     )
     if not (folder / MODEL).exists():
         save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict()})
-    result = _result(recipe, folder, problem.shapes, plan, trained)
-    result.save()
-    return result
+    return _result(recipe, folder, problem.shapes, plan, trained)
+
+
+def _pipeline(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Pipeline:
+    outputs = partial(manner.outputs, recipe, rss_bytes())
+    dense = partial(dense_weights, recipe.twin(), out, progress=manner.progress)
+    return Pipeline(recipe, Problem.of(recipe), folder, dense, outputs)
+
+
+def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
+    """Both aims of the run's last pruning, on a thousand training examples."""
+    pipeline = _pipeline(recipe, out, folder, manner)
+    examples = pipeline.problem.examples
+    order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "aims"))[:MEASURED_ON]
+    batch = examples.x[order], examples.y[order]
+    return measure_aims(pipeline.before(), Plan.load(folder / PLAN), batch, chunk_size=SCORED_AT_ONCE)
 
 
 def _result(
@@ -112,6 +136,7 @@ def _result(
     weights = {name: math.prod(shape) for name, shape in shapes.items()}
     kept = weights if plan is None else {name: topology.nnz for name, topology in plan.items()}
     record = trained.record
+    own = read_metrics(folder / METRICS)
     lines = [line for path in (folder / METRICS, *folder.glob(f"cycle-*/{METRICS}")) for line in read_metrics(path)]
     return RunResult(
         folder=folder,
@@ -124,6 +149,7 @@ def _result(
         density=sum(kept.values()) / sum(weights.values()),
         explored_rate=sum(kept.values()) / sum(weights.values()),
         densities={name: kept[name] / weights[name] for name in weights},
+        trainability=trainability([line["test_accuracy"] for line in own], [line["lr"] for line in own]),
         nnz=sum(kept.values()),
         weights=sum(weights.values()),
         bytes=module_bytes(trained.model, trained.optimizer),

@@ -1,0 +1,54 @@
+"""``pollard report``: what a study came to, for people and for programs."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pollard.cli.output import emit
+from pollard.formats.store import write_atomic
+from pollard.recipes.points import failures, points
+from pollard.recipes.study import read_ledger
+from pollard.report.accuracy import accuracy_table, csv_text, markdown_table
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+EPILOG = """
+Examples:
+
+pollard report runs/smoke
+
+pollard report runs/smoke --json points.json --csv points.csv --markdown table.md
+
+A study that still runs can be reported too: what is finished is shown.
+"""
+File = Annotated[Path | None, typer.Option(metavar="FILE")]
+
+
+@app.command(epilog=EPILOG)
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `pollard study` was given as --out.")],
+    *,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all points as a JSON list; - prints them instead.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all points as CSV.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
+) -> None:
+    """Show test accuracy by series and density, mean and standard deviation over seeds, and write it to files."""
+    ledger, found = read_ledger(folder), points(folder)
+    failed = failures(folder)
+    texts = {
+        json: json_format.dumps(found, indent=1) + "\n",
+        csv: csv_text(found),
+        markdown: f"# {ledger['title']}\n\n{markdown_table(found, ledger['published'])}",
+    }
+    for file, text in texts.items():
+        if file is not None:
+            write_atomic(file, text.encode())
+    lines = [f"{run} failed: {error}" for run, error in failed.items()]
+    planned = len({run["run"] for run in ledger["runs"]})
+    state = f"{len({point['run'] for point in found})} of {planned} runs are finished"
+    emit(found, [accuracy_table(found, ledger["title"]), "", *lines, state], as_json=False)

@@ -1,0 +1,62 @@
+"""What an engine is, and how a study is run on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pollard.recipes.engines.execution import FAILURE, Outcome, has_failed, is_finished
+from pollard.recipes.engines.local import run_locally
+from pollard.recipes.engines.on_ray import run_on_ray
+from pollard.recipes.recipe import Recipe
+from pollard.recipes.study import Study
+
+OnDone = Callable[[Outcome], None]
+
+
+class Engine(Protocol):
+    """Runs recipes side by side, and tells of each as it is done."""
+
+    def __call__(
+        self, recipes: Sequence[Recipe], out: Path, *, workers: int, address: str | None, on_done: OnDone
+    ) -> None:
+        """Run `recipes` in `out`, `workers` at a time; `address` names a cluster to join."""
+
+
+ENGINES: dict[str, Engine] = {"local": run_locally, "ray": run_on_ray}
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    engine: str = "local",
+    workers: int,
+    address: str | None = None,
+    retry: bool = False,
+    on_done: OnDone = lambda _: None,
+) -> list[Outcome]:
+    """Run what is left of `study` in `out`; every run that failed, now or before, is returned as an outcome.
+
+    A run has a folder named by its recipe's hash: a finished one is never run again, a killed one goes on from its last
+    checkpoint, and a failed one is left alone unless `retry`. Killed at any moment, the same call goes on.
+    """
+    study.save(out)
+    left = [recipe for recipe in study.recipes() if not is_finished(out, recipe)]
+    failed: list[Outcome] = []
+    for recipe in [recipe for recipe in left if has_failed(out, recipe)]:
+        if retry:
+            (out / recipe.digest / FAILURE).unlink()
+        else:
+            left.remove(recipe)
+            failed.append(Outcome(recipe.digest, 0.0, "it failed before; --retry runs it again"))
+
+    def tell(outcome: Outcome) -> None:
+        if outcome.error is not None:
+            failed.append(outcome)
+        on_done(outcome)
+
+    if left:
+        ENGINES[engine](left, out, workers=workers, address=address, on_done=tell)
+    return failed

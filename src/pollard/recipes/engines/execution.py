@@ -1,0 +1,58 @@
+"""One run of a study in a worker, and what became of it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pollard.errors import PollardError
+from pollard.recipes.folder import RESULT, write_json
+from pollard.recipes.recipe import Recipe
+from pollard.recipes.result import RunResult
+
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a run: finished, if there is no error."""
+
+    run: str
+    seconds: float
+    error: str | None = None
+
+
+def execute(recipe: Mapping[str, Any], out: str, threads: int) -> Outcome:
+    """Run `recipe` in `out`, or go on with it; a failure is written into its folder and returned, never raised."""
+    from pollard.recipes.run import run  # in the worker only: the process that hands out runs need not load it
+
+    value = Recipe.from_dict(recipe)
+    started = time.perf_counter()
+    try:
+        run(value, out, progress=False, threads=threads, aims=True, wait=True)
+    except Exception as error:  # noqa: BLE001  whatever it is, the other runs go on, and it is reported
+        told = str(error) if isinstance(error, PollardError) else f"{type(error).__name__}: {error}"
+        fail(Path(out), value.digest, told, traceback.format_exc())
+        return Outcome(value.digest, time.perf_counter() - started, told)
+    return Outcome(value.digest, time.perf_counter() - started)
+
+
+def fail(out: Path, run: str, error: str, trace: str = "") -> None:
+    """Leave word of a failure in the folder of `run`."""
+    (out / run).mkdir(parents=True, exist_ok=True)
+    write_json(out / run / FAILURE, {"error": error, "traceback": trace.splitlines()[-20:], "time": time.time()})
+
+
+def is_finished(out: Path, recipe: Recipe) -> bool:
+    """Whether there is nothing left to do for `recipe`."""
+    folder = out / recipe.digest
+    return (folder / RESULT).exists() and RunResult.read(folder).is_complete
+
+
+def has_failed(out: Path, recipe: Recipe) -> bool:
+    """Whether `recipe` was run before and failed. A run that was killed has not: it goes on."""
+    return (out / recipe.digest / FAILURE).exists()

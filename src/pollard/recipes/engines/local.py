@@ -1,0 +1,97 @@
+"""Runs side by side on this machine, each in a process that serves one after the other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from pollard.recipes.engines.execution import Outcome, execute, fail
+from pollard.recipes.recipe import Recipe
+
+ATTEMPTS = 2
+
+
+def run_locally(
+    recipes: Sequence[Recipe],
+    out: Path,
+    *,
+    workers: int,
+    address: str | None = None,  # noqa: ARG001  every engine is called alike
+    on_done: Callable[[Outcome], None],
+) -> None:
+    """Run `recipes` in `workers` processes; one that dies is replaced, and its run goes on from its checkpoint, once.
+
+    Each process serves many runs, since importing takes longer than a small run. Interrupted, all of them stop at once.
+    """
+    left: queue.SimpleQueue[Recipe] = queue.SimpleQueue()
+    for recipe in recipes:
+        left.put(recipe)
+    done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    stop = threading.Event()
+    slots = [
+        threading.Thread(target=_serve, args=(left, done, out, threads, stop), daemon=True)
+        for _ in range(min(workers, len(recipes)))
+    ]
+    for slot in slots:
+        slot.start()
+    try:
+        for _ in recipes:
+            outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            on_done(outcome)
+    finally:
+        stop.set()
+
+
+def _serve(
+    left: queue.SimpleQueue[Recipe],
+    done: queue.SimpleQueue[Outcome | BaseException],
+    out: Path,
+    threads: int,
+    stop: threading.Event,
+) -> None:
+    """Take runs until none is left, each to a process of this slot's own."""
+    pool = _pool()
+    try:
+        while not stop.is_set():
+            recipe = left.get_nowait()
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    done.put(pool.submit(execute, recipe.to_dict(), str(out), threads).result())
+                    break
+                except BrokenProcessPool:
+                    pool = _pool()
+                    if attempt == ATTEMPTS:
+                        told = f"its process died {ATTEMPTS} times, for want of memory perhaps"
+                        fail(out, recipe.digest, told)
+                        done.put(Outcome(recipe.digest, 0.0, told))
+    except queue.Empty:
+        pass
+    except BaseException as error:  # noqa: BLE001  raised where the outcomes are awaited
+        done.put(error)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """Have this process end with the one that started it, even if that is killed: its runs are to be taken up again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,148 @@
+"""A study: a grid of recipes as a frozen value, and the folder that its runs share."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pollard.errors import InvalidInput
+from pollard.recipes.folder import read_json, write_json
+from pollard.recipes.pipeline import required
+from pollard.recipes.recipe import Recipe
+
+LEDGER = "study.json"
+TABLES = ("title", "recipe", "grid", "series", "published")
+
+
+class Planned(NamedTuple):
+    """A run of a study: the label of its series, and its recipe."""
+
+    label: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line in the plots: a label, and recipe fields of its own, which go before those of the grid."""
+
+    label: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A figure of a paper, shown beside ours; `test_accuracy` in [0, 1]."""
+
+    label: str
+    density: float
+    test_accuracy: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Recipe fields that all runs share, a grid of those that vary, and one series a label; see `read`.
+
+    >>> study = Study("how many", {"epochs": 1}, {"density": [0.1, 0.2]}, [Series("SNIP"), Series("all", {"method": "dense"})])
+    >>> [(run.label, run.recipe) for run in study.runs()][:2]
+    [('SNIP', Recipe(epochs=1)), ('SNIP', Recipe(density=0.2, epochs=1))]
+    >>> len(study.runs())  # the dense network is the same at every density
+    3
+    """
+
+    title: str
+    recipe: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    series: Sequence[Series]
+    published: Sequence[Published] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """The study in a TOML file; raises InvalidInput, naming the table and key, where it cannot be understood.
+
+        Tables: `title`; `[recipe]`, recipe fields of all runs; `[grid]`, a list of values for each field that varies;
+        `[[series]]`, each with a `label` and recipe fields of its own; `[[published]]`, each with a `label`, a `density`,
+        a `test_accuracy` and a `source`.
+        """
+        try:
+            told = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"{path}: {error}", "a study as TOML", "Start from studies/smoke.toml.") from error
+        _known(f"{path}", told, TABLES)
+        grid = told.get("grid", {})
+        for name, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise InvalidInput(f"{path}, [grid], {name} = {values!r}", "a list of values", f"Write {name} = [...].")
+        study = cls(
+            str(told.get("title", path.stem)),
+            told.get("recipe", {}),
+            grid,
+            [_series(path, table) for table in told.get("series", [{"label": path.stem}])],
+            [_published(path, table) for table in told.get("published", [])],
+        )
+        try:
+            study.runs()
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error.got}", error.expected, error.fix) from error
+        return study
+
+    def runs(self) -> list[Planned]:
+        """Every run, once a label: points of the grid that come to the same recipe are one run."""
+        found: dict[tuple[str, str], Planned] = {}
+        for series in self.series:
+            for point in self._points():
+                recipe = Recipe.from_dict({**self.recipe, **point, **series.fields})
+                found.setdefault((series.label, recipe.digest), Planned(series.label, recipe))
+        return list(found.values())
+
+    def recipes(self) -> list[Recipe]:
+        """What has to be run: every recipe once, those first that others take weights from."""
+        wanted = [run.recipe for run in self.runs()]
+        first = [twin for recipe in wanted for twin in required(recipe)]
+        return list({recipe.digest: recipe for recipe in (*first, *wanted)}.values())
+
+    def _points(self) -> Iterator[dict[str, Any]]:
+        for values in product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
+
+    def save(self, out: Path) -> None:
+        """Write the study's ledger into `out`, so that a report knows what was planned."""
+        out.mkdir(parents=True, exist_ok=True)
+        runs = [{"label": run.label, "run": run.recipe.digest, "recipe": run.recipe.to_dict()} for run in self.runs()]
+        series = [entry.label for entry in self.series]
+        published = [asdict(entry) for entry in self.published]
+        write_json(out / LEDGER, {"title": self.title, "series": series, "published": published, "runs": runs})
+
+
+def read_ledger(out: Path) -> dict[str, Any]:
+    """The ledger in `out`: title, labels of the series, published figures, and runs; raises StoreError where there is none."""
+    return read_json(out / LEDGER)
+
+
+def _series(path: Path, table: Mapping[str, Any]) -> Series:
+    known = [entry.name for entry in fields(Recipe)]
+    _known(f"{path}, [[series]]", table, ("label", *known))
+    if "label" not in table:
+        raise InvalidInput(f"{path}, a [[series]] of {dict(table)}", "a label", 'Add label = "...".')
+    return Series(str(table["label"]), {name: value for name, value in table.items() if name != "label"})
+
+
+def _published(path: Path, table: Mapping[str, Any]) -> Published:
+    names = tuple(entry.name for entry in fields(Published))
+    _known(f"{path}, [[published]]", table, names)
+    if missing := [name for name in names if name not in table]:
+        raise InvalidInput(f"{path}, a [[published]] without {missing[0]}", ", ".join(names), "Say all four.")
+    return Published(**table)
+
+
+def _known(where: str, table: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in table:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            fix = f"Did you mean {near[0]!r}?" if near else "Leave it out."
+            raise InvalidInput(f"{where}: {name!r}", "one of " + ", ".join(names), fix)

@@ -1,0 +1,123 @@
+"""Sparsity against accuracy: the points of a study as mean and spread over seeds, in tables and files.
+
+A point is a run: a mapping with `label`, `method`, `density` (asked), `seed`, `test_accuracy` and more.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from pollard.report.render import plain_table
+
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation of some values; the deviation of one value is not a number.
+
+    >>> Spread.of([1.0, 3.0])
+    Spread(mean=2.0, deviation=1.4142135623730951, count=2)
+    """
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of at least one value."""
+        found = list(values)
+        return cls(mean(found), stdev(found) if len(found) > 1 else math.nan, len(found))
+
+    def percent(self) -> str:
+        """As text, in percent.
+
+        >>> Spread.of([0.9, 0.92]).percent(), Spread.of([0.5]).percent()
+        ('91.00 ± 1.41', '50.00')
+        """
+        tail = f" ± {100 * self.deviation:.2f}" if self.count > 1 else ""
+        return f"{100 * self.mean:.2f}{tail}"
+
+
+def labels(points: Sequence[Point]) -> list[str]:
+    """The series, in the order of their first points."""
+    return list(dict.fromkeys(point["label"] for point in points))
+
+
+def densities(points: Sequence[Point]) -> list[float]:
+    """The densities that were asked for, from dense to sparse."""
+    return sorted({point["density"] for point in points}, reverse=True)
+
+
+def cells(points: Sequence[Point], name: str = "test_accuracy") -> dict[tuple[str, float], Spread]:
+    """The spread of a figure over seeds, by label and density; points that do not have it are left out.
+
+    >>> cells([{"label": "a", "density": 0.1, "test_accuracy": 0.5}])
+    {('a', 0.1): Spread(mean=0.5, deviation=nan, count=1)}
+    """
+    found: dict[tuple[str, float], list[float]] = {}
+    for point in points:
+        if point.get(name) is not None:
+            found.setdefault((point["label"], point["density"]), []).append(point[name])
+    return {key: Spread.of(values) for key, values in found.items()}
+
+
+def accuracy_table(points: Sequence[Point], title: str) -> Table:
+    """Test accuracy in percent, a row a series and a column a density: mean and standard deviation over seeds."""
+    columns, rows = _grid(points)
+    return plain_table(f"{title}\ntest accuracy in percent by fraction kept, {_seeds(points)}", columns, rows)
+
+
+def markdown_table(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The same in Markdown; a published figure stands beside ours, in brackets."""
+    columns, rows = _grid(points, published)
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def csv_text(points: Sequence[Point]) -> str:
+    """One line a point, of all figures that are single values; fields of the recipe follow as `recipe.<field>`."""
+    rows = [_flat(point) for point in points]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in point.items():
+        if isinstance(value, Mapping):
+            row |= {f"{name}.{inner}": entry for inner, entry in value.items()}
+        elif value is not None and not isinstance(value, list):
+            row[name] = value
+    return row
+
+
+def _grid(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> tuple[list[str], list[list[str]]]:
+    found = cells(points)
+    beside = {(entry["label"], entry["density"]): f" ({100 * entry['test_accuracy']:.2f})" for entry in published}
+    columns = densities(points)
+    rows = [
+        [
+            label,
+            *(found[label, d].percent() + beside.get((label, d), "") if (label, d) in found else "" for d in columns),
+        ]
+        for label in labels(points)
+    ]
+    return ["", *(f"{100 * density:g} %" for density in columns)], rows
+
+
+def _seeds(points: Sequence[Point]) -> str:
+    counts = sorted({spread.count for spread in cells(points).values()})
+    return f"seeds: {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else "no run is finished"
