@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --constraint requirements.lock
 SOURCES := src tests scripts benchmarks conftest.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format-check lint types layers sizes tests data format demo bench clean
+.PHONY: help install test check format-check lint types layers sizes tests data format demo studies bench clean
 
 help:  ## print what each target does
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -53,6 +53,13 @@ demo: .venv/installed data  ## LeNet-300-100 on MNIST: prune to 5 %, train truly
 	$(BIN)/pollard train --data mnist --model lenet-300-100 --method snip --density 0.05 --epochs 10 --seed 0 \
 		--out runs --compare dense
 
+studies: .venv/installed data  ## the studies behind docs/folk-knowledge.md, an hour on two cores; goes on where it was stopped
+	$(BIN)/pollard data get fashion-mnist
+	for study in mnist ablations collapse scratch aims; do \
+		$(BIN)/pollard study studies/$$study.toml --out runs/studies/$$study || exit 1; \
+		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html; \
+	done
+
 bench: .venv/bench  ## time kernels and training steps against dense torch, torch.sparse, scipy and MKL
 	MKL_RT=$$(echo $(CURDIR)/.venv/lib/libmkl_rt.so.*) $(BIN)/python benchmarks/run.py
 
@@ -66,7 +73,7 @@ clean:  ## remove .venv and what the tools leave behind; runs and data stay
 	@echo 'Installing into .venv: a minute or two the first time.'
 	$(PYTHON) -m venv .venv
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation --editable '.[test]'
+	$(PIP) --no-build-isolation --editable '.[test,ray,report]'
 	@touch $@
 
 .venv/bench: .venv/installed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,8 @@ from pollard.formats.store import write_atomic
 from pollard.recipes.points import failures, points
 from pollard.recipes.study import read_ledger
 from pollard.report.accuracy import accuracy_table, csv_text, markdown_table
+from pollard.report.correlation import correlation_table
+from pollard.report.page import study_page
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 EPILOG = """
@@ -20,20 +22,22 @@ Examples:
 
 pollard report runs/smoke
 
+pollard report runs/smoke --html smoke.html
+
 pollard report runs/smoke --json points.json --csv points.csv --markdown table.md
 
 A study that still runs can be reported too: what is finished is shown.
 """
-File = Annotated[Path | None, typer.Option(metavar="FILE")]
 
 
 @app.command(epilog=EPILOG)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `pollard study` was given as --out.")],
     *,
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all points as a JSON list; - prints them instead.")
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one interactive page that needs no network.")
     ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all points as a JSON list.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all points as CSV.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
 ) -> None:
@@ -45,10 +49,16 @@ def report(
         csv: csv_text(found),
         markdown: f"# {ledger['title']}\n\n{markdown_table(found, ledger['published'])}",
     }
+    if html is not None:
+        texts[html] = study_page(ledger["title"], found, ledger["published"])
     for file, text in texts.items():
         if file is not None:
             write_atomic(file, text.encode())
     lines = [f"{run} failed: {error}" for run, error in failed.items()]
     planned = len({run["run"] for run in ledger["runs"]})
     state = f"{len({point['run'] for point in found})} of {planned} runs are finished"
-    emit(found, [accuracy_table(found, ledger["title"]), "", *lines, state], as_json=False)
+    emit(found, [accuracy_table(found, ledger["title"]), "", *_aims(found), *lines, state], as_json=False)
+
+
+def _aims(found: list[dict[str, Any]]) -> list[Any]:
+    return [correlation_table(found), ""] if any(point["aims"] for point in found) else []

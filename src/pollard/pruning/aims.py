@@ -26,18 +26,19 @@ class Aims:
 
     loss_before, loss: of the dense network, and of the pruned one. accuracy_before, accuracy: likewise, in [0, 1]; None
     where targets are no class labels. first_order, second_order: the predicted change of the loss, `g^T d` and
-    `g^T d + 1/2 d^T H d`, where d is what pruning changes.
+    `g^T d + 1/2 d^T H d`, where d is what pruning changes. A network that was born sparse has no figures of before, and no
+    predictions.
     gradient_norm: of the pruned network's loss, over its kept weights. singular_value: the mean singular value of the
     Jacobian of outputs in inputs, over samples; 1 passes signals as they are. ntk_trace: the trace of the neural tangent
     kernel of the kept weights, the mean over samples of the sum over outputs of `||df/dw||^2`.
     """
 
-    loss_before: float
+    loss_before: float | None
     loss: float
     accuracy_before: float | None
     accuracy: float | None
-    first_order: float
-    second_order: float
+    first_order: float | None
+    second_order: float | None
     gradient_norm: float
     singular_value: float
     ntk_trace: float
@@ -65,8 +66,8 @@ def measure_aims(
     >>> batch = torch.randn(32, 20), torch.randint(5, (32,))
     >>> plan = prune(model, "snip", density=0.2, batch=batch)
     >>> aims = measure_aims(model, plan, batch)
-    >>> aims.loss > 0, abs(aims.second_order - (aims.loss - aims.loss_before)) < 0.1
-    (True, True)
+    >>> abs(aims.second_order - (aims.loss - aims.loss_before)) < 0.1
+    True
     """
     if samples < 1:
         raise InvalidInput(f"samples={samples}", "at least 1", f"Leave samples= out for {SAMPLES}.")

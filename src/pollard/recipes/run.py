@@ -16,7 +16,7 @@ import torch
 from pollard.formats.store import save_tensors
 from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
-from pollard.recipes.build import SCORED_AT_ONCE
+from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
 from pollard.recipes.folder import EVENTS, MODEL, PLAN, RESULT, locked_folder
 from pollard.recipes.pipeline import Pipeline
@@ -127,7 +127,10 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
     examples = pipeline.problem.examples
     order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "aims"))[:MEASURED_ON]
     batch = examples.x[order], examples.y[order]
-    return measure_aims(pipeline.before(), Plan.load(folder / PLAN), batch, chunk_size=SCORED_AT_ONCE)
+    found = measure_aims(pipeline.before(), Plan.load(folder / PLAN), batch, chunk_size=SCORED_AT_ONCE)
+    if is_born_sparse(recipe):
+        return replace(found, loss_before=None, accuracy_before=None, first_order=None, second_order=None)
+    return found
 
 
 def _result(

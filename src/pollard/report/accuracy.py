@@ -73,13 +73,13 @@ def cells(points: Sequence[Point], name: str = "test_accuracy") -> dict[tuple[st
 
 def accuracy_table(points: Sequence[Point], title: str) -> Table:
     """Test accuracy in percent, a row a series and a column a density: mean and standard deviation over seeds."""
-    columns, rows = _grid(points)
+    columns, rows = accuracy_grid(points)
     return plain_table(f"{title}\ntest accuracy in percent by fraction kept, {_seeds(points)}", columns, rows)
 
 
 def markdown_table(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> str:
     """The same in Markdown; a published figure stands beside ours, in brackets."""
-    columns, rows = _grid(points, published)
+    columns, rows = accuracy_grid(points, published)
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -104,7 +104,10 @@ def _flat(point: Point) -> dict[str, Any]:
     return row
 
 
-def _grid(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> tuple[list[str], list[list[str]]]:
+def accuracy_grid(
+    points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a table of test accuracies, a series a row; published figures stand in brackets."""
     found = cells(points)
     beside = {(entry["label"], entry["density"]): f" ({100 * entry['test_accuracy']:.2f})" for entry in published}
     columns = densities(points)

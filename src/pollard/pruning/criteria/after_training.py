@@ -10,7 +10,7 @@ from pollard.pruning.criteria.criterion import criterion
 from pollard.pruning.masks import top_positions
 
 
-@criterion(needs=("weight", "gradient"), across_layers=True, cite="molchanov2017pruning")
+@criterion(needs=("weight", "gradient"), across_layers=True, cite="molchanov2019importance")
 def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
     """Score `(w * dL/dw)^2`: the squared change in the loss, to first order, when the weight goes.
 

@@ -1,0 +1,137 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const hidden = new Set();
+const narrow = () => window.innerWidth < 640;
+const percent = (share) => `${+(100 * share).toPrecision(4)} %`;
+const style = new Map(data.series.map((series) => [series.label, series]));
+const shown = (points) => points.filter((point) => !hidden.has(point.label));
+
+function layout(xaxis, yaxis, more = {}) {
+  const font = { family: "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif", size: 13, color: "#1d2a33" };
+  const axis = { gridcolor: "#e3e8eb", zeroline: false, linecolor: "#97a3ab", ticks: "outside", tickcolor: "#e3e8eb" };
+  return {
+    font, showlegend: false, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+    margin: narrow() ? { l: 52, r: 8, t: 8, b: 48 } : { l: 72, r: 16, t: 12, b: 56 },
+    xaxis: { ...axis, ...xaxis, title: { text: xaxis.title, standoff: 10 } },
+    yaxis: { ...axis, ...yaxis, title: { text: yaxis.title, standoff: 8 }, automargin: true },
+    ...more,
+  };
+}
+
+const kept = () => ({
+  title: "weights kept, %", type: "log", autorange: "reversed",
+  tickvals: data.densities.map((d) => 100 * d), ticktext: data.densities.map((d) => `${+(100 * d).toPrecision(3)}`),
+});
+
+function draw(id, traces, shape) {
+  const config = { responsive: true, displaylogo: false, displayModeBar: narrow() ? false : "hover" };
+  Plotly.react(id, traces, shape, config);
+}
+
+function line(label, more) {
+  const { colour, dash } = style.get(label);
+  return { type: "scatter", mode: "lines+markers", name: label, line: { color: colour, dash, width: 2 },
+    marker: { color: colour, size: 7 }, ...more };
+}
+
+function band(label, xs, low, high) {
+  return { type: "scatter", mode: "lines", x: [...xs, ...xs.toReversed()], y: [...high, ...low.toReversed()],
+    fill: "toself", fillcolor: `${style.get(label).colour}22`, line: { width: 0 }, hoverinfo: "skip", name: label };
+}
+
+function drawAccuracy() {
+  const traces = [];
+  const pruned = data.densities.filter((density) => density < 1);
+  const range = (pruned.length > 1 ? [Math.min(...pruned), Math.max(...pruned)] : [0.01, 1]).map((d) => 100 * d);
+  for (const series of shown(data.accuracy)) {
+    const dense = series.densities.length === 1 && series.densities[0] === 1;
+    const repeat = (values) => (dense ? [values[0], values[0]] : values);
+    const xs = dense ? range : series.densities.map((d) => 100 * d);
+    const mean = repeat(series.mean.map((a) => 100 * a));
+    const spread = repeat(series.deviation.map((a) => 100 * (a ?? 0)));
+    traces.push(band(series.label, xs, mean.map((m, i) => m - spread[i]), mean.map((m, i) => m + spread[i])));
+    const text = mean.map((m, i) => `${m.toFixed(2)} ± ${spread[i].toFixed(2)} %, ${repeat(series.count)[i]} seeds`);
+    traces.push(line(series.label, { x: xs, y: mean, text, mode: dense ? "lines" : "lines+markers",
+      hovertemplate: dense ? "%{text}" : "%{x:.3g} % kept: %{text}" }));
+  }
+  for (const one of shown(data.published)) {
+    traces.push(line(one.label, { x: [100 * one.density], y: [100 * one.test_accuracy], mode: "markers", text: [one.source],
+      marker: { symbol: "diamond-open", size: 12, color: style.get(one.label).colour, line: { width: 2 } },
+      name: `${one.label}, published`, hovertemplate: "%{y:.2f} %<br>%{text}" }));
+  }
+  draw("accuracy", traces, layout(kept(), { title: "test accuracy, %" }));
+}
+
+function drawLayers() {
+  const at = Number(document.getElementById("layers-choice").value);
+  const traces = shown(data.layers).filter((entry) => entry.density === at).map((entry) => ({
+    type: "bar", name: entry.label, x: Object.keys(entry.densities), y: Object.values(entry.densities).map((d) => 100 * d),
+    marker: { color: style.get(entry.label).colour }, hovertemplate: "%{x}: %{y:.3g} % kept",
+  }));
+  draw("layers", traces, layout({ title: "layer", type: "category" }, { title: "weights kept, %", type: "log" },
+    { barmode: "group" }));
+}
+
+function drawAims() {
+  const aim = document.getElementById("aims-choice").value;
+  const at = document.getElementById("aims-density").value;
+  const traces = [];
+  for (const { label } of shown(data.series)) {
+    const points = data.points.filter((p) => p.label === label && p[aim] != null && (at === "" || p.density === Number(at)));
+    if (points.length === 0) continue;
+    traces.push(line(label, { mode: "markers", x: points.map((p) => p[aim]), y: points.map((p) => 100 * p.test_accuracy),
+      text: points.map((p) => `${percent(p.density)} kept, seed ${p.seed}`), hovertemplate: "%{text}<br>%{x:.4g}: %{y:.2f} %" }));
+  }
+  const values = traces.flatMap((trace) => trace.x);
+  const wide = values.length > 0 && Math.min(...values) > 0 && Math.max(...values) > 30 * Math.min(...values);
+  draw("aims", traces, layout({ title: data.aims[aim], type: wide ? "log" : "linear" }, { title: "final test accuracy, %" }));
+}
+
+function drawCurves() {
+  const at = Number(document.getElementById("curves-choice").value);
+  const traces = shown(data.curves).filter((c) => c.density === at || c.density === 1).map((curve) =>
+    line(curve.label, { mode: "lines", x: curve.epochs, y: curve.mean.map((a) => 100 * a),
+      hovertemplate: "epoch %{x:.3g}: %{y:.2f} %" }));
+  draw("curves", traces, layout({ title: "epoch of training" }, { title: "test accuracy, %" }));
+}
+
+function drawCosts() {
+  const cost = document.getElementById("costs-choice").value;
+  const traces = shown(data.costs[cost].series).map((series) =>
+    line(series.label, { x: series.densities.map((d) => 100 * d), y: series.mean,
+      hovertemplate: "%{x:.3g} % kept: %{y:.4g}" }));
+  draw("costs", traces, layout(kept(), { title: data.costs[cost].title, rangemode: "tozero" }));
+}
+
+const figures = [drawAccuracy, drawLayers, drawAims, drawCurves, drawCosts];
+const drawAll = () => figures.forEach((figure) => figure());
+
+function choose(id, options, figure) {
+  const select = document.getElementById(id);
+  for (const [value, text] of options) select.add(new Option(text, value));
+  select.addEventListener("change", figure);
+}
+
+for (const { label, colour } of data.series) {
+  const button = document.createElement("button");
+  const dot = document.createElement("i");
+  dot.style.background = colour;
+  button.append(dot, label);
+  button.type = "button";
+  button.setAttribute("aria-pressed", "true");
+  button.addEventListener("click", () => {
+    if (!hidden.delete(label)) hidden.add(label);
+    button.setAttribute("aria-pressed", String(!hidden.has(label)));
+    drawAll();
+  });
+  document.getElementById("series").append(button);
+}
+
+const sparse = data.densities.filter((density) => density < 1).map((density) => [density, `${percent(density)} kept`]);
+choose("layers-choice", sparse, drawLayers);
+choose("curves-choice", sparse, drawCurves);
+choose("aims-choice", Object.entries(data.aims), drawAims);
+choose("aims-density", [["", "all densities"], ...sparse], drawAims);
+choose("costs-choice", Object.entries(data.costs).map(([name, { title }]) => [name, title]), drawCosts);
+drawAll();
+window.matchMedia("(max-width: 640px)").addEventListener("change", drawAll);

@@ -1,0 +1,99 @@
+"""`pollard study` and `pollard report`: from a file to runs, and from runs to tables and files."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from pollard.cli import app
+
+STUDY = """
+title = "Quick"
+[recipe]
+data = "digits"
+model = "mlp-64-16-10"
+epochs = 1
+[grid]
+density = [0.5, 0.25]
+seed = [0, 1]
+[[series]]
+label = "dense"
+method = "dense"
+[[series]]
+label = "SNIP"
+"""
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "quick.toml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(file):
+    folder = file.parent / "out"
+    result = invoke("study", file, "--out", folder, "--workers", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "6/6 " in result.stderr
+    assert "Quick" in result.stdout
+    assert "SNIP" in result.stdout
+    return folder
+
+
+def test_the_same_command_again_has_nothing_to_run(file, out):
+    again = invoke("study", file, "--out", out, "--json")
+    assert again.exit_code == 0
+    assert again.stderr == ""
+    assert json.loads(again.stdout) == {"title": "Quick", "out": str(out), "runs": 6, "failed": {}}
+
+
+def test_a_dry_run_only_lists(file, out, tmp_path):
+    told = json.loads(invoke("study", file, "--out", tmp_path / "new", "--dry-run", "--json").stdout)
+    assert told["left"] == 6
+    assert not (tmp_path / "new").exists()
+    assert "0 of 6 left" in invoke("study", file, "--out", out, "--dry-run").stdout
+
+
+def test_a_failure_is_told_and_is_the_exit_status(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text(STUDY + '[[series]]\nlabel = "broken"\nmodel = "mlp-63-16-10"\n')
+    result = invoke("study", broken, "--out", tmp_path / "out", "--workers", "2")
+    assert result.exit_code == 1
+    assert result.stdout.count(" failed: ") == 4
+    report = invoke("report", tmp_path / "out")
+    assert report.exit_code == 0
+    assert "6 of 10 runs are finished" in report.stdout
+    assert report.stdout.count(" failed: ") == 4
+
+
+def test_a_report_writes_what_it_is_asked_for(out, tmp_path):
+    files = {name: tmp_path / f"points.{name}" for name in ("html", "json", "csv", "markdown")}
+    result = invoke("report", out, *(word for name, path in files.items() for word in (f"--{name}", path)))
+    assert result.exit_code == 0, result.stderr
+    assert "rank correlation" in result.stdout
+    points = json.loads(files["json"].read_text())
+    assert len(points) == 6
+    assert points[0].keys() >= {"method", "density", "seed", "test_accuracy"}
+    assert [(p["method"], p["density"], p["seed"]) for p in points[2:]] == [
+        ("snip", density, seed) for density in (0.5, 0.25) for seed in (0, 1)
+    ]
+    with files["csv"].open() as handle:
+        assert [float(row["test_accuracy"]) for row in csv.DictReader(handle)] == [p["test_accuracy"] for p in points]
+    assert files["markdown"].read_text().startswith("# Quick\n\n|")
+    assert files["html"].read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("words", [["study", "none.toml", "--out", "out"], ["report", "nowhere"]], ids=" ".join)
+def test_a_mistake_is_three_lines(words):
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["got", "expected", "next step"]

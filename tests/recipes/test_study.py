@@ -1,0 +1,262 @@
+"""Studies: what a file means, that every run happens once, and that stopping them loses nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from pollard.errors import InvalidInput, StoreError
+from pollard.recipes import Recipe, run
+from pollard.recipes.engines import local, run_study
+from pollard.recipes.engines.execution import FAILURE, execute, has_failed, is_finished
+from pollard.recipes.points import failures, points
+from pollard.recipes.study import Series, Study, read_ledger
+
+STUDY = """
+title = "Halves"
+
+[recipe]
+data = "{data}"
+model = "mlp-16-32-2"
+batch_size = 8
+epochs = 2
+
+[grid]
+density = [0.5, 0.25]
+seed = [0, 1]
+
+[[series]]
+label = "dense"
+method = "dense"
+
+[[series]]
+label = "SNIP"
+
+[[series]]
+label = "after training"
+method = "magnitude"
+score_at = 2
+
+[[published]]
+label = "SNIP"
+density = 0.5
+test_accuracy = 0.9
+source = "a paper"
+"""
+
+
+@pytest.fixture
+def file(tiny_data, tmp_path):
+    path = tmp_path / "halves.toml"
+    path.write_text(STUDY.format(data=tiny_data))
+    return path
+
+
+@pytest.fixture
+def study(file):
+    return Study.read(file)
+
+
+def test_a_file_is_a_grid_for_each_series(study):
+    runs = study.runs()
+    assert [run.label for run in runs] == ["dense"] * 2 + ["SNIP"] * 4 + ["after training"] * 4
+    assert [run.recipe.density for run in runs[2:6]] == [0.5, 0.5, 0.25, 0.25]
+    assert len({run.recipe.digest for run in runs}) == 10
+    assert {recipe.digest for recipe in study.recipes()} == {run.recipe.digest for run in runs}
+    assert [recipe.method for recipe in study.recipes()[:2]] == ["dense", "dense"]
+
+
+def test_what_a_run_takes_weights_from_is_run_though_no_series_asks_for_it(study):
+    alone = replace(study, series=[study.series[2]])
+    assert [recipe.method for recipe in alone.recipes()].count("dense") == 2
+    assert {run.label for run in alone.runs()} == {"after training"}
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("[grid]", "[gird]", "'gird'.*Did you mean 'grid'"),
+        ("density = [0.5, 0.25]", "density = 0.5", r"\[grid\], density = 0.5.*a list of values"),
+        ("density = [0.5, 0.25]", "density = []", "a list of values"),
+        ("density = [0.5, 0.25]", "densty = [0.5]", "'densty'.*Did you mean density"),
+        ("density = [0.5, 0.25]", "density = [2.0]", "density 2.0"),
+        ('label = "SNIP"\n\n[[series]]', "[[series]]", r"a \[\[series\]\] of .*expected a label"),
+        ('source = "a paper"', "", "without source"),
+        ('source = "a paper"', 'sauce = "a paper"', "'sauce'.*Did you mean 'source'"),
+        ('method = "magnitude"', 'method = "magnitud"', "Did you mean 'magnitude'"),
+        ("epochs = 2", "epochs = 2 2", "a study as TOML"),
+    ],
+)
+def test_what_cannot_be_understood_is_named(file, old, new, message):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(InvalidInput, match="(?s)" + message) as caught:
+        Study.read(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InvalidInput, match="a study as TOML"):
+        Study.read(tmp_path / "none.toml")
+
+
+def test_a_study_runs_each_recipe_once_as_run_does(study, tmp_path):
+    out, told = tmp_path / "out", []
+    assert run_study(study, out, workers=2, on_done=told.append) == []
+    assert sorted(outcome.run for outcome in told) == sorted(recipe.digest for recipe in study.recipes())
+    found = points(out)
+    assert [(p["label"], p["density"], p["seed"]) for p in found] == [
+        (run.label, run.recipe.density, run.recipe.seed) for run in study.runs()
+    ]
+    for planned, point in zip(study.runs(), found, strict=True):
+        result = run(planned.recipe, tmp_path / "alone", progress=False, threads=1, aims=True)
+        assert point["test_loss"] == result.test_loss
+        assert point["aims"] == (None if result.aims is None else json.loads(json.dumps(_fields(result.aims))))
+        assert (point["aims"] is None) == (planned.recipe.method == "dense")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    again = []
+    assert run_study(study, out, workers=2, on_done=again.append) == again == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def _fields(aims):
+    return {name: getattr(aims, name) for name in aims.__slots__}
+
+
+def test_the_ledger_says_what_was_planned(study, tmp_path):
+    study.save(tmp_path)
+    ledger = read_ledger(tmp_path)
+    assert (ledger["title"], ledger["series"]) == ("Halves", ["dense", "SNIP", "after training"])
+    assert [run["run"] for run in ledger["runs"]] == [run.recipe.digest for run in study.runs()]
+    assert ledger["published"][0]["test_accuracy"] == 0.9
+    assert points(tmp_path) == []
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(StoreError):
+        points(tmp_path)
+
+
+def test_a_result_without_aims_is_completed_without_training_again(tiny_data, tmp_path):
+    recipe = Recipe(data=str(tiny_data), model="mlp-16-32-2", epochs=2, batch_size=8, density=0.5)
+    first = run(recipe, tmp_path, progress=False)
+    assert not is_finished(tmp_path, recipe)
+    model = (first.folder / "model.safetensors").stat().st_mtime_ns
+    execute(recipe.to_dict(), str(tmp_path), 1)
+    assert is_finished(tmp_path, recipe)
+    assert (first.folder / "model.safetensors").stat().st_mtime_ns == model
+
+
+def failing(study):
+    """One run of it cannot work: the model's input does not fit the data."""
+    return replace(study, series=[*study.series, Series("broken", {"model": "mlp-17-32-2"})])
+
+
+def test_a_run_that_fails_is_kept_and_told_and_the_others_go_on(study, tmp_path):
+    broken = failing(study)
+    outcomes = run_study(broken, tmp_path, workers=2)
+    assert len(outcomes) == 4
+    assert all("17" in outcome.error for outcome in outcomes)
+    assert len(points(tmp_path)) == 10
+    assert failures(tmp_path).keys() == {outcome.run for outcome in outcomes}
+    assert "Traceback" in json.loads((tmp_path / outcomes[0].run / FAILURE).read_text())["traceback"][0]
+
+
+def test_what_failed_is_left_alone_unless_it_is_to_be_retried(study, tmp_path, monkeypatch):
+    broken = failing(study)
+    run_study(broken, tmp_path, workers=1)
+    stamps = {run: (tmp_path / run / FAILURE).stat().st_mtime_ns for run in failures(tmp_path)}
+    again = run_study(broken, tmp_path, workers=1)
+    assert {outcome.run for outcome in again} == stamps.keys()
+    assert all("--retry" in outcome.error for outcome in again)
+    assert {run: (tmp_path / run / FAILURE).stat().st_mtime_ns for run in stamps} == stamps
+    retried = run_study(broken, tmp_path, workers=1, retry=True)
+    assert {outcome.run for outcome in retried} == stamps.keys()
+    assert all(has_failed(tmp_path, planned.recipe) for planned in broken.runs() if planned.label == "broken")
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on(study, tmp_path):
+    slow = replace(study, recipe={**study.recipe, "epochs": 60}, grid={"seed": [0]}, series=[Series("SNIP")])
+    (planned,) = slow.runs()
+    victims = []
+
+    def kill_once():
+        metrics = tmp_path / planned.recipe.digest / "metrics.jsonl"
+        while not metrics.exists():
+            time.sleep(0.01)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        victims.append(worker)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    assert run_study(slow, tmp_path, workers=2) == []
+    killer.join()
+    assert len(victims) == 1
+    expected = run(planned.recipe, tmp_path / "alone", progress=False, threads=1)
+    assert points(tmp_path)[0]["test_loss"] == expected.test_loss
+
+
+class Dying:
+    """A pool whose process dies whatever it is given."""
+
+    def submit(self, *_given):
+        raise local.BrokenProcessPool
+
+    def shutdown(self, **_how):
+        pass
+
+
+def test_a_run_whose_process_dies_again_is_a_failure(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_pool", Dying)
+    outcomes = run_study(study, tmp_path, workers=2)
+    assert len(outcomes) == 10
+    assert all("died 2 times" in outcome.error for outcome in outcomes)
+    assert len(failures(tmp_path)) == 10
+
+
+class Interrupted(Dying):
+    def submit(self, *_given):
+        raise KeyboardInterrupt
+
+
+def test_what_stops_a_slot_stops_the_study(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_pool", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path, workers=2)
+
+
+def test_ray_gives_the_same_results(study, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is an extra")
+    here, there = tmp_path / "local", tmp_path / "ray"
+    assert run_study(study, here, workers=2) == []
+    told = []
+    assert run_study(study, there, engine="ray", workers=2, on_done=told.append) == []
+    assert len(told) == len(study.recipes())
+    timed = ("seconds_per_step", "peak_rss_bytes")
+    for one, other in zip(points(here), points(there), strict=True):
+        assert {name: (one[name], other[name]) for name in one if one[name] != other[name] and name not in timed} == {}
+    for recipe in study.recipes():
+        models = [(out / recipe.digest / "model.safetensors").read_bytes() for out in (here, there)]
+        assert models[0] == models[1]
+
+
+def test_a_failure_on_ray_is_kept_too(study, tmp_path):
+    pytest.importorskip("ray", reason="ray is an extra")
+    only = replace(failing(study), grid={"seed": [0]}, series=[failing(study).series[-1]])
+    (outcome,) = run_study(only, tmp_path, engine="ray", workers=1)
+    assert "17" in outcome.error
+    assert failures(tmp_path).keys() == {outcome.run}
+
+
+def test_ray_that_is_not_installed_says_what_to_do(study, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidInput, match=r"pip install 'pollard\[ray\]'"):
+        run_study(study, tmp_path, engine="ray", workers=1)
