@@ -96,6 +96,17 @@ def test_the_model_is_only_read():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_half_precision_and_tokens_are_measured_as_far_as_they_can_be():
+    aims = measure_aims(lenet().bfloat16(), prune(lenet(), "magnitude", 0.5), (BATCH[0].bfloat16(), BATCH[1]))
+    assert aims.singular_value > 0
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
+    batch = torch.randint(10, (8, 3)), torch.arange(8) % 3
+    aims = measure_aims(model, prune(model, "snip", 0.5, batch), batch)
+    assert aims.singular_value is None
+    assert aims.ntk_trace > 0
+
+
 def test_no_accuracy_without_labels():
     model = lenet()
     targets = torch.randn(40, 4)

@@ -339,6 +339,44 @@ def test_bad_rounds_are_refused(arguments, message):
         prune(lenet(), "snip", 0.1, BATCH, **arguments)
 
 
+@pytest.mark.filterwarnings("ignore::pollard.errors.LayerCollapse")
+@pytest.mark.parametrize("pattern", ["v2", "v4", "v8"])
+@pytest.mark.parametrize("density", [0.3, 0.1, 0.03, 0.02])
+def test_rounds_over_layers_of_different_patterns_are_exact_while_single_weights_are_left(pattern, density):
+    mixed = {"0": pattern, "2": pattern, "4": "unstructured"}
+    plan = prune(lenet(), "iter-snip", density, BATCH, pattern=mixed, rounds=20)
+    short = round(density * plan.weights) - plan.nnz
+    rows = plan["0"].pattern.rows
+    assert 0 <= short < rows
+    # What is left of single weights could not have made up the difference to one more vector.
+    assert short == 0 or plan["4"].nnz < rows - short
+
+
+@pytest.mark.parametrize(
+    "batch, expected",
+    [
+        ((torch.randn(40, 11), BATCH[1]), "inputs that the model does not take"),
+        ((BATCH[0].double(), BATCH[1]), "inputs that the model does not take"),
+        ((BATCH[0], BATCH[1] + 100), "outputs and targets that the loss does not take"),
+        ((BATCH[0], BATCH[1].float()), "outputs and targets that the loss does not take"),
+    ],
+)
+def test_what_a_model_or_loss_does_not_take_is_said(batch, expected):
+    with pytest.raises(InvalidInput, match=expected):
+        prune(lenet(), "snip", 0.5, batch)
+
+
+@pytest.mark.parametrize("wrong", [{"density": "0.1"}, {"density": 0.1, "rounds": 2.5}, {"density": 0.1, "within": 3}])
+def test_arguments_of_other_types_are_refused(wrong):
+    with pytest.raises(InvalidInput):
+        prune(lenet(), "magnitude", **wrong)
+
+
+def test_pruning_works_in_inference_mode():
+    with torch.inference_mode():
+        assert prune(lenet(), "magnitude", 0.5).density == 0.5
+
+
 # --------------------------------------------------------------------------------- criteria that change what they keep
 
 
@@ -351,7 +389,7 @@ def halving():
         return torch.ones_like(weight)
 
     @halving.solved_by
-    def first(weight, count, pattern):
+    def first(weight, count, pattern, allowed):
         return torch.arange(count), weight / 2
 
     yield

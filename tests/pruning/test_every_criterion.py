@@ -71,6 +71,23 @@ def test_what_one_round_keeps_is_nested_as_density_grows(criterion):
         assert all(not (fewer.mask(name) & ~more.mask(name)).any() for name in fewer)
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_what_an_earlier_plan_dropped_stays_away(criterion, pattern):
+    model = lenet()
+    # Random and lopsided: some rows, and some blocks of columns, have less left than their even share.
+    earlier = prune(model, "random", 0.4, pattern=pattern, allocation="global", generator=generator())
+    # Rounds prune within what the round before has left, too.
+    for rounds in (1, 2):
+        plan = prune(
+            model, criterion, 0.3, BATCH, pattern=pattern, generator=generator(), within=earlier, rounds=rounds
+        )
+        rows = earlier["0"].pattern.rows
+        assert plan.nnz == rows * round(0.3 * plan.weights / rows)
+        assert all(not (plan.mask(name) & ~earlier.mask(name)).any() for name in plan)
+        assert all(len(values) == plan[name].nnz for name, values in plan.updated.items())
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_no_criterion_leaves_a_trace_in_a_network_with_batch_norm_and_dropout(criterion, mode):

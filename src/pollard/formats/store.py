@@ -91,7 +91,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that `save_tensors` wrote; the tensors own their memory.
+    """Tensors and metadata of a file that `save_tensors` wrote, by name in order; the tensors own their memory.
 
     The file is read, not mapped, so that nothing done to it later reaches the tensors. Raises StoreError on a file that
     is missing, truncated, damaged, foreign, or of another version.
@@ -104,7 +104,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise StoreError(f"{path}: {error.strerror}", "a file that can be read", "Check the path.") from error
     metadata = _metadata(path, content)
     try:
-        return safetensors.torch.load(content), metadata
+        return dict(sorted(safetensors.torch.load(content).items())), metadata
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, str(error)) from error
 

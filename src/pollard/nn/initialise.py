@@ -25,18 +25,29 @@ def uniform(topology: Topology, generator: torch.Generator | None = None) -> Ten
     >>> uniform(Topology.full((1, 4)), torch.Generator().manual_seed(0)).abs().max() <= 0.5
     tensor(True)
     """
-    return _scaled(torch.empty(topology.nnz).uniform_(-1.0, 1.0, generator=generator), topology, 1.0)
+    return _scaled(
+        torch.empty(topology.nnz).uniform_(-1.0, 1.0, generator=generator), topology, _by_fan_in(topology, 1.0)
+    )
 
 
 def kaiming_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Values from N(0, 2 / kept fan-in), for ReLU networks (He et al. 2015); `(nnz,)`."""
-    return _scaled(torch.empty(topology.nnz).normal_(generator=generator), topology, math.sqrt(2.0))
+    return _scaled(
+        torch.empty(topology.nnz).normal_(generator=generator), topology, _by_fan_in(topology, math.sqrt(2.0))
+    )
+
+
+def xavier_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
+    """Values from N(0, 2 / (kept fan-in + kept fan-out)), fan-out the mean over inputs (Glorot & Bengio 2010); `(nnz,)`."""
+    fan_out = topology.nnz / max(1, topology.shape[1])
+    scale = (2.0 / (topology.row_pointers.diff() + fan_out).clamp(min=1.0)).sqrt()
+    return _scaled(torch.empty(topology.nnz).normal_(generator=generator), topology, scale)
 
 
 def lecun_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Values from a normal cut at 2 standard deviations, of variance 1 / kept fan-in, as SNIP's code draws them; `(nnz,)`."""
     values = torch.nn.init.trunc_normal_(torch.empty(topology.nnz), 0.0, 1.0, -2.0, 2.0, generator=generator)
-    return _scaled(values, topology, 1.0 / TRUNCATED_STD)
+    return _scaled(values, topology, _by_fan_in(topology, 1.0 / TRUNCATED_STD))
 
 
 def uniform_bias(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
@@ -45,11 +56,15 @@ def uniform_bias(topology: Topology, generator: torch.Generator | None = None) -
     return torch.empty(topology.shape[0]).uniform_(-1.0, 1.0, generator=generator).mul_(bound)
 
 
-def _scaled(values: Tensor, topology: Topology, gain: float) -> Tensor:
-    kept = topology.row_pointers.diff()
-    scale = kept.clamp(min=1).rsqrt().mul_(gain).repeat_interleave(kept)
-    values.view(-1, topology.pattern.rows).mul_(scale[:, None])
+def _scaled(values: Tensor, topology: Topology, scale: Tensor) -> Tensor:
+    """`values` times the `scale` `(groups,)` of their rows, in place."""
+    per_grain = scale.repeat_interleave(topology.row_pointers.diff())
+    values.view(-1, topology.pattern.rows).mul_(per_grain[:, None])
     return values
 
 
-__all__ = ["Initialiser", "kaiming_normal", "lecun_normal", "uniform", "uniform_bias"]
+def _by_fan_in(topology: Topology, gain: float) -> Tensor:
+    return topology.row_pointers.diff().clamp(min=1).rsqrt().mul_(gain)
+
+
+__all__ = ["Initialiser", "kaiming_normal", "lecun_normal", "uniform", "uniform_bias", "xavier_normal"]

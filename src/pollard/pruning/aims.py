@@ -12,7 +12,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.pruning.measurements.gradient import gradient
 from pollard.pruning.measurements.hessian import hessian_times
-from pollard.pruning.measurements.samples import squared_gradients
+from pollard.pruning.measurements.samples import separable, squared_gradients
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Batches, Scoring
@@ -27,7 +27,7 @@ class Aims:
     loss_before, loss: of the dense network, and of the pruned one. accuracy_before, accuracy: likewise, in [0, 1]; None
     where targets are no class labels. first_order, second_order: the predicted change of the loss, `g^T d` and
     `g^T d + 1/2 d^T H d`, where d is what pruning changes. A network that was born sparse has no figures of before, and no
-    predictions.
+    predictions; one that takes tokens has no singular values.
     gradient_norm: of the pruned network's loss, over its kept weights. singular_value: the mean singular value of the
     Jacobian of outputs in inputs, over samples; 1 passes signals as they are. ntk_trace: the trace of the neural tangent
     kernel of the kept weights, the mean over samples of the sum over outputs of `||df/dw||^2`.
@@ -40,7 +40,7 @@ class Aims:
     first_order: float | None
     second_order: float | None
     gradient_norm: float
-    singular_value: float
+    singular_value: float | None
     ntk_trace: float
 
 
@@ -93,16 +93,16 @@ def measure_aims(
             first_order=first,
             second_order=first + second,
             gradient_norm=sum(float(slope[masks[name]].square().sum()) for name, slope in slopes.items()) ** 0.5,
-            singular_value=_singular_value(few, after),
+            singular_value=_singular_value(few, after) if network.takes_signals else None,
             ntk_trace=_ntk_trace(few, after, masks),
         )
 
 
 def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
-    """The mean accuracy over the epochs of the first learning-rate stage: up to where the rate is halved.
+    """The mean accuracy over the epochs of the first learning-rate stage: up to where the rate has halved.
 
-    One epoch an entry. Under a step schedule the stage ends at the first step, as published; where the rate falls all the
-    time, as along a cosine, it ends before the epoch whose rate is below half of the highest. Raises InvalidInput for no epoch, or lists of different lengths.
+    One epoch an entry. Under a step schedule that halves or more, the stage ends at the first step, as published; where the rate falls all the
+    time, as along a cosine, it ends before the epoch whose rate is half of the highest or less. Raises InvalidInput for no epoch, or lists of different lengths.
     Source: Wang, Qin, Bai, Fu, Why is the state of neural network pruning so confusing?, 2023, eq. 3.
 
     >>> trainability([0.5, 0.7, 0.9], [0.1, 0.1, 0.01])
@@ -113,7 +113,7 @@ def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
             f"{len(accuracies)} accuracies and {len(rates)} rates", "one of each an epoch", "Pass equal lists."
         )
     peak = rates.index(max(rates))
-    stage = next((epoch for epoch in range(peak, len(rates)) if rates[epoch] < rates[peak] / 2), len(rates))
+    stage = next((epoch for epoch in range(peak, len(rates)) if rates[epoch] <= rates[peak] / 2), len(rates))
     return sum(accuracies[:stage]) / stage
 
 
@@ -163,9 +163,9 @@ def _first(network: Network, samples: int) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _units(outputs: Tensor) -> Iterator[Tensor]:
+def _units(outputs: Tensor, samples: int) -> Iterator[Tensor]:
     """For each output unit, what picks it out of every sample."""
-    flat = outputs.detach().flatten(1)
+    flat = outputs.detach().reshape(samples, -1)
     for unit in range(flat.shape[1]):
         picked = torch.zeros_like(flat)
         picked[:, unit] = 1
@@ -174,17 +174,19 @@ def _units(outputs: Tensor) -> Iterator[Tensor]:
 
 def _singular_value(network: Network, weights: Mapping[str, Tensor]) -> float:
     values: list[Tensor] = []
-    for inputs, _ in network.pairs():
+    for inputs, _ in separable(network):
         free = inputs.detach().clone().requires_grad_()
         outputs = network(weights, free)
         rows = [
             torch.autograd.grad(outputs, free, picked, retain_graph=True, materialize_grads=True)[0].flatten(1)
-            for picked in _units(outputs)
+            for picked in _units(outputs, len(inputs))
         ]
-        values.append(torch.linalg.svdvals(torch.stack(rows, 1)).mean(1))
+        jacobian = torch.stack(rows, 1)
+        # There is no decomposition of half precision.
+        values.append(torch.linalg.svdvals(jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))).mean(1))
     return float(torch.cat(values).mean())
 
 
 def _ntk_trace(network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
-    squares = squared_gradients(network, weights, lambda outputs, _: _units(outputs))
+    squares = squared_gradients(network, weights, lambda outputs, targets: _units(outputs, len(targets)))
     return sum(float(square[masks[name]].sum()) for name, square in squares.items())

@@ -198,7 +198,8 @@ def whole_grains(layers: Mapping[str, Layer], densities: Mapping[str, float], de
 
     The sum is `round(density * grains)` over all layers. Each layer gets its whole grains, then the largest remainders one
     more each, the first of equal ones first. Where layers have grains of different sizes the sum counts the smallest grain;
-    what is too little for a larger grain goes to layers of smaller ones, and is left out only where those are full.
+    what is too little for a larger grain goes to layers of smaller ones. Where those are full they give some back for a
+    larger grain more; where they have nothing to give, it is left out.
 
     >>> whole_grains({"a": Layer((3, 1)), "b": Layer((5, 1)), "c": Layer((2, 1))}, {"a": 0.5, "b": 0.5, "c": 0.5}, 0.5)
     {'a': 2, 'b': 2, 'c': 1}
@@ -215,14 +216,33 @@ def whole_grains(layers: Mapping[str, Layer], densities: Mapping[str, float], de
         chosen = max(open_to, key=lambda name: exact[name] - kept[name])
         kept[chosen] += 1
         left -= layers[chosen].pattern.rows
+    return _exchanged(layers, kept, left) if left else kept
+
+
+def _exchanged(layers: Mapping[str, Layer], kept: dict[str, int], left: int) -> dict[str, int]:
+    """`kept` with `left` weights more: one grain that is larger than that, less the difference in smaller ones."""
+    for name, layer in sorted(layers.items(), key=lambda item: item[1].pattern.rows):
+        excess = layer.pattern.rows - left
+        if excess < 0 or kept[name] == layer.most:
+            continue
+        traded = {**kept, name: kept[name] + 1}
+        for donor, other in layers.items():
+            if other.pattern.rows < layer.pattern.rows:
+                given = min(kept[donor] - other.least, excess // other.pattern.rows)
+                traded[donor] -= given
+                excess -= given * other.pattern.rows
+        if not excess:
+            return traded
     return kept
 
 
 def check_density(density: float) -> None:
     """Raises InvalidInput unless `density` is in (0, 1]."""
-    if not 0 < density <= 1:
+    if not isinstance(density, int | float) or not 0 < density <= 1:
         raise InvalidInput(
-            f"density {density}", "a density in (0, 1]", "Density is the fraction kept: 95 % sparsity is density=0.05."
+            f"density {density!r}",
+            "a density in (0, 1]",
+            "Density is the fraction kept: 95 % sparsity is density=0.05.",
         )
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
-from pollard.pruning.criteria import CRITERIA
-
 
 @cache
 def citations() -> dict[str, str]:
@@ -22,11 +20,10 @@ def citations() -> dict[str, str]:
     return {re.split(r"[{,]", entry, maxsplit=2)[1]: entry for entry in entries}
 
 
-def cited(methods: Iterable[str]) -> str:
-    """The entries that runs of these methods should cite, once each, in order; those of unpublished ones are left out.
+def cited(keys: Iterable[str]) -> str:
+    """The entries of these keys, once each, in order; an empty key, of what is not published, is left out.
 
-    >>> cited(["random", "dense"])
+    >>> cited([""])
     ''
     """
-    keys = [CRITERIA[method].cite for method in methods if method in CRITERIA]
     return "\n\n".join(citations()[key] for key in dict.fromkeys(keys) if key)

@@ -133,7 +133,7 @@ def round_densities(
     >>> [round(d, 4) for d in round_densities(0.01, 4)], [round(d, 4) for d in round_densities(0.1, 3, "linear")]
     ([0.3162, 0.1, 0.0316, 0.01], [0.7, 0.4, 0.1])
     """
-    if rounds < 1:
+    if not isinstance(rounds, int) or rounds < 1:
         raise InvalidInput(f"rounds={rounds}", "at least 1", "Leave rounds= out for the criterion's own number.")
     steps = range(1, rounds)
     if schedule == "exponential":
@@ -158,19 +158,23 @@ class _Decision:
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
         needed = [need for need in self.rule.needs if need in MEASUREMENTS]
-        topologies = dict(self.within)
+        topologies, reached = dict(self.within), 1.0
         with self.network.undisturbed():
             self._mask(topologies)
             for density in densities[:-1]:
-                topologies = self._select(self._limited(self._score(self._measure(needed)), topologies), density)
+                scored = self._limited(self._score(self._measure(needed)), topologies)
+                topologies = self._select(scored, min(density, reached))
+                # Grains of different sizes may leave less than was asked for: the next round can keep no more.
+                reached = Plan(topologies).density
                 self._mask(topologies)
             measured = self._measure(needed)
+        last = min(densities[-1], reached)
         scored = self._limited(self._score(measured, keep=self.rule.solve is not None), topologies)
         updated: dict[str, Tensor] = {}
         if self.rule.solve is None:
-            topologies = self._select(scored, densities[-1])
+            topologies = self._select(scored, last)
         else:
-            topologies, updated = self._solve(self.rule.solve, scored, densities[-1], measured)
+            topologies, updated = self._solve(self.rule.solve, scored, last, measured)
         name = allocation_name(self.allocate)
         return Plan(topologies, criterion=self.rule.name, allocation=name, asked=asked, updated=updated)
 
@@ -193,7 +197,9 @@ class _Decision:
 
     def _mask(self, topologies: Mapping[str, Topology]) -> None:
         if topologies:
-            self.network.masks = {name: topology.mask() for name, topology in topologies.items()}
+            self.network.masks = {
+                name: topology.mask().to(self.network.device) for name, topology in topologies.items()
+            }
 
     def _limited(self, scored: dict[str, Layer], before: Mapping[str, Topology]) -> dict[str, Layer]:
         """`scored`, of which only what was kept `before` can be chosen; what may recover, only of what was given."""
@@ -218,9 +224,12 @@ class _Decision:
         counts = whole_grains(scored, self.allocate(scored, density), density)
         topologies, updated = {}, {}
         for name, layer in scored.items():
+            assert layer.scores is not None
             given = self._given(name, measured, keep=False)
+            allowed = (layer.scores > -torch.inf).view(-1, layer.shape[1])
             weight = given.pop("weight", self.network.weights[name])
-            positions, new = solve(weight, counts[name], layer.pattern, **given)
+            weight = torch.where(layer.pattern.spread(allowed), weight, 0.0)
+            positions, new = solve(weight, counts[name], layer.pattern, allowed, **given)
             topologies[name] = Topology.from_positions((layer.shape[0], layer.shape[1]), layer.pattern, positions)
             updated[name] = SparseMatrix.from_dense(new.to(weight.dtype), topologies[name]).values
         return topologies, updated
@@ -278,6 +287,8 @@ def _described(chosen: Mapping[str, nn.Linear], pattern: PatternChoice, least: B
 
 def _fitting(within: Mapping[str, Topology], layers: Mapping[str, Layer]) -> Mapping[str, Topology]:
     """`within`, once it is sure that it is of these layers."""
+    if not isinstance(within, Mapping):
+        raise InvalidInput(f"within={within!r}", "a plan", "Pass what prune() returned for this model.")
     found = {name: (topology.shape, topology.pattern) for name, topology in within.items()}
     expected = {name: (layer.shape, layer.pattern) for name, layer in layers.items()}
     if found and found != expected:

@@ -12,7 +12,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.pruning.plan import Plan
 
-ITERATIONS = 200
+ITERATIONS, HISTORY = 200, 20
 
 
 def restore_isometry(plan: Plan, model: nn.Module, *, iterations: int = ITERATIONS) -> Plan:
@@ -56,22 +56,25 @@ def distance_from_isometry(weight: Tensor) -> Tensor:
 
 def _repaired(matrix: SparseMatrix, iterations: int) -> Tensor:
     """The new values `(nnz,)` of one layer."""
-    mask, start = matrix.topology.mask(), matrix.to_dense()
-    weight = start.double().requires_grad_()
-    optimizer = torch.optim.LBFGS([weight], max_iter=iterations, line_search_fn="strong_wolfe")
+    if not matrix.values.numel():
+        return matrix.values
+    mask, start = matrix.topology.mask(), matrix.to_dense().double()
+    kept = start[mask].requires_grad_()
+    # Its memory is that of kept weights, so many pairs of them.
+    optimizer = torch.optim.LBFGS([kept], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        distance = distance_from_isometry(weight * mask)
+        distance = distance_from_isometry(torch.zeros_like(start).masked_scatter(mask, kept))
         distance.backward()
         return distance
 
     with torch.enable_grad():
         optimizer.step(closure)
-    found = torch.where(mask, weight.detach(), 0.0)
-    if not distance_from_isometry(found) < distance_from_isometry(start.double()):
+    found = torch.zeros_like(start).masked_scatter(mask, kept.detach())
+    if not distance_from_isometry(found) < distance_from_isometry(start):
         return matrix.values
-    return SparseMatrix.from_dense(found.to(start.dtype), matrix.topology).values
+    return SparseMatrix.from_dense(found.to(matrix.values.dtype), matrix.topology).values
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

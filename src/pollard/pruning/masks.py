@@ -31,7 +31,7 @@ def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Te
         )
     if count in (0, values.size):
         return torch.arange(count)
-    threshold = np.partition(values, values.size - count)[values.size - count]
+    threshold = _threshold(values, count)
     ties = count - int(np.count_nonzero(values > threshold))
     kept = np.empty(count, np.int64)
     filled = 0
@@ -47,6 +47,28 @@ def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Te
         kept[filled : filled + found.size] = found + start
         filled += found.size
     return torch.from_numpy(kept)
+
+
+def shares(count: int, sizes: Tensor) -> list[int]:
+    """`count` shared out in proportion to `sizes`, whole numbers `(n,)`, each to within one; none gets more than its size.
+
+    >>> shares(5, torch.tensor([4, 4, 0, 4])), shares(12, torch.tensor([4, 4, 0, 4]))
+    ([1, 2, 0, 2], [4, 4, 0, 4])
+    """
+    ends = count * sizes.cumsum(0) // max(1, int(sizes.sum()))
+    found: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return found
+
+
+def _threshold(values: np.ndarray[tuple[int], np.dtype[np.floating]], count: int) -> float:
+    """The `count`-th highest of `values`, which have it exactly."""
+    # What was dropped before, or no signal reaches, ties for the lowest: numpy's selection is slow where most are equal.
+    lowest = values.min()
+    above = values[values > lowest]
+    if count > above.size:
+        return float(lowest)
+    above.partition(above.size - count)
+    return float(above[above.size - count])
 
 
 def _ranked(scores: Tensor, layer: str | None) -> np.ndarray[tuple[int], np.dtype[np.floating]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, PollardError
 from pollard.pruning.scoring import Batches, Mode, Pair, Scoring
 from pollard.selection import listed
 
@@ -74,6 +74,11 @@ class Network:
         inputs, _ = next(self.pairs())
         return tuple(inputs.shape[1:])
 
+    @property
+    def takes_signals(self) -> bool:
+        """Whether inputs are floating-point numbers, as far as is known: without a batch, they are taken to be."""
+        return self._batches is None or next(self.pairs())[0].is_floating_point()
+
     def pairs(self) -> Iterator[Pair]:
         """The scoring batches, from the first; raises InvalidInput where there is none, or one is unfit."""
         if self._batches is None:
@@ -101,7 +106,10 @@ class Network:
         state = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
         # In train mode batch norm writes its statistics: into copies.
         state.update({name: buffer.clone() for name, buffer in self.model.named_buffers()})
-        outputs: Tensor = functional_call(self.model, state, (inputs,))
+        with _told(
+            "inputs that the model does not take", "inputs as in training: their dtype and shape, and samples enough"
+        ):
+            outputs: Tensor = functional_call(self.model, state, (inputs,))
         return outputs
 
     def loss(self, weights: Mapping[str, Tensor], pair: Pair) -> Tensor:
@@ -113,7 +121,8 @@ class Network:
         """The mean loss of `outputs`; raises InvalidInput unless it is a scalar."""
         if self.scoring.temperature != 1:
             outputs = outputs / self.scoring.temperature
-        loss = (self.scoring.loss_fn or functional.cross_entropy)(outputs, targets)
+        with _told("outputs and targets that the loss does not take", "targets that fit the outputs, as in training"):
+            loss = (self.scoring.loss_fn or functional.cross_entropy)(outputs, targets)
         if loss.numel() != 1:
             raise InvalidInput(
                 f"a loss of shape {tuple(loss.shape)}",
@@ -168,7 +177,7 @@ class Network:
         flags = {module: module.training for module in self.model.modules()}
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            with torch.inference_mode(mode=False), torch.random.fork_rng(devices=devices), torch.enable_grad():
                 self.model.train((mode or self.scoring.mode) == "train")
                 yield
         finally:
@@ -177,6 +186,18 @@ class Network:
 
     def __repr__(self) -> str:
         return f"Network({len(self.names)} layers: {listed(self.names)})"
+
+
+@contextmanager
+def _told(got: str, expected: str) -> Iterator[None]:
+    """What a model or a loss of the user's raises, as an InvalidInput that says where it came from."""
+    try:
+        yield
+    except PollardError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        fix = "Try model(inputs) and loss_fn(outputs, targets) on the scoring batch, in the mode it is scored in."
+        raise InvalidInput(f"{got}: {error}", expected, fix) from error
 
 
 def _checked(pair: object, device: torch.device) -> Pair:

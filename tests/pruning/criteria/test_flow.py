@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from networks import BATCH, lenet
-from pollard.errors import LayerCollapse
+from pollard.errors import InvalidInput, LayerCollapse
 from pollard.pruning import MEASUREMENTS, Network, prune
 from pollard.pruning.scoring import Scoring
 
@@ -113,6 +113,35 @@ def test_flows_beyond_the_range_of_floats_rank_as_they_would_within(scale):
     far = prune(model, "synflow", 0.2, input_shape=(12,), rounds=3)
     assert not any(topology.nnz == 0 for topology in far.values())
     assert all(torch.equal(plain.mask(name), far.mask(name)) for name in plain)
+
+
+def test_scores_are_magnitudes_where_a_norm_turns_the_flow_around():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    model[0].running_mean.uniform_(-2, 2)
+    network = Network(model, ["1", "3"], input_shape=(6,))
+    with network.undisturbed():
+        scores = MEASUREMENTS["synaptic_flow"](network)
+    assert all(bool((score >= 0).all()) for score in scores.values())
+    assert all(bool((score > 0).any()) for score in scores.values())
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).mean(1))
+
+
+@pytest.mark.parametrize("criterion", ["synflow", "ntk-sap"])
+def test_tokens_carry_no_signal_without_data(criterion):
+    batch = torch.randint(10, (8, 5)), torch.arange(8) % 3
+    with pytest.raises(InvalidInput, match="whole numbers"):
+        prune(Tokens(), criterion, 0.5, batch)
+    assert prune(Tokens(), "snip", 0.5, batch).nnz == 6
 
 
 def test_flow_passes_residual_connections():

@@ -26,8 +26,9 @@ def problem(seed=0, rows=ROWS, columns=COLUMNS, samples=40):
 
 def solved(name, weight, inputs, count, pattern="unstructured"):
     gram = inputs.T @ inputs
-    positions, new = CRITERIA[name].solve(weight, count, Pattern.parse(pattern), input_gram=gram)
     groups = len(weight) // Pattern.parse(pattern).rows
+    allowed = torch.ones(groups, weight.shape[1], dtype=torch.bool)
+    positions, new = CRITERIA[name].solve(weight, count, Pattern.parse(pattern), allowed, input_gram=gram)
     mask = torch.zeros(groups * weight.shape[1], dtype=torch.bool)
     mask[positions] = True
     mask = Pattern.parse(pattern).spread(mask.view(groups, -1))
@@ -38,6 +39,15 @@ def output_loss(weight, new, gram):
     """1/2 d^T H d, over all rows."""
     step = new - weight
     return float(((step @ hessian(gram)) * step).sum() / 2)
+
+
+@given(st.integers(0, 10_000))
+def test_what_exact_obs_keeps_of_a_row_is_what_its_steps_have_left(seed):
+    weight, inputs = problem(seed)
+    curvature = hessian(inputs.T @ inputs)
+    mask, _ = solved("exact-obs", weight, inputs, weight.numel() // 2)
+    for row, kept in zip(weight, mask, strict=True):
+        assert set((~kept).nonzero().flatten().tolist()) == set(greedy(row, curvature, int((~kept).sum()))[0])
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v2"])

@@ -36,6 +36,46 @@ def per_sample(model, loss=functional.cross_entropy):
     return {name: torch.stack([row[index] for row in rows]) for index, name in enumerate(NAMES)}
 
 
+class TokensInARow(nn.Module):
+    """Flattens all tokens of all samples before its layer, so that the layer sees no axis of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.mix(x.reshape(-1, 4))).view(*x.shape[:2], 6).mean(1))
+
+
+class SequenceFirst(TokensInARow):
+    """Its first layer is given positions before samples."""
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.mix(x.transpose(0, 1))).mean(0))
+
+
+@pytest.mark.parametrize("kind", [TokensInARow, SequenceFirst])
+@pytest.mark.parametrize("samples", [5, 7])  # 5: as many as positions, so that shapes alone tell nothing
+def test_samples_are_told_apart_whatever_a_layer_is_given(kind, samples):
+    torch.manual_seed(0)
+    model = kind().double()
+    x, y = torch.randn(samples, 5, 4, dtype=torch.float64), torch.arange(samples) % 3
+    found = {name: measured(name, model, (x, y)) for name in ("sample_gradients", "fisher_diagonal")}
+    curved = measured("gauss_newton_diagonal", model, (x, y))
+    weights = {"mix": model.mix.weight, "head": model.head.weight}
+    rows = [
+        torch.autograd.grad(functional.cross_entropy(model(a[None]), b[None]), weights.values())
+        for a, b in zip(x, y, strict=True)
+    ]
+    for index, name in enumerate(weights):
+        own = torch.stack([row[index] for row in rows])
+        torch.testing.assert_close(found["sample_gradients"][name], own, **CLOSE)
+        torch.testing.assert_close(found["fisher_diagonal"][name], own.square().mean(0), **CLOSE)
+        alone = [measured("gauss_newton_diagonal", model, (a[None], b[None]))[name] for a, b in zip(x, y, strict=True)]
+        torch.testing.assert_close(curved[name], torch.stack(alone).mean(0), **CLOSE)
+
+
 @pytest.mark.parametrize("chunk_size", [None, 7])
 def test_sample_gradients_are_those_of_samples_seen_alone(chunk_size):
     model = lenet().double()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pollard.formats.pattern import Pattern
 from pollard.pruning.criteria.criterion import criterion
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import shares, top_positions
 
 
 @criterion(needs=("weight", "gradient"), across_layers=True, cite="molchanov2019importance")
@@ -48,8 +48,8 @@ def lamp(weight: Tensor) -> Tensor:
 def wanda(weight: Tensor, input_norms: Tensor) -> Tensor:
     """Score `|W_ij| * ||X_j||_2`: the weight times how strong its input is over the scoring samples.
 
-    Published weights compete within their output row only: `wanda.solve` keeps as many in every row of grains, one more
-    in the first rows where the count does not divide.
+    Published weights compete within their output row only: `wanda.solve` keeps the same fraction of every row of grains, to
+    within one.
     Source: Sun, Liu, Bair, Kolter, A simple and effective pruning approach for large language models, ICLR 2024, eq. 1.
 
     >>> wanda(weight=torch.tensor([[3.0, -4.0]]), input_norms=torch.tensor([2.0, 1.0]))
@@ -59,12 +59,12 @@ def wanda(weight: Tensor, input_norms: Tensor) -> Tensor:
 
 
 @wanda.solved_by
-def _row_by_row(weight: Tensor, count: int, pattern: Pattern, input_norms: Tensor) -> tuple[Tensor, Tensor]:
-    scores = pattern.grain_sum(wanda(weight, input_norms))
-    groups = len(scores)
-    shares = [count // groups + (group < count % groups) for group in range(groups)]
+def _row_by_row(
+    weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, input_norms: Tensor
+) -> tuple[Tensor, Tensor]:
+    scores = pattern.grain_sum(wanda(weight, input_norms)).masked_fill(~allowed, -torch.inf)
     rows = [
         top_positions(row, share) + group * row.numel()
-        for group, (row, share) in enumerate(zip(scores, shares, strict=True))
+        for group, (row, share) in enumerate(zip(scores, shares(count, allowed.sum(1)), strict=True))
     ]
     return torch.cat(rows), weight

@@ -14,8 +14,9 @@ from pollard.pruning.scoring import Mode
 OWN_NEEDS = ("weight", "generator")
 
 
-# (weight, count, pattern, **needs) to the positions of the `count` grains to keep, ascending, and the new weight
-# `(out, in)`, which is read where it is kept.
+# (weight, count, pattern, allowed, **needs) to the positions of the `count` grains to keep, ascending, and the new weight
+# `(out, in)`, which is read where it is kept. allowed: bool, a grain each `(groups, in)`: what an earlier pruning has left,
+# never fewer than `count`; the weight is zero elsewhere.
 Solve = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -27,7 +28,8 @@ class Criterion(Protocol):
     across_layers: scores mean the same in every layer, so that layers may compete for one budget. Where they do not, a
     budget for all empties whole layers: magnitudes at initialisation follow each layer's fan-in.
     rounds: how often it is published to score, each time what the round before has kept. recover: whether what one
-    round drops may come back in the next. mode, temperature: of the network while it is measured.
+    round drops may come back in the next. mode, temperature: of the network while it is measured. per_class: examples of
+    each class that it is published to score on, 0 for a batch as it comes; who calls `prune` brings the batch.
     cite: the key of its source in `CITATIONS`. solve: for a criterion that changes the weights it keeps.
     """
 
@@ -41,6 +43,7 @@ class Criterion(Protocol):
     recover: bool
     mode: Mode
     temperature: float
+    per_class: int
     cite: str
     solve: Solve | None
 
@@ -71,6 +74,7 @@ def criterion(
     recover: bool = False,
     mode: Mode = "eval",
     temperature: float = 1.0,
+    per_class: int = 0,
     cite: str = "",
 ) -> Callable[[Callable[..., Tensor]], Criterion]:
     """Declares how a criterion is asked, and makes it a member of `CRITERIA`: `grasp_abs` joins as `grasp-abs`.
@@ -96,6 +100,7 @@ def criterion(
         member.name = function.__name__.replace("_", "-")
         member.needs, member.across_layers, member.cite = needs, across_layers, cite
         member.rounds, member.recover, member.mode, member.temperature = rounds, recover, mode, temperature
+        member.per_class = per_class
         member.solve = None
 
         def solved_by(solve: Solve) -> Solve:

@@ -8,7 +8,12 @@ from pollard.pruning.criteria.criterion import criterion
 
 
 @criterion(
-    needs=("weight", "hessian_gradient"), across_layers=True, mode="train", temperature=200.0, cite="wang2020grasp"
+    needs=("weight", "hessian_gradient"),
+    across_layers=True,
+    mode="train",
+    temperature=200.0,
+    per_class=25,
+    cite="wang2020grasp",
 )
 def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     """Score `w * (H g)`: how much of the gradient's squared norm is lost, to first order, when the weight goes.
@@ -26,7 +31,12 @@ def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
 
 
 @criterion(
-    needs=("weight", "hessian_gradient"), across_layers=True, mode="train", temperature=200.0, cite="frankle2021pruning"
+    needs=("weight", "hessian_gradient"),
+    across_layers=True,
+    mode="train",
+    temperature=200.0,
+    per_class=10,
+    cite="frankle2021pruning",
 )
 def grasp_abs(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     """Score `|w * (H g)|`: keep what changes the gradient's norm most, whichever way.
@@ -62,6 +72,6 @@ def ntk_sap(kernel_sensitivity: Tensor) -> Tensor:
     """Score how fast the trace of the neural tangent kernel changes as the weight is faded out; in 100 rounds, without data.
 
     The weights are drawn anew each round: what is scored is the place of a weight, not its value.
-    Source: Wang, Li, Sun, Zhao, NTK-SAP: improving neural network pruning by aligning training dynamics, ICLR 2023.
+    Source: Wang, Li, Sun, NTK-SAP: improving neural network pruning by aligning training dynamics, ICLR 2023.
     """
     return kernel_sensitivity

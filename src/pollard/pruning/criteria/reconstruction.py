@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pollard.formats.pattern import Pattern
 from pollard.pruning.criteria.criterion import criterion
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import shares, top_positions
 
 DAMPING = 0.01
 BLOCK = 128
-# Grains of a layer whose inverse Hessians are worked on at a time: bounds memory at 8 bytes x this x in.
+# Grains of a layer whose inverse Hessians are worked on at a time: bounds memory at 8 bytes x this x in^2.
 GROUPS_AT_ONCE = 4
 
 
@@ -51,11 +51,14 @@ def exact_obs(weight: Tensor, input_gram: Tensor) -> Tensor:
 
 
 @exact_obs.solved_by
-def _eliminate(weight: Tensor, count: int, pattern: Pattern, input_gram: Tensor) -> tuple[Tensor, Tensor]:
+def _eliminate(
+    weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, input_gram: Tensor
+) -> tuple[Tensor, Tensor]:
     curvature = hessian(input_gram)
     grouped = heard(weight, input_gram).unflatten(0, (-1, pattern.rows))
     losses = torch.cat([_losses(part, curvature) for part in grouped.split(GROUPS_AT_ONCE)])
-    positions = top_positions(losses.flatten(), count)
+    # What must not be kept is zero, goes first, and costs nothing; nor may it win a tie.
+    positions = top_positions(losses.masked_fill(~allowed, -torch.inf).flatten(), count)
     kept = torch.zeros(losses.numel(), dtype=torch.bool)
     kept[positions] = True
     refitted = [_refit(rows, mask, curvature) for rows, mask in zip(grouped, kept.view(losses.shape), strict=True)]
@@ -73,8 +76,8 @@ def _losses(weight: Tensor, curvature: Tensor) -> Tensor:
     each = torch.arange(groups)
     for _ in range(columns):
         column, loss = left.remove_cheapest(each)
-        # A later step may cost less than one before it, but can only be taken after it: it counts as no less.
-        worst = torch.maximum(worst, loss)
+        # A later step may cost less than one before it, but can only be taken after it: it counts as just more.
+        worst = torch.maximum(worst.nextafter(worst + 1), loss)
         losses[each, column] = worst
     return losses
 
@@ -141,15 +144,17 @@ def sparsegpt(weight: Tensor, input_gram: Tensor) -> Tensor:
 
 
 @sparsegpt.solved_by
-def _sweep(weight: Tensor, count: int, pattern: Pattern, input_gram: Tensor) -> tuple[Tensor, Tensor]:
+def _sweep(weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, input_gram: Tensor) -> tuple[Tensor, Tensor]:
     factor = _factor(input_gram)
     weight = heard(weight, input_gram)
     groups, columns = weight.shape[0] // pattern.rows, weight.shape[1]
     mask = torch.zeros(groups, columns, dtype=torch.bool)
-    for start in range(0, columns, BLOCK):
+    starts = range(0, columns, BLOCK)
+    rooms = torch.stack([allowed[:, start : start + BLOCK].sum() for start in starts])
+    for start, share in zip(starts, shares(count, rooms), strict=True):
         block = slice(start, min(start + BLOCK, columns))
-        share = count * block.stop // columns - count * start // columns
         scores = pattern.grain_sum(weight[:, block].square() / factor.diagonal()[block].square())
+        scores = scores.masked_fill(~allowed[:, block], -torch.inf)
         chosen = mask[:, block].flatten()
         chosen[top_positions(scores.flatten(), share)] = True
         mask[:, block] = chosen.view(scores.shape)

@@ -7,6 +7,8 @@ gradients G `(N, weights)` of single samples, whose inverse is never formed:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from pollard.pruning.masks import top_positions
 
 DAMPING = 1e-5
 BLOCK = 1000
+AT_ONCE = 1 << 14
 
 
 @criterion(needs=("weight", "gauss_newton_diagonal"), across_layers=True, cite="lecun1989obd")
@@ -66,8 +69,10 @@ def woodfisher(weight: Tensor, sample_gradients: Tensor) -> Tensor:
 
 
 @woodfisher.solved_by
-def _by_blocks(weight: Tensor, count: int, pattern: Pattern, sample_gradients: Tensor) -> tuple[Tensor, Tensor]:
-    return _chosen(weight, count, pattern, sample_gradients, BLOCK)
+def _by_blocks(
+    weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, sample_gradients: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _chosen(weight, count, pattern, allowed, sample_gradients, block=BLOCK)
 
 
 @criterion(needs=("weight", "sample_gradients"), across_layers=True, cite="frantar2021mfac")
@@ -83,19 +88,21 @@ def m_fac(weight: Tensor, sample_gradients: Tensor) -> Tensor:
 
 
 @m_fac.solved_by
-def _whole(weight: Tensor, count: int, pattern: Pattern, sample_gradients: Tensor) -> tuple[Tensor, Tensor]:
-    return _chosen(weight, count, pattern, sample_gradients, weight.numel())
+def _whole(
+    weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, sample_gradients: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _chosen(weight, count, pattern, allowed, sample_gradients, block=weight.numel())
 
 
 def _saliency(weight: Tensor, sample_gradients: Tensor, block: int) -> Tensor:
-    parts = [inverse_diagonal(part.double()) for part in sample_gradients.flatten(1).split(block, 1)]
+    parts = [inverse_diagonal(part) for part in sample_gradients.flatten(1).split(block, 1)]
     return weight.double().square() / (2 * torch.cat(parts).view(weight.shape))
 
 
 def _chosen(
-    weight: Tensor, count: int, pattern: Pattern, sample_gradients: Tensor, block: int
+    weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, sample_gradients: Tensor, *, block: int
 ) -> tuple[Tensor, Tensor]:
-    scores = pattern.grain_sum(_saliency(weight, sample_gradients, block))
+    scores = pattern.grain_sum(_saliency(weight, sample_gradients, block)).masked_fill(~allowed, -torch.inf)
     positions = top_positions(scores.flatten(), count)
     grains = torch.zeros(scores.numel(), dtype=torch.bool)
     grains[positions] = True
@@ -106,29 +113,31 @@ def _chosen(
         kept.split(block),
         strict=True,
     )
-    return positions, torch.cat([refit(w, g.double(), k) for w, g, k in parts]).view(weight.shape)
+    return positions, torch.cat([refit(w, g, k) for w, g, k in parts]).view(weight.shape)
 
 
 def inverse_diagonal(gradients: Tensor, damping: float = DAMPING) -> Tensor:
     """The diagonal `(weights,)` of `F^-1`, of gradients `(N, weights)`.
 
     >>> inverse_diagonal(torch.tensor([[1.0, 0.0]]), damping=1.0)
-    tensor([0.5000, 1.0000])
+    tensor([0.5000, 1.0000], dtype=torch.float64)
     """
-    spread = torch.linalg.solve_triangular(_factor(gradients, damping), gradients, upper=False)
-    found: Tensor = (1 - spread.square().sum(0)) / damping
+    factor = _factor(gradients, damping)
+    parts = [torch.linalg.solve_triangular(factor, part, upper=False).square_().sum(0) for part in _doubled(gradients)]
+    found: Tensor = (1 - torch.cat(parts)) / damping
     return found.clamp_min(torch.finfo(found.dtype).tiny)
 
 
 def refit(weight: Tensor, gradients: Tensor, kept: Tensor, damping: float = DAMPING) -> Tensor:
     """The vector that is zero where not `kept` and loses least, `1/2 (new - weight)^T F (new - weight)`.
 
-    >>> refit(torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 1.0]]), torch.tensor([True, False]), damping=1.0)
-    tensor([2., 0.])
+    >>> refit(torch.tensor([1.0, 2.0]).double(), torch.tensor([[1.0, 1.0]]), torch.tensor([True, False]), damping=1.0)
+    tensor([2., 0.], dtype=torch.float64)
     """
-    inside = gradients[:, kept]
+    inside, removed = gradients[:, kept].double(), weight.masked_fill(kept, 0.0)
     # What the removed weights did to each sample's loss, to be made up for by those that are kept.
-    pull = inside.T @ (gradients[:, ~kept] @ weight[~kept]) / len(gradients)
+    lost = torch.stack([part @ w for part, w in zip(_doubled(gradients), removed.split(AT_ONCE), strict=True)]).sum(0)
+    pull = inside.T @ lost / len(gradients)
     made_up = (
         pull - inside.T @ torch.cholesky_solve((inside @ pull)[:, None], _factor(inside, damping))[:, 0]
     ) / damping
@@ -137,9 +146,14 @@ def refit(weight: Tensor, gradients: Tensor, kept: Tensor, damping: float = DAMP
     return new
 
 
+def _doubled(gradients: Tensor) -> Iterator[Tensor]:
+    """`gradients` in float64, so many columns at once: all of them together would be twice the memory again."""
+    return (part.double() for part in gradients.split(AT_ONCE, 1))
+
+
 def _factor(gradients: Tensor, damping: float) -> Tensor:
     """The lower Cholesky factor of `a N I + G G^T`."""
-    gram = gradients @ gradients.T
+    gram = torch.stack([part @ part.T for part in _doubled(gradients)]).sum(0)
     gram.diagonal().add_(damping * len(gradients))
     found: Tensor = torch.linalg.cholesky(gram)
     return found

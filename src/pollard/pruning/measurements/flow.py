@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from pollard.errors import InvalidInput
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
 
@@ -26,6 +27,7 @@ def synaptic_flow(network: Network) -> dict[str, Tensor]:
     ...     synaptic_flow(network)
     {'': tensor([[3., 2.]], dtype=torch.float64)}
     """
+    _check_signals(network)
     weights = {name: weight.double().abs() for name, weight in network.kept().items()}
     # One sample has no statistics: batch norm uses those it holds, whatever the scoring's mode.
     with network.undisturbed("eval"):
@@ -43,8 +45,9 @@ def kernel_sensitivity(network: Network) -> dict[str, Tensor]:
     The squared change of the outputs under a small random change e of all weights is, to first order, e's variance times
     the trace of the neural tangent kernel. Weights v are drawn anew, with each layer's own standard deviation; e has a
     hundredth of it; the inputs x are 64 draws from N(0, 1). No data is looked at.
-    Source: Wang, Li, Sun, Zhao, NTK-SAP: improving neural network pruning by aligning training dynamics, ICLR 2023, eq. 7.
+    Source: Wang, Li, Sun, NTK-SAP: improving neural network pruning by aligning training dynamics, ICLR 2023, eq. 7.
     """
+    _check_signals(network)
     inputs = _normal((KERNEL_SAMPLES, *network.input_shape), network, 1.0)
     gates = network.gates()
     plain, moved = {}, {}
@@ -58,6 +61,16 @@ def kernel_sensitivity(network: Network) -> dict[str, Tensor]:
     return {name: part.abs() for name, part in network.reached(dict(zip(gates, found, strict=True))).items()}
 
 
+def _check_signals(network: Network) -> None:
+    """Raises InvalidInput where the model is known to take no signals, but indices: an input of ones would be a token."""
+    if not network.takes_signals:
+        raise InvalidInput(
+            "a model whose inputs are whole numbers, tokens perhaps",
+            "a model of floating-point inputs, through which a signal of no data can flow",
+            "Use a criterion that looks at data, such as snip.",
+        )
+
+
 def _normal(shape: tuple[int, ...], network: Network, deviation: float) -> Tensor:
     like = next(iter(network.weights.values()))
     draw = network.generator
@@ -67,7 +80,7 @@ def _normal(shape: tuple[int, ...], network: Network, deviation: float) -> Tenso
 def _flow(network: Network, weights: dict[str, Tensor], *, biases: bool) -> tuple[dict[str, Tensor], Tensor]:
     """The scores, and R."""
     model = network.model
-    state = {name: _magnitude(value) for name, value in model.state_dict(keep_vars=False).items()}
+    state = {name: _magnitude(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
     if not biases:
         state |= {name: torch.zeros_like(value) for name, value in state.items() if name.endswith("bias")}
     leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
@@ -76,7 +89,7 @@ def _flow(network: Network, weights: dict[str, Tensor], *, biases: bool) -> tupl
     total = functional_call(model, state, (ones,)).sum()
     found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     gradients = network.reached(dict(zip(leaves, found, strict=True)))
-    return {name: (gradients[name] * leaf).detach() for name, leaf in leaves.items()}, total.detach()
+    return {name: (gradients[name] * leaf).detach().abs() for name, leaf in leaves.items()}, total.detach()
 
 
 def _magnitude(value: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ def gradient(network: Network) -> dict[str, Tensor]:
     ...     gradient(network)
     {'': tensor([[2., 1.]])}
     """
+    return mean_gradient(network, absolute=network.scoring.accumulate == "absolute")
+
+
+def mean_gradient(network: Network, *, absolute: bool = False) -> dict[str, Tensor]:
+    """The gradient of the mean loss; `absolute`: the mean of the magnitudes of each batch's instead."""
     mean: dict[str, Tensor] = {}
     seen = 0
     for pair in network.pairs():
@@ -35,7 +40,7 @@ def gradient(network: Network) -> dict[str, Tensor]:
             found = torch.autograd.grad(network.loss(leaves, chunk), list(leaves.values()), allow_unused=True)
             covered += share
             move_towards(of_batch, network.reached(dict(zip(leaves, found, strict=True))), share / covered)
-        if network.scoring.accumulate == "absolute":
+        if absolute:
             of_batch = {name: part.abs_() for name, part in of_batch.items()}
         seen += len(pair[0])
         move_towards(mean, of_batch, len(pair[0]) / seen)

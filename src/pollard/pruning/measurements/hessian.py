@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pollard.pruning.measurements.gradient import gradient, move_towards
+from pollard.pruning.measurements.gradient import mean_gradient, move_towards
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
 
@@ -29,7 +29,7 @@ def hessian_gradient(network: Network) -> dict[str, Tensor]:
     ...     hessian_gradient(network)
     {'': tensor([[48.]])}
     """
-    return hessian_times(network, network.kept(), gradient(network))
+    return hessian_times(network, network.kept(), mean_gradient(network))
 
 
 @measurement

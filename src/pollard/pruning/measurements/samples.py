@@ -5,13 +5,14 @@ Samples must not depend on one another, so batch norm uses the statistics it hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Calls, Network
+from pollard.pruning.scoring import Pair
 
 # Outputs (n, ...) and targets to cotangents, each of the shape of the outputs.
 Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
@@ -30,13 +31,12 @@ def sample_gradients(network: Network) -> dict[str, Tensor]:
     """
     found: dict[str, list[Tensor]] = {name: [] for name in network.names}
     with network.undisturbed("eval"):
-        for pair in network.pairs():
-            for (inputs, targets), _ in network.chunks(pair):
-                outputs, calls = network.traced(network.leaves(), inputs)
-                own = loss_gradient(network, outputs, targets)
-                for name, parts in _outer(network, outputs, calls, own).items():
-                    found[name].append(torch.einsum("nto,nti->noi", *parts))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        for inputs, targets in separable(network):
+            outputs, calls = network.traced(network.leaves(), inputs)
+            own = loss_gradient(network, outputs, targets)
+            for name, parts in _outer(network, outputs, calls, own, samples=len(inputs)).items():
+                found[name].append(torch.einsum("nto,nti->noi", *parts))
+    return {name: torch.cat(found.pop(name)) for name in network.names}
 
 
 @measurement
@@ -77,24 +77,48 @@ def squared_gradients(network: Network, weights: Mapping[str, Tensor], cotangent
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     seen = 0
     with network.undisturbed("eval"):
-        for pair in network.pairs():
-            for (inputs, targets), _ in network.chunks(pair):
-                leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-                outputs, calls = network.traced(leaves, inputs)
-                seen += len(inputs)
-                for cotangent in cotangents(outputs, targets):
-                    for name, parts in _outer(network, outputs, calls, cotangent).items():
-                        sums[name] += _squares(*parts)
+        for inputs, targets in separable(network):
+            leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+            outputs, calls = network.traced(leaves, inputs)
+            seen += len(inputs)
+            for cotangent in cotangents(outputs, targets):
+                for name, parts in _outer(network, outputs, calls, cotangent, samples=len(inputs)).items():
+                    sums[name] += _squares(*parts)
     return {name: total / seen for name, total in sums.items()}
 
 
 def loss_gradient(network: Network, outputs: Tensor, targets: Tensor, *, create_graph: bool = False) -> Tensor:
     """The gradient of each sample's own loss in its outputs, of their shape."""
-    loss = network.loss_of(outputs, targets) * len(outputs)
+    loss = network.loss_of(outputs, targets) * len(targets)
     return torch.autograd.grad(loss, outputs, retain_graph=True, create_graph=create_graph)[0]
 
 
-def _outer(network: Network, outputs: Tensor, calls: Calls, cotangent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def separable(network: Network) -> Iterator[Pair]:
+    """The scoring samples in chunks in which each layer's inputs lead with the axis of samples.
+
+    Where a layer is given something else, tokens in one long row, or sequences before samples, every sample comes alone:
+    then all that a layer is given is of that sample.
+    """
+    size: int | None = None
+    for pair in network.pairs():
+        for (inputs, targets), _ in network.chunks(pair):
+            if size is None:
+                size = len(inputs) if all(_leads(network, inputs[:few]) for few in (1, 2)) else 1
+            yield from zip(inputs.split(size), targets.split(size), strict=True)
+
+
+def _leads(network: Network, inputs: Tensor) -> bool:
+    """Whether every layer is given one thing a sample, along its first axis, and the outputs are one thing a sample too."""
+    with torch.no_grad():
+        outputs, calls = network.traced(network.weights, inputs)
+    return len(outputs) == len(inputs) and all(
+        len(given) == len(inputs) for of_layer in calls.values() for given, _ in of_layer
+    )
+
+
+def _outer(
+    network: Network, outputs: Tensor, calls: Calls, cotangent: Tensor, *, samples: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     """For each layer the gradients `(n, t, out)` of its outputs and its inputs `(n, t, in)`, whose products over t sum to
     the gradient of its weight; t counts positions, and calls.
     """
@@ -104,7 +128,6 @@ def _outer(network: Network, outputs: Tensor, calls: Calls, cotangent: Tensor) -
     )
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (name, given, _), flow in zip(places, flows, strict=True):
-        samples = len(given)
         flat = flow.reshape(samples, -1, flow.shape[-1]), given.detach().reshape(samples, -1, given.shape[-1])
         parts.setdefault(name, []).append(flat)
     return {
@@ -125,14 +148,16 @@ def _squares(flow: Tensor, given: Tensor) -> Tensor:
 
 def _curvature_roots(network: Network, outputs: Tensor, targets: Tensor) -> list[Tensor]:
     """Columns whose outer products sum to the Hessian of each sample's loss in its outputs, without its negative part."""
-    free = outputs.detach().requires_grad_()
-    first = loss_gradient(network, free, targets, create_graph=True).flatten(1)
+    free, samples = outputs.detach().requires_grad_(), len(targets)
+    first = loss_gradient(network, free, targets, create_graph=True).reshape(samples, -1)
     if not first.requires_grad:
         return []
     rows = [
-        torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)[0].flatten(1)
+        torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)[0].reshape(samples, -1)
         for column in first.unbind(1)
     ]
-    values, vectors = torch.linalg.eigh(torch.stack(rows, 1))
-    roots = vectors * values.clamp_min(0).sqrt()[:, None, :]
+    curvature = torch.stack(rows, 1)
+    # There is no decomposition of half precision.
+    values, vectors = torch.linalg.eigh(curvature.to(torch.promote_types(curvature.dtype, torch.float32)))
+    roots = (vectors * values.clamp_min(0).sqrt()[:, None, :]).to(outputs.dtype)
     return [root.reshape(outputs.shape) for root in roots.unbind(2)]
