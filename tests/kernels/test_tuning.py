@@ -71,6 +71,18 @@ def test_a_transpose_that_lost_is_dropped(monkeypatch):
     assert topology.bytes == before
 
 
+def test_a_transpose_that_a_call_uses_is_kept_and_counted_whatever_comes_after_it(monkeypatch):
+    monkeypatch.setattr(tuning, "SMALL", 1e9)  # the first candidate is taken: the input gradient gathers the transpose
+    topology = Topology.random((512, 256), 0.2, generator=torch.Generator().manual_seed(0))
+    alone = topology.bytes + derived_bytes(topology)
+    values = torch.randn(topology.nnz)
+    dispatch.input_grad(torch.randn(64, 512), values, topology)
+    held = topology.bytes + derived_bytes(topology)
+    assert held >= alone + 8 * topology.nnz
+    dispatch.forward(torch.randn(64, 256), values, topology)
+    assert topology.bytes + derived_bytes(topology) >= held
+
+
 def test_small_problems_are_not_measured(monkeypatch):
     monkeypatch.setattr(tuning, "SMALL", 1e9)
     run(Topology.random((64, 4096), 0.2, generator=torch.Generator().manual_seed(0)))

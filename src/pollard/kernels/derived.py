@@ -65,6 +65,11 @@ def by_columns(topology: Topology) -> tuple[Topology, Tensor]:
     return own.by_columns
 
 
+def has_columns(topology: Topology) -> bool:
+    """Whether the transpose is held, for a prepared call perhaps."""
+    return _of(topology).by_columns is not None
+
+
 def forget_columns(topology: Topology) -> None:
     """Drop the transpose, when it was made only to be tried."""
     _of(topology).by_columns = None

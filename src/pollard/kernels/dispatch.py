@@ -18,7 +18,17 @@ from torch import Tensor
 from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels import reference, tuning
-from pollard.kernels.derived import Tiling, bounds, by_columns, calls, forget, forget_columns, tiling, widths
+from pollard.kernels.derived import (
+    Tiling,
+    bounds,
+    by_columns,
+    calls,
+    forget,
+    forget_columns,
+    has_columns,
+    tiling,
+    widths,
+)
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.emit.sample import STEP as BATCH_STEP
 from pollard.kernels.launch import Launch
@@ -64,13 +74,13 @@ class Product:
         known = tuning.known(key)
         if known is not None:
             return known
-        before = widths(self.topology)
+        before, needed = widths(self.topology), has_columns(self.topology)
         decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), build)
         walked = self.topology
         if decision.choice.transposed:
             walked = by_columns(self.topology)[0]
             forget(self.topology, widths(self.topology) - before)
-        else:
+        elif not needed:
             forget_columns(self.topology)
         chosen = min(decision.choice.width or walked.shape[1], walked.shape[1])
         forget(walked, widths(walked) - before - {chosen})
