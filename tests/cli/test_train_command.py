@@ -71,6 +71,13 @@ def test_the_dense_twin_stands_beside(tmp_path, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_another_method_than_a_files_brings_its_own_defaults(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('epochs = 1\nmodel = "mlp-64-16-10"\nmethod = "snip"\n')
+    words = ("train", "--recipe", str(file), "--method", "magnitude", "--out", str(tmp_path), "--json")
+    assert json.loads(invoke(*words).stdout)["recipe"]["allocation"] == "erk"
+
+
 def test_a_recipe_file_gives_way_to_options(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(Recipe(epochs=1, model="mlp-64-16-10", method="magnitude", density=0.5).to_toml())

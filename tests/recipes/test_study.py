@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +16,8 @@ import pytest
 from pollard.errors import InvalidInput, StoreError
 from pollard.recipes import Recipe, run
 from pollard.recipes.engines import local, run_study
-from pollard.recipes.engines.execution import FAILURE, execute, has_failed, is_finished
+from pollard.recipes.engines.execution import execute, fail, has_failed, is_finished
+from pollard.recipes.folder import FAILURE
 from pollard.recipes.points import failures, points
 from pollard.recipes.study import Series, Study, read_ledger
 
@@ -91,6 +94,12 @@ def test_what_a_run_takes_weights_from_is_run_though_no_series_asks_for_it(study
         ('source = "a paper"', 'sauce = "a paper"', "'sauce'.*Did you mean 'source'"),
         ('method = "magnitude"', 'method = "magnitud"', "Did you mean 'magnitude'"),
         ("epochs = 2", "epochs = 2 2", "a study as TOML"),
+        ('label = "SNIP"', 'label = "dense"', "two series labelled 'dense'"),
+        ("test_accuracy = 0.9", 'test_accuracy = "0.9"', "a fraction in"),
+        ("test_accuracy = 0.9", "test_accuracy = 90", "98 % is 0.98"),
+        ("[[published]]", "[published]", r"tables \[\[published\]\]"),
+        ("[grid]", "[[grid]]", r"a table \[grid\]"),
+        ("[recipe]", "[[recipe]]", r"a table \[recipe\]"),
     ],
 )
 def test_what_cannot_be_understood_is_named(file, old, new, message):
@@ -100,6 +109,44 @@ def test_what_cannot_be_understood_is_named(file, old, new, message):
     with pytest.raises(InvalidInput, match="(?s)" + message) as caught:
         Study.read(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["series = []", 'series = ["snip"]', "series = 3", "recipe = 3", "grid = 3"])
+def test_what_is_no_table_is_named(tmp_path, text):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=f"{text.split()[0]} = .*expected (a table|tables)"):
+        Study.read(path)
+
+
+def test_what_varies_besides_density_and_seed_is_another_series(study):
+    varied = replace(study, grid={"density": [0.5], "lr": [0.1, 0.01], "seed": [0]})
+    assert [run.label for run in varied.runs() if "SNIP" in run.label] == ["SNIP, lr 0.1", "SNIP, lr 0.01"]
+    fixed = replace(varied, series=[Series("SNIP", {"lr": 0.3})])
+    assert [run.label for run in fixed.runs()] == ["SNIP"]
+
+
+def test_a_folder_is_of_one_study(study, tmp_path):
+    study.save(tmp_path)
+    study.save(tmp_path)
+    with pytest.raises(InvalidInput, match="holds the study 'Halves'"):
+        replace(study, title="Quarters").save(tmp_path)
+    assert read_ledger(tmp_path)["title"] == "Halves"
+
+
+def test_an_out_that_cannot_be_a_folder_is_told(study, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="another --out"):
+        study.save(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"title": "x", "runs": 3}', '{"title": "x", "runs": [{}]}', "[]", "nonsense"]
+)
+def test_a_ledger_of_something_else_is_refused(tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(StoreError):
+        points(tmp_path)
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -133,7 +180,8 @@ def _fields(aims):
 def test_the_ledger_says_what_was_planned(study, tmp_path):
     study.save(tmp_path)
     ledger = read_ledger(tmp_path)
-    assert (ledger["title"], ledger["series"]) == ("Halves", ["dense", "SNIP", "after training"])
+    assert ledger["title"] == "Halves"
+    assert set(ledger["first"]) == {run.recipe.digest for run in study.runs() if run.label == "dense"}
     assert [run["run"] for run in ledger["runs"]] == [run.recipe.digest for run in study.runs()]
     assert ledger["published"][0]["test_accuracy"] == 0.9
     assert points(tmp_path) == []
@@ -157,6 +205,49 @@ def test_a_result_without_aims_is_completed_without_training_again(tiny_data, tm
 def failing(study):
     """One run of it cannot work: the model's input does not fit the data."""
     return replace(study, series=[*study.series, Series("broken", {"model": "mlp-17-32-2"})])
+
+
+def test_success_after_a_failure_leaves_no_failure(study, tmp_path):
+    (planned,) = replace(study, series=[study.series[1]], grid={"density": [0.5], "seed": [0]}).runs()
+    fail(tmp_path, planned.recipe.digest, "was out of memory")
+    assert has_failed(tmp_path, planned.recipe)
+    run(planned.recipe, tmp_path, progress=False, aims=True)
+    assert not has_failed(tmp_path, planned.recipe)
+
+
+def test_a_damaged_result_is_a_failure_among_others_that_are_shown(study, tmp_path):
+    few = replace(study, series=[study.series[1]], grid={"density": [0.5], "seed": [0, 1]})
+    assert run_study(few, tmp_path, workers=1) == []
+    damaged = few.runs()[0].recipe.digest
+    (tmp_path / damaged / "result.json").write_text("{")
+    assert len(points(tmp_path)) == 1
+    assert failures(tmp_path).keys() == {damaged}
+    (outcome,) = run_study(few, tmp_path, workers=1)
+    assert outcome.run == damaged
+
+
+def test_what_stands_on_a_failed_dense_twin_says_why_and_is_not_tried(study, tmp_path):
+    diverging = replace(study, recipe={**study.recipe, "lr": 1e30}, series=[study.series[2]], grid={"seed": [0]})
+    twin, late = diverging.recipes()
+    outcomes = {outcome.run: outcome.error for outcome in run_study(diverging, tmp_path, workers=1)}
+    assert outcomes.keys() == {twin.digest, late.digest}
+    assert "nan" in outcomes[twin.digest]
+    assert twin.digest in outcomes[late.digest]
+    assert "nan" in outcomes[late.digest]
+    assert failures(tmp_path) == outcomes
+    assert not (tmp_path / late.digest / "plan.safetensors").exists()
+
+
+def test_an_interrupted_study_ends_its_workers_in_the_middle_of_their_runs(file, tmp_path):
+    text = file.read_text().replace("epochs = 2", "epochs = 100000")
+    file.write_text(text)
+    command = [sys.executable, "-m", "pollard", "study", str(file), "--out", str(tmp_path / "out"), "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) != 0
 
 
 def test_a_run_that_fails_is_kept_and_told_and_the_others_go_on(study, tmp_path):

@@ -34,7 +34,7 @@ def a_point(label, method, density, seed):
         "explored_rate": density,
         "bytes": {"values": 4 * 10**5 * density, "indices": 10**5},
         "aims": {"loss": 2.3 - accuracy, "accuracy": 0.1, "first_order": float("nan")} if pruned else None,
-        "recipe": {"model": "lenet-300-100", "data": "mnist"},
+        "recipe": {"model": "lenet-300-100", "data": "mnist", "method": method},
     }
 
 
@@ -120,7 +120,7 @@ def test_every_plot_is_drawn(page):
         assert page.locator(f"#{plot} .main-svg").count() > 0
         assert set(traces(page, plot)) & set(SERIES)
     assert "SNIP, published" in traces(page, "accuracy")
-    assert page.locator("table").count() == 2
+    assert page.locator("table").count() == 3
 
 
 def test_pointing_at_a_mark_says_what_it_is(page):
@@ -140,6 +140,16 @@ def test_a_series_is_hidden_in_every_plot_and_comes_back(page):
     assert "SNIP, published" not in traces(page, "accuracy")
     button.click()
     assert all("SNIP" in traces(page, plot) for plot in ("accuracy", "layers", "aims", "curves", "costs"))
+
+
+def test_errors_can_be_shown_on_a_logarithmic_scale(page):
+    page.select_option("#accuracy-choice", "error")
+    axis = page.evaluate("document.getElementById('accuracy').layout.yaxis")
+    assert (axis["title"]["text"], axis["type"]) == ("test error, %", "log")
+    places = page.evaluate("document.getElementById('accuracy').data.map(trace => [trace.name, trace.y])")
+    drawn = [y for name, y in places if name == "SNIP, published"]
+    assert drawn == [[pytest.approx(3.0)]]
+    assert all(value > 0 for _, y in places for value in y)
 
 
 def test_the_keyboard_reaches_the_series_and_the_choices(page):

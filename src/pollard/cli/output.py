@@ -17,7 +17,7 @@ Answer = Mapping[str, Any] | Sequence[Any]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 # Rich assumes 80 columns where there is no terminal, and folds tables that a file or a pager has room for.
-PIPED_WIDTH = 160
+PIPED_WIDTH, WIDEST = 160, 1000
 
 
 def emit(answer: Answer, view: Iterable[RenderableType], *, as_json: bool) -> None:
@@ -27,6 +27,8 @@ def emit(answer: Answer, view: Iterable[RenderableType], *, as_json: bool) -> No
         return
     out = console()
     for part in view:
+        if not out.is_terminal:
+            out.width = max(PIPED_WIDTH, out.measure(part, options=out.options.update_width(WIDEST)).maximum)
         # A path or a JSON line that is folded cannot be copied.
         out.print(part, soft_wrap=isinstance(part, str))
 

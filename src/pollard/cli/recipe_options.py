@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pollard.recipes.recipe import Recipe
+from pollard.recipes.recipe import Recipe, read_fields
 from pollard.training import TrainingOptions
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -35,7 +35,8 @@ def recipe_options(names: Iterable[str]) -> Callable[[Command], Command]:
 def recipe_of(ctx: typer.Context, flags: Mapping[str, Any], file: Path | None = None) -> Recipe:
     """The recipe in `file`, if there is one, or else of defaults, with the options that were really given on top."""
     given = {name: value for name, value in flags.items() if _was_given(ctx, name)}
-    return replace(Recipe.read(file), **given) if file else Recipe(**given)
+    # Fields are put together before the method fills in what nobody gave: another method fills in other things.
+    return Recipe.from_dict({**read_fields(file), **given}) if file else Recipe(**given)
 
 
 def _was_given(ctx: typer.Context, name: str) -> bool:

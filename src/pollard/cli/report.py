@@ -13,6 +13,7 @@ from pollard.formats.store import write_atomic
 from pollard.recipes.points import failures, points
 from pollard.recipes.study import read_ledger
 from pollard.report.accuracy import accuracy_table, csv_text, markdown_table
+from pollard.report.collapse import collapse_table, collapses
 from pollard.report.correlation import correlation_table
 from pollard.report.page import study_page
 
@@ -45,7 +46,7 @@ def report(
     ledger, found = read_ledger(folder), points(folder)
     failed = failures(folder)
     texts = {
-        json: json_format.dumps(found, indent=1) + "\n",
+        json: "[\n" + ",\n".join(map(json_format.dumps, found)) + "\n]\n",  # a line a point
         csv: csv_text(found),
         markdown: f"# {ledger['title']}\n\n{markdown_table(found, ledger['published'])}",
     }
@@ -57,8 +58,11 @@ def report(
     lines = [f"{run} failed: {error}" for run, error in failed.items()]
     planned = len({run["run"] for run in ledger["runs"]})
     state = f"{len({point['run'] for point in found})} of {planned} runs are finished"
-    emit(found, [accuracy_table(found, ledger["title"]), "", *_aims(found), *lines, state], as_json=False)
+    emit(found, [accuracy_table(found, ledger["title"]), "", *_more(found), *lines, state], as_json=False)
 
 
-def _aims(found: list[dict[str, Any]]) -> list[Any]:
-    return [correlation_table(found), ""] if any(point["aims"] for point in found) else []
+def _more(found: list[dict[str, Any]]) -> list[Any]:
+    """The tables that not every study has something for, each with an empty line after it."""
+    collapsed = [collapse_table(found), ""] if any(sum(one.empty.values()) for one in collapses(found)) else []
+    aims = [correlation_table(found), ""] if any(point["aims"] for point in found) else []
+    return [*collapsed, *aims]

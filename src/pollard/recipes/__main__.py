@@ -10,6 +10,7 @@ import torch
 
 from pollard.errors import PollardError
 from pollard.recipes.dense import save_snapshot
+from pollard.recipes.parent import end_with_parent
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.run import run
 
@@ -24,10 +25,12 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--wait", action="store_true", help="wait for a process that runs the same recipe")
     parser.add_argument("--snapshot", type=float, metavar="EPOCH", help="only leave a dense network's weights at EPOCH")
+    parser.add_argument("--error-file", type=Path, help="where to leave the message of an error too")
     given = parser.parse_args()
-    recipe = Recipe.read(given.recipe)
     manner = {"progress": not given.quiet, "checkpoint_steps": given.checkpoint_steps}
+    end_with_parent()
     try:
+        recipe = Recipe.read(given.recipe)
         if given.snapshot is None:
             run(recipe, given.out, threads=given.threads, wait=given.wait, **manner)
         else:
@@ -35,6 +38,8 @@ def main() -> int:
             save_snapshot(recipe, given.out, given.snapshot, **manner)
     except PollardError as error:
         print(error, file=sys.stderr)
+        if given.error_file:
+            given.error_file.write_text(str(error), "utf-8")
         return 1
     return 0
 

@@ -16,6 +16,7 @@ from pollard.nn.linear import SparseLinear
 from pollard.nn.surgery import Storage, densify_, sparsify_
 from pollard.pruning.ablation import shuffle
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
+from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.plan import Plan
@@ -107,7 +108,8 @@ def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequ
 def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor]) -> nn.Sequential:
     """The network of a `plan`, None for a dense one, with the parameters and buffers of `state`."""
     if plan is None:
-        shapes = [tensor.shape for name, tensor in state.items() if name.endswith(".weight")]
+        weights = [state[f"fc{number}.weight"] for number in range(1, len(state) // 2 + 1)]
+        shapes = [weight.shape for weight in weights]
         model = initial(recipe, [shapes[0][1], *(shape[0] for shape in shapes)])
     else:
         model = _sparse_network(plan, lambda topology, _: torch.zeros(topology.nnz), torch.Generator())
@@ -150,6 +152,9 @@ def _scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "scoring batch"))
     if recipe.score_per_class:
         chosen = _of_each_class(examples.y[order], recipe.score_per_class)
+    elif CRITERIA[recipe.method].per_class and not recipe.score_batch:
+        least = int(examples.y.unique(return_counts=True)[1].min())
+        chosen = _of_each_class(examples.y[order], min(CRITERIA[recipe.method].per_class, least))
     else:
         chosen = torch.arange(min(recipe.score_batch or recipe.batch_size, len(order)))
     return examples.x[order[chosen]], examples.y[order[chosen]]

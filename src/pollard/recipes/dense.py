@@ -58,13 +58,16 @@ def in_own_process(recipe: Recipe, out: Path, *options: str, progress: bool) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.json"
         write_json(path, recipe.to_dict())
+        told = path.with_suffix(".error")
         command = [sys.executable, "-m", "pollard.recipes", str(path), str(out), f"--threads={torch.get_num_threads()}"]
+        command.append(f"--error-file={told}")
         status = subprocess.run([*command, *options, *([] if progress else ["--quiet"])], check=False).returncode
+        error = told.read_text("utf-8") if told.exists() else f"exit status {status}"
     if status:
         raise PollardError(
-            f"exit status {status} of the dense twin's process",
-            "status 0",
-            "Its own message is above; nothing else is lost.",
+            f"a dense twin that failed: {error}",
+            "its weights, or its result",
+            "Mend that; what else is done stays, and the same command goes on.",
         )
 
 

@@ -18,6 +18,7 @@ PLAN = "plan.safetensors"
 MODEL = "model.safetensors"
 SNAPSHOTS = "snapshots"
 RESULT = "result.json"
+FAILURE = "failure.json"
 LOCK = ".lock"
 EVENTS = "tensorboard"
 

@@ -18,6 +18,7 @@ LENET_HIDDEN = (300, 100)
 INITIALISERS: dict[str, Initialiser] = {
     "lecun": initialise.lecun_normal,
     "kaiming": initialise.kaiming_normal,
+    "xavier": initialise.xavier_normal,
     "torch": initialise.uniform,
 }
 

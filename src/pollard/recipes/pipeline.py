@@ -4,7 +4,7 @@
 
     dense training to epoch score_at        a run of its own, shared by all recipes with the same dense twin
     for each cycle but the last:
-        score; prune; weights of epoch weights_at
+        score, inverted if asked; prune; weights of epoch weights_at
         train from epoch schedule_at to epoch score_at
     score; prune; ablation; weights of epoch weights_at; repair
     (then: train from epoch schedule_at to the end)

@@ -29,6 +29,7 @@ REPAIRS = ("isometry",)
 # Part of the hash: raised when a recipe of the same fields comes to mean another experiment.
 MEANING = 1
 UNSAID = -1.0
+LARGEST = 2**53  # of whole numbers that are floats too
 
 Value = str | int | float | bool
 
@@ -64,13 +65,17 @@ class Recipe:
 
     data: str = _setting("digits", "digits, mnist, fashion-mnist, or the path of a folder of IDX files")
     model: str = _setting("lenet-300-100", "lenet-300-100, or mlp and layer sizes as in mlp-784-1024-1024-10")
-    initialiser: str = _setting("lecun", "initial weights: lecun (as SNIP's paper), kaiming or torch")
+    initialiser: str = _setting(
+        "lecun", "initial weights: lecun (as SNIP's paper), kaiming, xavier (as GraSP's code) or torch"
+    )
     method: str = _setting("snip", f"what to keep: {', '.join(sorted(CRITERIA))}, or dense for everything")
     density: float = _setting(0.1, "fraction of the weights to keep, in (0, 1]")
     allocation: str = _setting("", f"density per layer: {', '.join(ALLOCATIONS)} (default: the method's own)")
     pattern: str = _setting("unstructured", "unstructured, or vN: N neighbouring rows share their columns")
     score_batch: int = _setting(0, "training examples that scores are taken on; 0 for one batch")
-    score_per_class: int = _later(0, "examples of each class to score on, in place of score_batch; 0 for score_batch")
+    score_per_class: int = _later(
+        0, "examples of each class to score on; 0 for score_batch, or the method's own number"
+    )
     score_mode: Mode | Literal[""] = _later("", "eval or train, while scoring (default: the method's own)")  # noqa: RUF009
     temperature: float = _later(0.0, "outputs are divided by it for the scoring loss; 0 for the method's own")
     score_rounds: int = _later(0, "times to score, each time what is left; 0 for the method's own")
@@ -241,6 +246,7 @@ class Recipe:
         if self.method != "dense":
             rule = CRITERIA[self.method]
             own = {"score_mode": rule.mode, "temperature": rule.temperature, "score_rounds": rule.rounds}
+            own["score_per_class"] = 0 if self.score_batch else rule.per_class
             own["weights_at"] = self.score_at
         return getattr(self, entry.name) in (entry.default, own.get(entry.name))
 
@@ -281,7 +287,7 @@ DENSE: dict[str, Value] = {
 
 
 def _typed(name: str, value: object, kind: type) -> Value:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= LARGEST:
         return float(value)
     if type(value) is not kind:
         raise InvalidInput(f"{name}={value!r}", f"{_ARTICLES[kind]}", f"Give {name} as {_ARTICLES[kind]}.")

@@ -18,12 +18,12 @@ from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
-from pollard.recipes.folder import EVENTS, MODEL, PLAN, RESULT, locked_folder
+from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, locked_folder
 from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
-from pollard.report.measure import module_bytes, peak_rss_bytes, rss_bytes
+from pollard.report.measure import forget_peak_rss, module_bytes, peak_rss_bytes, rss_bytes
 from pollard.training import Observer, Outputs, ProgressBar, TensorBoard, Trained, generator, read_metrics, train
 from pollard.training.loop import METRICS
 
@@ -56,6 +56,7 @@ def run(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    forget_peak_rss()
     out = Path(out)
     with locked_folder(recipe, out, wait=wait) as folder:
         manner = Manner(progress, tensorboard, checkpoint_steps)
@@ -67,6 +68,8 @@ def run(
             result = replace(result, aims=_aims(recipe, out, folder, manner), reused=False)
         if not result.reused:
             result.save()
+        # Whatever went wrong before, it has not in the end.
+        (folder / FAILURE).unlink(missing_ok=True)
         if compare == "dense" and result.dense is None and recipe.method != "dense":
             in_own_process(recipe.twin(), out, progress=progress)
             result = replace(result, dense=RunResult.read(out / recipe.twin().digest).to_dict(), reused=False)

@@ -10,12 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, StoreError
 from pollard.recipes.folder import read_json, write_json
 from pollard.recipes.pipeline import required
 from pollard.recipes.recipe import Recipe
 
 LEDGER = "study.json"
+AXES = ("density", "seed")
 TABLES = ("title", "recipe", "grid", "series", "published")
 
 
@@ -74,17 +75,18 @@ class Study:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"{path}: {error}", "a study as TOML", "Start from studies/smoke.toml.") from error
         _known(f"{path}", told, TABLES)
-        grid = told.get("grid", {})
+        grid = _table(path, "grid", told)
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise InvalidInput(f"{path}, [grid], {name} = {values!r}", "a list of values", f"Write {name} = [...].")
         study = cls(
             str(told.get("title", path.stem)),
-            told.get("recipe", {}),
+            _table(path, "recipe", told),
             grid,
-            [_series(path, table) for table in told.get("series", [{"label": path.stem}])],
-            [_published(path, table) for table in told.get("published", [])],
+            [_series(path, table) for table in _tables(path, "series", told, [{"label": path.stem}])],
+            [_published(path, table) for table in _tables(path, "published", told, [])],
         )
+        _distinct(path, [series.label for series in study.series])
         try:
             study.runs()
         except InvalidInput as error:
@@ -92,12 +94,18 @@ class Study:
         return study
 
     def runs(self) -> list[Planned]:
-        """Every run, once a label: points of the grid that come to the same recipe are one run."""
+        """Every run, once a label: points of the grid that come to the same recipe are one run.
+
+        What varies besides density and seed, and is not fixed by the series, is said in the label: points of one label and
+        density differ in nothing but their seed.
+        """
         found: dict[tuple[str, str], Planned] = {}
         for series in self.series:
             for point in self._points():
                 recipe = Recipe.from_dict({**self.recipe, **point, **series.fields})
-                found.setdefault((series.label, recipe.digest), Planned(series.label, recipe))
+                varied = [f"{name} {value}" for name, value in point.items() if name not in (*AXES, *series.fields)]
+                label = ", ".join([series.label, *varied])
+                found.setdefault((label, recipe.digest), Planned(label, recipe))
         return list(found.values())
 
     def recipes(self) -> list[Recipe]:
@@ -111,17 +119,64 @@ class Study:
             yield dict(zip(self.grid, values, strict=True))
 
     def save(self, out: Path) -> None:
-        """Write the study's ledger into `out`, so that a report knows what was planned."""
-        out.mkdir(parents=True, exist_ok=True)
+        """Write the study's ledger into `out`, so that a report knows what was planned.
+
+        Raises StoreError where that cannot be written, InvalidInput where `out` is of a study of another title.
+        """
         runs = [{"label": run.label, "run": run.recipe.digest, "recipe": run.recipe.to_dict()} for run in self.runs()]
-        series = [entry.label for entry in self.series]
-        published = [asdict(entry) for entry in self.published]
-        write_json(out / LEDGER, {"title": self.title, "series": series, "published": published, "runs": runs})
+        told = {"title": self.title, "published": [asdict(entry) for entry in self.published], "runs": runs}
+        told["first"] = list(dict.fromkeys(twin.digest for run in self.runs() for twin in required(run.recipe)))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{out}: {error}", "a folder that can be written", "Give another --out.") from error
+        if (out / LEDGER).exists() and (other := read_ledger(out)["title"]) != self.title:
+            raise InvalidInput(
+                f"{out}, which holds the study {other!r}",
+                f"a folder of its own for {self.title!r}",
+                f"Give another --out, or remove {out / LEDGER}: runs stay.",
+            )
+        write_json(out / LEDGER, told)
 
 
 def read_ledger(out: Path) -> dict[str, Any]:
-    """The ledger in `out`: title, labels of the series, published figures, and runs; raises StoreError where there is none."""
-    return read_json(out / LEDGER)
+    """The ledger in `out`: title, published figures, runs, and those run first; raises StoreError where there is none."""
+    if not (out / LEDGER).exists():
+        raise StoreError(f"{out} without {LEDGER}", "the folder of a study", "Run: pollard study FILE --out DIR.")
+    told = read_json(out / LEDGER)
+    runs = told.get("runs")
+    if not isinstance(told.get("title"), str) or not isinstance(runs, list) or not all(map(_is_run, runs)):
+        raise StoreError(f"{out / LEDGER}, which is no ledger", "what pollard study writes", "Run the study again.")
+    return told
+
+
+def _is_run(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("label"), str) and isinstance(entry.get("run"), str)
+
+
+def _table(path: Path, name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `name` of a file; raises InvalidInput where it is something else."""
+    value = told.get(name, {})
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path}, {name} = {value!r}", f"a table [{name}]", f"Write [{name}] and fields below it.")
+    return value
+
+
+def _tables(path: Path, name: str, told: Mapping[str, Any], default: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tables `name` of a file, `default` where it has none; raises InvalidInput where they are something else."""
+    value = told.get(name, default)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value) or not (value or not default):
+        raise InvalidInput(
+            f"{path}, {name} = {value!r}", f"tables [[{name}]]", f"Write [[{name}]] and fields below it."
+        )
+    return value
+
+
+def _distinct(path: Path, labels: Sequence[str]) -> None:
+    """Raises InvalidInput where two series have the same label: their runs would be averaged as if they were seeds."""
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InvalidInput(f"{path}, two series labelled {label!r}", "a label of its own for each", "Rename one.")
 
 
 def _series(path: Path, table: Mapping[str, Any]) -> Series:
@@ -137,7 +192,11 @@ def _published(path: Path, table: Mapping[str, Any]) -> Published:
     _known(f"{path}, [[published]]", table, names)
     if missing := [name for name in names if name not in table]:
         raise InvalidInput(f"{path}, a [[published]] without {missing[0]}", ", ".join(names), "Say all four.")
-    return Published(**table)
+    for name in ("density", "test_accuracy"):
+        value = table[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InvalidInput(f"{path}, [[published]], {name} = {value!r}", "a fraction in [0, 1]", "98 % is 0.98.")
+    return Published(str(table["label"]), float(table["density"]), float(table["test_accuracy"]), str(table["source"]))
 
 
 def _known(where: str, table: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pollard.report.render import plain_table
+from pollard.report.render import markdown, plain_table
 
 Point = Mapping[str, Any]
 
@@ -79,9 +79,7 @@ def accuracy_table(points: Sequence[Point], title: str) -> Table:
 
 def markdown_table(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> str:
     """The same in Markdown; a published figure stands beside ours, in brackets."""
-    columns, rows = accuracy_grid(points, published)
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown(*accuracy_grid(points, published))
 
 
 def csv_text(points: Sequence[Point]) -> str:

@@ -57,6 +57,8 @@ def correlations(points: Sequence[Point]) -> list[Correlation]:
     >>> [found.overall for found in correlations(points) if found.aim == "trainability"]
     [1.0]
     """
+    # A run under two labels is one run.
+    points = list({point.get("run", index): point for index, point in enumerate(points)}.values())
     return [
         Correlation(
             aim,

@@ -76,6 +76,29 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     return table
 
 
+def texts(table: Table) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a table of plain text.
+
+    >>> texts(plain_table("A table", ["", "x"], [["a", "1"], ["b", "2"]]))
+    (['', 'x'], [['a', '1'], ['b', '2']])
+    """
+    columns = [list(map(str, column.cells)) for column in table.columns]
+    return [str(column.header) for column in table.columns], [list(row) for row in zip(*columns, strict=True)]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A table in Markdown, its first `left` columns words and the others figures.
+
+    >>> print(markdown(["", "x"], [["a", "1"]]))
+    |  | x |
+    | --- | ---: |
+    | a | 1 |
+    <BLANKLINE>
+    """
+    rule = ["---" if index < left else "---:" for index in range(len(columns))]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))
+
+
 def bench_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Benchmark records as rows; a row that dense wins says so, in red.
 

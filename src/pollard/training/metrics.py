@@ -60,9 +60,14 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Number]]:
-    """The records of a metrics file, oldest first; a last line that a kill cut short is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The records of a metrics file, oldest first; a last line that a kill cut short is left out.
+
+    Raises StoreError for a file that is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: {error}", "the metrics of a run", "Remove its folder, and run it again.") from error
 
 
 def _unwritable(path: Path, reason: str) -> StoreError:

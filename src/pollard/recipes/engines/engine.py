@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pollard.recipes.engines.execution import FAILURE, Outcome, has_failed, is_finished
+from pollard.recipes.engines.execution import Outcome, has_failed, is_finished
 from pollard.recipes.engines.local import run_locally
 from pollard.recipes.engines.on_ray import run_on_ray
+from pollard.recipes.folder import FAILURE
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.study import Study
 
@@ -47,7 +48,7 @@ def run_study(
     failed: list[Outcome] = []
     for recipe in [recipe for recipe in left if has_failed(out, recipe)]:
         if retry:
-            (out / recipe.digest / FAILURE).unlink()
+            (out / recipe.digest / FAILURE).unlink(missing_ok=True)
         else:
             left.remove(recipe)
             failed.append(Outcome(recipe.digest, 0.0, "it failed before; --retry runs it again"))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pollard.errors import PollardError
-from pollard.recipes.folder import RESULT, write_json
+from pollard.errors import PollardError, StoreError
+from pollard.recipes.folder import FAILURE, RESULT, read_json, write_json
+from pollard.recipes.pipeline import required
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
-
-FAILURE = "failure.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ def execute(recipe: Mapping[str, Any], out: str, threads: int) -> Outcome:
     value = Recipe.from_dict(recipe)
     started = time.perf_counter()
     try:
+        _refuse_after(required(value), Path(out))
         run(value, out, progress=False, threads=threads, aims=True, wait=True)
     except Exception as error:  # noqa: BLE001  whatever it is, the other runs go on, and it is reported
         told = str(error) if isinstance(error, PollardError) else f"{type(error).__name__}: {error}"
@@ -41,16 +42,40 @@ def execute(recipe: Mapping[str, Any], out: str, threads: int) -> Outcome:
     return Outcome(value.digest, time.perf_counter() - started)
 
 
+def _refuse_after(first: Sequence[Recipe], out: Path) -> None:
+    """Raises PollardError where one of the runs that weights come from has failed: it would only fail again."""
+    for recipe in first:
+        if has_failed(out, recipe):
+            told = failure(out, recipe.digest)
+            raise PollardError(
+                f"the failure of run {recipe.digest}, which weights come from: {told}",
+                "that run",
+                "Mend it, and --retry.",
+            )
+
+
 def fail(out: Path, run: str, error: str, trace: str = "") -> None:
-    """Leave word of a failure in the folder of `run`."""
-    (out / run).mkdir(parents=True, exist_ok=True)
-    write_json(out / run / FAILURE, {"error": error, "traceback": trace.splitlines()[-20:], "time": time.time()})
+    """Leave word of a failure in the folder of `run`, where that can be written."""
+    with suppress(OSError, StoreError):
+        (out / run).mkdir(parents=True, exist_ok=True)
+        write_json(out / run / FAILURE, {"error": error, "traceback": trace.splitlines()[-20:], "time": time.time()})
+
+
+def failure(out: Path, run: str) -> str:
+    """What the failure of `run` in `out` said."""
+    try:
+        return str(read_json(out / run / FAILURE).get("error", "no word of why"))
+    except StoreError as error:
+        return str(error)
 
 
 def is_finished(out: Path, recipe: Recipe) -> bool:
-    """Whether there is nothing left to do for `recipe`."""
+    """Whether there is nothing left to do for `recipe`; a damaged result is something to tell of, when it is run."""
     folder = out / recipe.digest
-    return (folder / RESULT).exists() and RunResult.read(folder).is_complete
+    try:
+        return (folder / RESULT).exists() and RunResult.read(folder).is_complete
+    except StoreError:
+        return False
 
 
 def has_failed(out: Path, recipe: Recipe) -> bool:

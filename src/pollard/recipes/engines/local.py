@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from pollard.recipes.engines.execution import Outcome, execute, fail
+from pollard.recipes.parent import end_with_parent
 from pollard.recipes.recipe import Recipe
 
 ATTEMPTS = 2
@@ -34,7 +35,7 @@ def run_locally(
         left.put(recipe)
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // workers)
-    stop = threading.Event()
+    stop, others = threading.Event(), multiprocessing.active_children()
     slots = [
         threading.Thread(target=_serve, args=(left, done, out, threads, stop), daemon=True)
         for _ in range(min(workers, len(recipes)))
@@ -43,12 +44,22 @@ def run_locally(
         slot.start()
     try:
         for _ in recipes:
-            outcome = done.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            on_done(outcome)
-    finally:
+            on_done(_next(done))
+    except BaseException:
+        # Interrupted: what runs is to be taken up again, so nothing is lost by ending it in its middle.
         stop.set()
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.kill()
+        raise
+
+
+def _next(done: queue.SimpleQueue[Outcome | BaseException]) -> Outcome:
+    """The next outcome; what has gone wrong with the slots themselves is raised."""
+    outcome = done.get()
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def _serve(
@@ -68,6 +79,8 @@ def _serve(
                     done.put(pool.submit(execute, recipe.to_dict(), str(out), threads).result())
                     break
                 except BrokenProcessPool:
+                    if stop.is_set():
+                        return
                     pool = _pool()
                     if attempt == ATTEMPTS:
                         told = f"its process died {ATTEMPTS} times, for want of memory perhaps"
@@ -82,16 +95,4 @@ def _serve(
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
-
-
-def _die_with_parent() -> None:
-    """Have this process end with the one that started it, even if that is killed: its runs are to be taken up again."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)

@@ -28,7 +28,14 @@ def run_on_ray(
     started = not ray.is_initialized()
     if started:
         cluster: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
-        ray.init(**cluster, log_to_driver=False, configure_logging=False)
+        try:
+            ray.init(**cluster, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InvalidInput(
+                f"no Ray cluster at {address!r}: {error}" if address else f"no Ray that starts here: {error}",
+                "a cluster that can be joined",
+                "Check the address with `ray status`, or leave --ray-address out to start one here.",
+            ) from error
     try:
         # What dies with its node is taken up again elsewhere, from its checkpoint.
         task = ray.remote(num_cpus=1, max_retries=1)(execute)

@@ -11,12 +11,13 @@ from statistics import mean
 from string import Template
 from typing import Any
 
-from rich.table import Table
-
 from pollard.errors import InvalidInput
 from pollard.pruning.citations import cited
 from pollard.report.accuracy import Point, accuracy_grid, cells, densities, labels
+from pollard.report.collapse import collapse_table
 from pollard.report.correlation import AIMS, aim_of, correlation_table
+from pollard.report.render import texts
+from pollard.report.sources import sources
 
 COLOURS = (
     "#1b7f4d", "#3b6ea8", "#c2682f", "#8a4fa3", "#b3942b", "#c0395b", "#2b9aa0", "#6b7780", "#7a5a3a", "#5b5bd6",
@@ -45,11 +46,14 @@ def study_page(title: str, points: Sequence[Point], published: Sequence[Mapping[
         plotly=_plotly(),
         data=_json(page_data(points, published)),
         table=_html_table(*accuracy_grid(points, published)),
-        correlations=_html_table(*_texts(correlation_table(points))),
-        bibtex=escape(
-            cited(sorted({point["method"] for point in points})) or "Nothing to cite: no method is published."
-        ),
+        collapse=_html_table(*texts(collapse_table(points))),
+        correlations=_html_table(*texts(correlation_table(points))),
+        bibtex=escape(_bibtex(points) or "Nothing to cite: no method is published."),
     )
+
+
+def _bibtex(points: Sequence[Point]) -> str:
+    return cited(sorted({key for point in points for key in sources(point["recipe"])}))
 
 
 def page_data(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -144,12 +148,6 @@ def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     scroll = '<div class="scroll" tabindex="0">'
     return f"{scroll}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _texts(table: Table) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of a table of plain text."""
-    columns = [list(map(str, column.cells)) for column in table.columns]
-    return [str(column.header) for column in table.columns], [list(row) for row in zip(*columns, strict=True)]
 
 
 def _json(value: Any) -> str:

@@ -4,6 +4,7 @@ const hidden = new Set();
 const narrow = () => window.innerWidth < 640;
 const percent = (share) => `${+(100 * share).toPrecision(4)} %`;
 const style = new Map(data.series.map((series) => [series.label, series]));
+const ERRORS = [0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 12, 15, 20, 30, 50, 100];
 const shown = (points) => points.filter((point) => !hidden.has(point.label));
 
 function layout(xaxis, yaxis, more = {}) {
@@ -36,40 +37,45 @@ function line(label, more) {
 
 function band(label, xs, low, high) {
   return { type: "scatter", mode: "lines", x: [...xs, ...xs.toReversed()], y: [...high, ...low.toReversed()],
-    fill: "toself", fillcolor: `${style.get(label).colour}22`, line: { width: 0 }, hoverinfo: "skip", name: label };
+    fill: "toself", fillcolor: `${style.get(label).colour}22`, line: { width: 0 }, hoverinfo: "skip", name: label,
+    showlegend: false };
 }
 
 function drawAccuracy() {
   const traces = [];
+  const error = document.getElementById("accuracy-choice").value === "error";
+  const told = (share) => (error ? 100 * (1 - share) : 100 * share);
   const pruned = data.densities.filter((density) => density < 1);
   const range = (pruned.length > 1 ? [Math.min(...pruned), Math.max(...pruned)] : [0.01, 1]).map((d) => 100 * d);
   for (const series of shown(data.accuracy)) {
     const dense = series.densities.length === 1 && series.densities[0] === 1;
     const repeat = (values) => (dense ? [values[0], values[0]] : values);
     const xs = dense ? range : series.densities.map((d) => 100 * d);
-    const mean = repeat(series.mean.map((a) => 100 * a));
+    const mean = repeat(series.mean.map(told));
     const spread = repeat(series.deviation.map((a) => 100 * (a ?? 0)));
-    traces.push(band(series.label, xs, mean.map((m, i) => m - spread[i]), mean.map((m, i) => m + spread[i])));
+    // On a logarithmic axis a band must stay above zero.
+    const low = mean.map((m, i) => Math.max(m - spread[i], error ? m / 10 : -Infinity));
+    traces.push(band(series.label, xs, low, mean.map((m, i) => m + spread[i])));
     const text = mean.map((m, i) => `${m.toFixed(2)} ± ${spread[i].toFixed(2)} %, ${repeat(series.count)[i]} seeds`);
     traces.push(line(series.label, { x: xs, y: mean, text, mode: dense ? "lines" : "lines+markers",
       hovertemplate: dense ? "%{text}" : "%{x:.3g} % kept: %{text}" }));
   }
-  for (const one of shown(data.published)) {
-    traces.push(line(one.label, { x: [100 * one.density], y: [100 * one.test_accuracy], mode: "markers", text: [one.source],
-      marker: { symbol: "diamond-open", size: 12, color: style.get(one.label).colour, line: { width: 2 } },
-      name: `${one.label}, published`, hovertemplate: "%{y:.2f} %<br>%{text}" }));
+  for (const [label, marks] of Map.groupBy(shown(data.published), (one) => one.label)) {
+    traces.push(line(label, { x: marks.map((one) => 100 * one.density), y: marks.map((one) => told(one.test_accuracy)),
+      mode: "markers", text: marks.map((one) => one.source), name: `${label}, published`,
+      marker: { symbol: "diamond-open", size: 12, color: style.get(label).colour, line: { width: 2 } },
+      hovertemplate: "%{y:.2f} %<br>%{text}" }));
   }
-  draw("accuracy", traces, layout(kept(), { title: "test accuracy, %" }));
+  draw("accuracy", traces, layout(kept(), error
+    ? { title: "test error, %", type: "log", tickvals: ERRORS } : { title: "test accuracy, %" }));
 }
 
 function drawLayers() {
   const at = Number(document.getElementById("layers-choice").value);
-  const traces = shown(data.layers).filter((entry) => entry.density === at).map((entry) => ({
-    type: "bar", name: entry.label, x: Object.keys(entry.densities), y: Object.values(entry.densities).map((d) => 100 * d),
-    marker: { color: style.get(entry.label).colour }, hovertemplate: "%{x}: %{y:.3g} % kept",
-  }));
-  draw("layers", traces, layout({ title: "layer", type: "category" }, { title: "weights kept, %", type: "log" },
-    { barmode: "group" }));
+  const traces = shown(data.layers).filter((entry) => entry.density === at).map((entry) =>
+    line(entry.label, { x: Object.keys(entry.densities), y: Object.values(entry.densities).map((d) => 100 * d),
+      hovertemplate: "%{x}: %{y:.3g} % kept" }));
+  draw("layers", traces, layout({ title: "layer", type: "category" }, { title: "weights kept, %", type: "log" }));
 }
 
 function drawAims() {
@@ -128,6 +134,7 @@ for (const { label, colour } of data.series) {
 }
 
 const sparse = data.densities.filter((density) => density < 1).map((density) => [density, `${percent(density)} kept`]);
+choose("accuracy-choice", [["accuracy", "accuracy"], ["error", "error, on a logarithmic scale"]], drawAccuracy);
 choose("layers-choice", sparse, drawLayers);
 choose("curves-choice", sparse, drawCurves);
 choose("aims-choice", Object.entries(data.aims), drawAims);
