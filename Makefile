@@ -55,10 +55,12 @@ demo: .venv/installed data  ## LeNet-300-100 on MNIST: prune to 5 %, train truly
 
 studies: .venv/installed data  ## the studies behind docs/folk-knowledge.md, an hour on two cores; goes on where it was stopped
 	$(BIN)/pollard data get fashion-mnist
-	for study in mnist ablations collapse scratch aims; do \
+	for study in mnist fashion scratch ablations collapse aims-before aims-after; do \
 		$(BIN)/pollard study studies/$$study.toml --out runs/studies/$$study || exit 1; \
-		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html; \
+		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html --json studies/results/$$study.json; \
 	done
+	$(BIN)/python scripts/figures.py
+	$(BIN)/python scripts/pictures.py
 
 bench: .venv/bench  ## time kernels and training steps against dense torch, torch.sparse, scipy and MKL
 	MKL_RT=$$(echo $(CURDIR)/.venv/lib/libmkl_rt.so.*) $(BIN)/python benchmarks/run.py

@@ -21,6 +21,8 @@ from urllib.parse import unquote
 import pytest
 
 import pollard
+from pollard.pruning import CRITERIA
+from pollard.pruning.citations import citations
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -113,6 +115,15 @@ def test_documentation_runs(page):
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_every_criterion_has_a_card_that_runs_it_and_cites_its_source(name):
+    texts = [page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "methods"]
+    cards = [text for text in texts if any(f'"{name}"' in block.code for block in blocks(text))]
+    source = citations().get(CRITERIA[name].cite, "")
+    assert any(CRITERIA[name].cite in text for text in cards)
+    assert not source or any(source.splitlines()[1].strip().lower() in text.lower() for text in cards)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])

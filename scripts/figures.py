@@ -1,0 +1,146 @@
+"""Writes the tables of README.md and docs/ from records and results, so that no number is typed by hand; --check only compares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pollard.recipes.study import Study
+from pollard.report.accuracy import cells, densities, labels, markdown_table
+from pollard.report.collapse import collapse_table
+from pollard.report.correlation import correlation_table
+from pollard.report.render import markdown, texts
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
+STUDIES = ROOT / "studies"
+
+
+def load(name: str) -> Any:
+    """The content of a record."""
+    return json.loads((RECORDS / name).read_text(encoding="utf-8"))
+
+
+def points(study: str) -> list[dict[str, Any]]:
+    """The committed results of a study."""
+    found: list[dict[str, Any]] = json.loads((STUDIES / "results" / f"{study}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def speed() -> str:
+    """Ratios to dense torch of single layers and of whole training steps, on one thread."""
+    found: dict[tuple[str, str, str], dict[float, str]] = {}
+    for record in load("layers_1_threads.json") + load("networks_1_threads.json"):
+        if record["op"] in ("input_grad", "value_grad"):
+            continue  # the parts of a backward pass: in the record, too many for a page
+        shape = "-".join(map(str, record["network"])) or "x".join(map(str, record["shape"]))
+        op = f"step, {record['optimizer']}" if record["network"] else record["op"]
+        found.setdefault((op, shape, record["pattern"]), {})[record["density"]] = f"{record['speedup']:.1f}x"
+    kept = sorted({density for each in found.values() for density in each}, reverse=True)
+    head = ["operation", "out x in x batch, or network", "pattern", *(f"{100 * d:g} % kept" for d in kept)]
+    return markdown(head, [[*key, *(each.get(d, "") for d in kept)] for key, each in found.items()], left=3)
+
+
+def memory() -> str:
+    """What training a network holds whose dense form takes gigabytes."""
+    told = load("memory.json")
+    held = told["bytes"]
+    sizes = [held["values"] + held["dense"], held["indices"], held["gradients"], held["optimizer"]]
+    sizes += [told["activations"], told["peak_above_baseline"], told["dense_form"]]
+    head = ["network", "density", "weights and biases", "indices", "gradients", "Adam's moments", "activations"]
+    row = ["16384-16384-16384-10, batch 128", "1 %", *(f"{size / 1e6:,.0f} MB" for size in sizes)]
+    return markdown([*head, "peak above baseline", "dense form, without activations"], [row])
+
+
+def snip() -> str:
+    """Test errors of SNIP beside the published ones."""
+    rows = [
+        [
+            f"{100 * row['density']:.0f} %",
+            f"{row['score_batch']:,} images",
+            f"{row['mean']:.2f} ± {row['standard_deviation']:.2f}",
+            f"{row['published']}",
+        ]
+        for row in load("snip-mnist.json")
+    ]
+    return markdown(["density", "scored on", "test error, % (3 seeds)", "published, %"], rows)
+
+
+def accuracies(study: str) -> str:
+    """Test accuracies of a study, with published figures beside them."""
+    return markdown_table(points(study), [asdict(one) for one in Study.read(STUDIES / f"{study}.toml").published])
+
+
+def losses(study: str) -> str:
+    """Training losses of a study: how well what was kept could be optimised."""
+    found = points(study)
+    spreads = cells(found, "train_loss")
+    columns = ["", *(f"{100 * density:g} %" for density in densities(found))]
+    rows = [
+        [label, *(f"{spreads[label, d].mean:.3f}" if (label, d) in spreads else "" for d in densities(found))]
+        for label in labels(found)
+    ]
+    return markdown(columns, rows)
+
+
+def collapse(study: str) -> str:
+    """Down to which density no layer is empty."""
+    return markdown(*texts(collapse_table(points(study))))
+
+
+def correlations(study: str) -> str:
+    """Which aim of pruning goes with the final accuracy."""
+    return markdown(*texts(correlation_table(points(study))), left=2)
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"speed": speed, "memory": memory, "snip": snip},
+    "docs/folk-knowledge.md": {
+        **{name: partial(accuracies, name) for name in ("mnist", "fashion", "scratch", "ablations", "collapse")},
+        "scratch losses": partial(losses, "scratch"),
+        "collapse layers": partial(collapse, "collapse"),
+        **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
+        **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
+    },
+}
+
+
+def filled(text: str, blocks: Mapping[str, Callable[[], str]]) -> str:
+    """`text` with each block of figures made anew; a block that it does not have is a mistake."""
+    for name, make in blocks.items():
+        block = f"<!-- figures:{name} -->\n{make()}<!-- /figures -->"
+        text, count = re.subn(
+            rf"<!-- figures:{name} -->.*?<!-- /figures -->", lambda _, block=block: block, text, flags=re.DOTALL
+        )
+        if count != 1:
+            sys.exit(f"{count} blocks of figures:{name}, expected one")
+    return text
+
+
+def main() -> int:
+    """Write the pages, or with --check say which are not what the records say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if something would change")
+    given = parser.parse_args()
+    stale = 0
+    for page, blocks in PAGES.items():
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        new = filled(text, blocks)
+        if given.check and new != text:
+            print(f"{page} is not what the records say: run python {Path(__file__).name}")
+            stale = 1
+        elif not given.check:
+            path.write_text(new, encoding="utf-8")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Draws the pictures of docs/folk-knowledge.md from the results of the studies: plots of their pages, drawn by a browser.
+
+    python scripts/pictures.py [--results DIR]
+
+Chromium must be installed (Debian's package of that name). Results are those of `pollard report --json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from playwright.sync_api import Page, sync_playwright
+
+from pollard.recipes.study import Study
+from pollard.report.page import study_page
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "studies"
+IMAGES = ROOT / "docs" / "images"
+SHAPE = {"width": 900, "height": 480}
+LEGEND = {"showlegend": True, "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plot of a study's page: of the series whose labels `only` matches, with what is chosen and set otherwise."""
+
+    study: str
+    plot: str
+    only: str = ".*"
+    choices: Mapping[str, str] = field(default_factory=dict)
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+COMPARED = "dense|random.*|(SNIP|SynFlow)(, (shuffled|reinitialised))?|magnitude, (initial weights.*|reinitialised)"
+ERROR = {"accuracy-choice": "error"}
+PICTURES = {
+    "mnist": Picture("mnist", "accuracy", choices=ERROR),
+    "fashion": Picture("fashion", "accuracy", choices=ERROR),
+    "scratch": Picture("scratch", "accuracy"),
+    "ablations": Picture("ablations", "accuracy", only=COMPARED),
+    "collapse": Picture("collapse", "accuracy"),
+    "aims-before-loss": Picture("aims-before", "aims", choices={"aims-choice": "loss"}),
+    "aims-before-trainability": Picture("aims-before", "aims", choices={"aims-choice": "trainability"}),
+    "aims-after-loss": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
+    "aims-after-trainability": Picture("aims-after", "aims", choices={"aims-choice": "trainability"}),
+}
+
+
+def draw(page: Page, picture: Picture) -> str:
+    """The picture as SVG, drawn on the page of its study."""
+    for select, value in picture.choices.items():
+        page.select_option(f"#{select}", value)
+    page.evaluate(
+        "only => { for (const {label} of data.series) if (!new RegExp(`^(${only})$`).test(label)) hidden.add(label);"
+        "drawAll(); }",
+        picture.only,
+    )
+    told: str = page.evaluate(
+        "async ([plot, layout, shape]) => { await Plotly.relayout(plot, layout);"
+        "return Plotly.toImage(plot, { format: 'svg', ...shape }); }",
+        [picture.plot, {**LEGEND, **picture.layout}, SHAPE],
+    )
+    # Names that are drawn by chance would make every picture new each time.
+    return re.sub(r"\b([0-9a-f]{6})(?=xy|top|bot|left|right)", "plot", unquote(told.split(",", 1)[1]))
+
+
+def main() -> None:
+    """Draw every picture whose study has results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=STUDIES / "results", help="folder of <study>.json")
+    given = parser.parse_args()
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.exit("no chromium: install Debian's package of that name")
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as work:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, picture in PICTURES.items():
+            results = given.results / f"{picture.study}.json"
+            if not results.exists():
+                print(f"no {results}: {name}.svg is left as it is")
+                continue
+            study = Study.read(STUDIES / f"{picture.study}.toml")
+            file = Path(work) / f"{name}.html"
+            points = json.loads(results.read_text("utf-8"))
+            file.write_text(study_page(study.title, points, [asdict(one) for one in study.published]), "utf-8")
+            page = browser.new_page(viewport={"width": 1000, "height": 800})
+            page.goto(f"file://{file}")
+            page.wait_for_selector("#costs .main-svg")
+            (IMAGES / f"{name}.svg").write_text(draw(page, picture), "utf-8")
+            print(IMAGES / f"{name}.svg")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
