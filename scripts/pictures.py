@@ -50,10 +50,8 @@ PICTURES = {
     "scratch": Picture("scratch", "accuracy"),
     "ablations": Picture("ablations", "accuracy", only=COMPARED),
     "collapse": Picture("collapse", "accuracy"),
-    "aims-before-loss": Picture("aims-before", "aims", choices={"aims-choice": "loss"}),
-    "aims-before-trainability": Picture("aims-before", "aims", choices={"aims-choice": "trainability"}),
-    "aims-after-loss": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
-    "aims-after-trainability": Picture("aims-after", "aims", choices={"aims-choice": "trainability"}),
+    "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
+    "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
 }
 
 

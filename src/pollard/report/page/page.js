@@ -90,7 +90,7 @@ function drawAims() {
   }
   const values = traces.flatMap((trace) => trace.x);
   const wide = values.length > 0 && Math.min(...values) > 0 && Math.max(...values) > 30 * Math.min(...values);
-  draw("aims", traces, layout({ title: data.aims[aim], type: wide ? "log" : "linear" }, { title: "final test accuracy, %" }));
+  draw("aims", traces, layout({ title: data.aims[aim], type: wide ? "log" : "linear", exponentformat: "none" }, { title: "final test accuracy, %" }));
 }
 
 function drawCurves() {
