@@ -69,8 +69,8 @@ def draw(page: Page, picture: Picture) -> str:
         "return Plotly.toImage(plot, { format: 'svg', ...shape }); }",
         [picture.plot, {**LEGEND, **picture.layout}, SHAPE],
     )
-    # Names that are drawn by chance would make every picture new each time.
-    return re.sub(r"\b([0-9a-f]{6})(?=xy|top|bot|left|right)", "plot", unquote(told.split(",", 1)[1]))
+    # Names are drawn by chance, and would make every picture new each time.
+    return re.sub(r"(defs-|clip|legend|trace)[0-9a-f]{6}", r"\1", unquote(told.split(",", 1)[1]))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pollard.cli import app
+from pollard.recipes.study import Study
 
 STUDY = """
 title = "Quick"
@@ -47,6 +48,13 @@ def out(file):
     assert "Quick" in result.stdout
     assert "SNIP" in result.stdout
     return folder
+
+
+def test_a_study_of_which_nothing_is_finished_says_so(file, tmp_path):
+    Study.read(file).save(tmp_path)
+    told = invoke("report", tmp_path)
+    assert told.exit_code == 0
+    assert told.stdout.splitlines() == ["Quick", "0 of 6 runs are finished"]
 
 
 def test_the_same_command_again_has_nothing_to_run(file, out):

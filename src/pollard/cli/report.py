@@ -58,11 +58,13 @@ def report(
     lines = [f"{run} failed: {error}" for run, error in failed.items()]
     planned = len({run["run"] for run in ledger["runs"]})
     state = f"{len({point['run'] for point in found})} of {planned} runs are finished"
-    emit(found, [accuracy_table(found, ledger["title"]), "", *_more(found), *lines, state], as_json=False)
+    emit(found, [*_tables(found, ledger["title"]), *lines, state], as_json=False)
 
 
-def _more(found: list[dict[str, Any]]) -> list[Any]:
-    """The tables that not every study has something for, each with an empty line after it."""
+def _tables(found: list[dict[str, Any]], title: str) -> list[Any]:
+    """The tables that there is something for, each with an empty line after it."""
+    if not found:
+        return [title]
     collapsed = [collapse_table(found), ""] if any(sum(one.empty.values()) for one in collapses(found)) else []
     aims = [correlation_table(found), ""] if any(point["aims"] for point in found) else []
-    return [*collapsed, *aims]
+    return [accuracy_table(found, title), "", *collapsed, *aims]
