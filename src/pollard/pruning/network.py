@@ -193,9 +193,11 @@ def _told(got: str, expected: str) -> Iterator[None]:
     """What a model or a loss of the user's raises, as an InvalidInput that says where it came from."""
     try:
         yield
-    except PollardError:
+    except (PollardError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if "DefaultCPUAllocator" in str(error):  # out of memory: it is not the inputs that are wrong
+            raise
         fix = "Try model(inputs) and loss_fn(outputs, targets) on the scoring batch, in the mode it is scored in."
         raise InvalidInput(f"{got}: {error}", expected, fix) from error
 
