@@ -57,7 +57,8 @@ studies: .venv/installed data  ## the studies behind docs/folk-knowledge.md, an 
 	$(BIN)/pollard data get fashion-mnist
 	for study in mnist fashion scratch ablations collapse aims-before aims-after; do \
 		$(BIN)/pollard study studies/$$study.toml --out runs/studies/$$study || exit 1; \
-		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html --json studies/results/$$study.json; \
+		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html --json studies/results/$$study.json \
+			|| exit 1; \
 	done
 	$(BIN)/python scripts/figures.py
 	$(BIN)/python scripts/pictures.py

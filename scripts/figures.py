@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pollard.recipes.study import Study
-from pollard.report.accuracy import cells, densities, labels, markdown_table
+from pollard.report.accuracy import cells, grid, markdown_table
 from pollard.report.collapse import collapse_table
 from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
@@ -81,13 +81,8 @@ def accuracies(study: str) -> str:
 def losses(study: str) -> str:
     """Training losses of a study: how well what was kept could be optimised."""
     found = points(study)
-    spreads = cells(found, "train_loss")
-    columns = ["", *(f"{100 * density:g} %" for density in densities(found))]
-    rows = [
-        [label, *(f"{spreads[label, d].mean:.3f}" if (label, d) in spreads else "" for d in densities(found))]
-        for label in labels(found)
-    ]
-    return markdown(columns, rows)
+    told = {cell: f"{spread.mean:.3f}" for cell, spread in cells(found, "train_loss").items()}
+    return markdown(*grid(found, told))
 
 
 def collapse(study: str) -> str:

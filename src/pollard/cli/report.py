@@ -10,7 +10,7 @@ import typer
 
 from pollard.cli.output import emit
 from pollard.formats.store import write_atomic
-from pollard.recipes.points import failures, points
+from pollard.recipes.points import read_study
 from pollard.recipes.study import read_ledger
 from pollard.report.accuracy import accuracy_table, csv_text, markdown_table
 from pollard.report.collapse import collapse_table, collapses
@@ -43,8 +43,7 @@ def report(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
 ) -> None:
     """Show test accuracy by series and density, mean and standard deviation over seeds, and write it to files."""
-    ledger, found = read_ledger(folder), points(folder)
-    failed = failures(folder)
+    ledger, (found, failed) = read_ledger(folder), read_study(folder)
     texts = {
         json: "[\n" + ",\n".join(map(json_format.dumps, found)) + "\n]\n",  # a line a point
         csv: csv_text(found),

@@ -101,8 +101,9 @@ def measure_aims(
 def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
     """The mean accuracy over the epochs of the first learning-rate stage: up to where the rate has halved.
 
-    One epoch an entry. Under a step schedule that halves or more, the stage ends at the first step, as published; where the rate falls all the
-    time, as along a cosine, it ends before the epoch whose rate is half of the highest or less. Raises InvalidInput for no epoch, or lists of different lengths.
+    One epoch an entry. Under a step schedule that halves or more, the stage ends at the first step, as published; where
+    the rate falls all the time, as along a cosine, it ends before the epoch whose rate is half of the highest or less.
+    Raises InvalidInput for no epoch, or lists of different lengths.
     Source: Wang, Qin, Bai, Fu, Why is the state of neural network pruning so confusing?, 2023, eq. 3.
 
     >>> trainability([0.5, 0.7, 0.9], [0.1, 0.1, 0.01])

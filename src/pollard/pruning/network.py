@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -69,15 +69,18 @@ class Network:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample; raises InvalidInput where there is neither a batch nor a given shape."""
-        if self._input_shape is not None:
-            return self._input_shape
-        inputs, _ = next(self.pairs())
-        return tuple(inputs.shape[1:])
+        return self._first[0] if self._input_shape is None else self._input_shape
 
     @property
     def takes_signals(self) -> bool:
         """Whether inputs are floating-point numbers, as far as is known: without a batch, they are taken to be."""
-        return self._batches is None or next(self.pairs())[0].is_floating_point()
+        return self._batches is None or self._first[1]
+
+    @cached_property
+    def _first(self) -> tuple[tuple[int, ...], bool]:
+        """Of the first batch, the shape of a sample and whether it is of floats: asked in every round, read once."""
+        inputs, _ = next(self.pairs())
+        return tuple(inputs.shape[1:]), inputs.is_floating_point()
 
     def pairs(self) -> Iterator[Pair]:
         """The scoring batches, from the first; raises InvalidInput where there is none, or one is unfit."""

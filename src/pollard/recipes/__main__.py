@@ -25,10 +25,12 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--wait", action="store_true", help="wait for a process that runs the same recipe")
     parser.add_argument("--snapshot", type=float, metavar="EPOCH", help="only leave a dense network's weights at EPOCH")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this is no longer the parent process")
     parser.add_argument("--error-file", type=Path, help="where to leave the message of an error too")
     given = parser.parse_args()
     manner = {"progress": not given.quiet, "checkpoint_steps": given.checkpoint_steps}
-    end_with_parent()
+    if given.parent is not None:
+        end_with_parent(given.parent)
     try:
         recipe = Recipe.read(given.recipe)
         if given.snapshot is None:

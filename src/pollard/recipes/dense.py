@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def in_own_process(recipe: Recipe, out: Path, *options: str, progress: bool) -> 
         write_json(path, recipe.to_dict())
         told = path.with_suffix(".error")
         command = [sys.executable, "-m", "pollard.recipes", str(path), str(out), f"--threads={torch.get_num_threads()}"]
-        command.append(f"--error-file={told}")
+        command += [f"--error-file={told}", f"--parent={os.getpid()}"]
         status = subprocess.run([*command, *options, *([] if progress else ["--quiet"])], check=False).returncode
         error = told.read_text("utf-8") if told.exists() else f"exit status {status}"
     if status:

@@ -9,9 +9,11 @@ import time
 EVERY = 0.5
 
 
-def end_with_parent() -> None:
-    """Watch the parent of this process from a thread, and exit at once when it is gone."""
-    parent = os.getppid()
+def end_with_parent(parent: int) -> None:
+    """Watch from a thread whether process `parent` is still this one's, and exit at once when it is not.
+
+    The parent says its own number: asked here, it could be gone already, and whoever took its place be watched.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollard.errors import StoreError
 from pollard.recipes.engines.execution import failure
@@ -22,33 +21,43 @@ COPIED = (
 )  # fmt: skip
 
 
-def points(out: Path) -> list[dict[str, Any]]:
-    """One dict for each finished run of the study in `out`, in the order of its ledger; raises StoreError without one.
+class Found(NamedTuple):
+    """What there is of a study: its points, and what its failed or damaged runs said, by run."""
 
-    Keys: label, method, density (asked), kept_density, sparsity, seed, run, recipe, bytes, aims, trainability, curve (the
-    test accuracy after each epoch), and what the run's result has under the same name.
+    points: list[dict[str, Any]]
+    failures: dict[str, str]
+
+
+def read_study(out: Path) -> Found:
+    """The study in `out`, one point for each label and finished run, in the order of its ledger; StoreError without one.
+
+    Keys of a point: label, method, density (asked), kept_density, sparsity, seed, run, recipe, bytes, aims, trainability,
+    curve (the test accuracy after each epoch), and what the run's result has under the same name.
     """
-    runs = [run for run in read_ledger(out)["runs"] if (out / run["run"] / RESULT).exists()]
-    found = []
-    for run in runs:
-        with suppress(StoreError):  # a damaged one is among the failures
-            found.append(_point(out / run["run"], run["label"]))
-    return found
+    ledger = read_ledger(out)
+    read: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    # Those first that others take weights from; each once, under however many labels.
+    for run in dict.fromkeys([*ledger.get("first", []), *(run["run"] for run in ledger["runs"])]):
+        if (out / run / FAILURE).exists():
+            failed[run] = failure(out, run)
+        if (out / run / RESULT).exists():
+            try:
+                read[run] = _point(out / run)
+            except StoreError as error:
+                failed.setdefault(run, str(error))
+    labelled = [(run["label"], run["run"]) for run in ledger["runs"] if run["run"] in read]
+    return Found([{"label": label, **read[run]} for label, run in labelled], failed)
+
+
+def points(out: Path) -> list[dict[str, Any]]:
+    """The points of `read_study`."""
+    return read_study(out).points
 
 
 def failures(out: Path) -> dict[str, str]:
-    """The runs of the study in `out` that failed, or whose results are damaged, with what they said; first those first."""
-    ledger = read_ledger(out)
-    told = {}
-    for run in dict.fromkeys([*ledger.get("first", []), *(run["run"] for run in ledger["runs"])]):
-        if (out / run / FAILURE).exists():
-            told[run] = failure(out, run)
-        elif (out / run / RESULT).exists():
-            try:
-                _point(out / run, "")
-            except StoreError as error:
-                told[run] = str(error)
-    return told
+    """The failures of `read_study`."""
+    return read_study(out).failures
 
 
 def _number(value: float | None) -> float | None:
@@ -56,11 +65,10 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
-def _point(folder: Path, label: str) -> dict[str, Any]:
+def _point(folder: Path) -> dict[str, Any]:
     result = RunResult.read(folder)
     recipe = result.recipe
     return {
-        "label": label,
         "method": recipe.method,
         "density": recipe.density,
         "kept_density": result.density,

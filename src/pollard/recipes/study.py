@@ -123,9 +123,10 @@ class Study:
 
         Raises StoreError where that cannot be written, InvalidInput where `out` is of a study of another title.
         """
-        runs = [{"label": run.label, "run": run.recipe.digest, "recipe": run.recipe.to_dict()} for run in self.runs()]
+        planned = self.runs()
+        runs = [{"label": run.label, "run": run.recipe.digest, "recipe": run.recipe.to_dict()} for run in planned]
         told = {"title": self.title, "published": [asdict(entry) for entry in self.published], "runs": runs}
-        told["first"] = list(dict.fromkeys(twin.digest for run in self.runs() for twin in required(run.recipe)))
+        told["first"] = list(dict.fromkeys(twin.digest for run in planned for twin in required(run.recipe)))
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -108,14 +108,13 @@ def accuracy_grid(
     """The columns and rows of a table of test accuracies, a series a row; published figures stand in brackets."""
     found = cells(points)
     beside = {(entry["label"], entry["density"]): f" ({100 * entry['test_accuracy']:.2f})" for entry in published}
+    return grid(points, {cell: spread.percent() + beside.get(cell, "") for cell, spread in found.items()})
+
+
+def grid(points: Sequence[Point], told: Mapping[tuple[str, float], str]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a table: a series a row, a density a column, and what is `told` of both."""
     columns = densities(points)
-    rows = [
-        [
-            label,
-            *(found[label, d].percent() + beside.get((label, d), "") if (label, d) in found else "" for d in columns),
-        ]
-        for label in labels(points)
-    ]
+    rows = [[label, *(told.get((label, density), "") for density in columns)] for label in labels(points)]
     return ["", *(f"{100 * density:g} %" for density in columns)], rows
 
 
