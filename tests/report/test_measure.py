@@ -65,11 +65,16 @@ def test_resident_memory_follows_an_allocation():
 
 
 def test_a_child_does_not_inherit_its_parents_peak():
-    block = bytearray(b"x") * (512 * MIB)
-    assert peak_rss_bytes() > 512 * MIB
-    child = "from pollard.report.measure import peak_rss_bytes; print(peak_rss_bytes())"
-    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
-    assert 8 * MIB < int(done.stdout) < 512 * MIB
+    def peak_of_a_child():
+        child = "from pollard.report.measure import peak_rss_bytes; print(peak_rss_bytes())"
+        done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    # What importing takes depends on how torch was built: some 300 MB, or with GPU libraries twice that.
+    alone = peak_of_a_child()
+    block = bytearray(b"x") * (512 * MIB + alone)
+    assert peak_rss_bytes() > 512 * MIB + alone
+    assert 8 * MIB < peak_of_a_child() < alone + 64 * MIB
     del block
 
 
