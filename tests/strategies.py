@@ -70,3 +70,15 @@ def strided(draw: st.DrawFn, dense: Tensor) -> Tensor:
             wide = dense.new_zeros(2 * dense.shape[0], 2 * dense.shape[1])
             wide[::2, ::2] = dense
             return wide[::2, ::2]
+
+
+@st.composite
+def changes(draw: st.DrawFn, topology: Topology) -> tuple[Tensor, Tensor]:
+    """What may stay of `topology`, as indices of grains, and what may come, as positions: none, some or all of either."""
+    generator = torch.Generator().manual_seed(draw(seeds))
+    stays = torch.rand(topology.grains, generator=generator) < draw(densities)
+    free = torch.ones(topology.groups * topology.shape[1], dtype=torch.bool)
+    free[topology.positions()[stays]] = False
+    absent = free.nonzero().view(-1)
+    comes = torch.rand(len(absent), generator=generator) < draw(densities)
+    return stays.nonzero().view(-1), absent[comes]

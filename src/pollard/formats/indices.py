@@ -102,21 +102,19 @@ def checked_columns(columns: Tensor, pointers: Tensor, width: int) -> Tensor:
     return columns
 
 
-def checked_positions(positions: Tensor, total: int) -> Tensor:
+def checked_positions(positions: Tensor, total: int, *, name: str = "positions") -> Tensor:
     """Flat positions as a contiguous array; raises TopologyError unless strictly ascending and below `total`."""
-    _check_array("positions", positions)
+    _check_array(name, positions)
     positions = positions.detach().contiguous()
     check_count(len(positions))
     for start, stop in _pairs(len(positions)):
         if bool((positions[start + 1 : stop + 1] <= positions[start:stop]).any()):
-            raise TopologyError(
-                "positions out of order or repeated", "strictly ascending positions", "Sort them first."
-            )
+            raise TopologyError(f"{name} out of order or repeated", f"strictly ascending {name}", "Sort them first.")
     if len(positions) and (int(positions[0]) < 0 or int(positions[-1]) >= total):
         raise TopologyError(
-            f"positions from {int(positions[0])} to {int(positions[-1])}",
-            f"positions from 0 to {total - 1}",
-            "A position is group * in + column.",
+            f"{name} from {int(positions[0])} to {int(positions[-1])}",
+            f"{name} from 0 to {total - 1}",
+            "A position is group * in + column, an index counts grains.",
         )
     return positions
 

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.formats.indices import checked_positions
 
 _SMALL = 1 << 16
 # Up to this total, 31 random bits a draw are enough to waste few of them, and half as many bytes are moved.
@@ -37,6 +41,37 @@ def sample(total: int, count: int, generator: torch.Generator | None = None) -> 
         distinct = _distinct(total, count, generator)
     surplus = len(distinct) - count
     return np.delete(distinct, sample(len(distinct), surplus, generator)) if surplus else distinct
+
+
+def sample_absent(total: int, present: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """`count` distinct integers of `range(total)` that are not in `present`, ascending int64 `(count,)`.
+
+    present: int64 `(p,)`, strictly ascending. Every set of that size is equally likely, and the same generator state
+    gives the same one. Memory is proportional to what is asked for and what is present, never to `total` (up to
+    `2**62`). Raises TopologyError on a `present` out of order or range, InvalidInput where fewer are absent.
+
+    >>> sample_absent(6, torch.tensor([0, 2, 3]), 3).tolist()
+    [1, 4, 5]
+    """
+    taken = checked_positions(present, total, name="present").numpy()
+    ranks = sample_ranks(total - len(taken), count, generator)
+    # The rank of an absent integer is how many absent ones are below it: all below it, but for those present.
+    below = np.searchsorted(taken - np.arange(len(taken)), ranks, side="right")
+    return torch.from_numpy(ranks + below)
+
+
+def sample_ranks(absent: int, count: int, generator: torch.Generator | None = None) -> NDArray[np.int64]:
+    """`count` distinct integers of `range(absent)`, ascending, in memory proportional to `count`, however large.
+
+    Raises InvalidInput where `count` is none of `0 ... absent`.
+    """
+    if not 0 <= count <= absent:
+        raise InvalidInput(
+            f"a sample of {count} out of {absent} absent grains", f"a count in [0, {absent}]", "Ask for fewer."
+        )
+    if 2 * count <= absent:
+        return sample(absent, count, generator).astype(np.int64, copy=False)
+    return np.delete(np.arange(absent), sample(absent, absent - count, generator))
 
 
 def _distinct(total: int, count: int, generator: torch.Generator | None) -> Integers:

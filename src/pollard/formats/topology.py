@@ -26,6 +26,7 @@ from pollard.formats.indices import (
     checked_positions,
 )
 from pollard.formats.pattern import Pattern
+from pollard.formats.rewiring import checked_change, rewire
 from pollard.formats.sampling import Integers, sample
 
 # Grains handled at once where a step needs a wider temporary: a few hundred thousand stay in cache and cost no memory.
@@ -335,27 +336,23 @@ class Topology:
         here, there = (Rows(side.row_pointers.numpy(), side.columns.numpy()) for side in (self, other))
         return compare(here, there, self.shape[1])
 
+    def rewired(self, kept: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
+        """What is left when only the grains `kept` stay and grains come at `grown`, and where each grain was before.
 
-def waste_factor(mask: Tensor, pattern: str | Pattern) -> float:
-    """Weights laid out over weights needed when an unstructured `mask` (out, in) is laid on `pattern`; 1 at best.
+        kept: indices of grains, int64 `(k,)`, strictly ascending. grown: flat grain positions `group * in + column`,
+        int64 `(g,)`, strictly ascending, none of them kept; a dropped grain may grow again. The second result is int32
+        `(k + g,)`: the index of each new grain in this topology, -1 where it was grown. Memory is proportional to both.
+        Raises TopologyError on indices out of order or range, and on a position that is kept already.
 
-    >>> waste_factor(torch.eye(4, dtype=torch.bool), "v4")
-    4.0
-    """
-    covering = Topology.covering(mask, pattern)
-    return covering.nnz / int(mask.sum()) if covering.nnz else 1.0
-
-
-def expected_waste_factor(density: float, pattern: str | Pattern) -> float:
-    """`(1 - (1 - density)**rows) / density`: the mean waste factor of masks that keep each weight independently.
-
-    >>> round(expected_waste_factor(0.1, "v4"), 2), round(expected_waste_factor(0.1, "v8"), 2)
-    (3.44, 5.7)
-    """
-    check_density(density)
-    if density == 1:
-        return 1.0
-    return -math.expm1(Pattern.parse(pattern).rows * math.log1p(-density)) / density
+        >>> here = Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4]))
+        >>> there, source = here.rewired(torch.tensor([1, 2]), torch.tensor([0, 5]))
+        >>> there.positions().tolist(), source.tolist()
+        ([0, 2, 4, 5], [-1, 1, 2, -1])
+        """
+        rows = Rows(self.row_pointers.numpy(), self.columns.numpy())
+        moved = rewire(rows, self.shape[1], *checked_change(self.grains, self.groups * self.shape[1], kept, grown))
+        pointers, columns, source = (torch.from_numpy(array) for array in moved)
+        return self._trusted(self.shape, self.pattern, pointers, columns), source
 
 
 def _restore(
