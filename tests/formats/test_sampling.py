@@ -65,21 +65,19 @@ def test_too_few_distinct_draws_are_drawn_again(monkeypatch):
 @given(st.data(), seeds)
 def test_what_is_absent_is_sampled_exactly(data, seed):
     total = data.draw(st.one_of(st.integers(0, 300), st.just(2**62)))
-    present = torch.from_numpy(
-        sample(total, data.draw(st.integers(0, min(total, 300)) if total <= 300 else st.just(9)))
-    )
+    present = sample(total, data.draw(st.integers(0, min(total, 300)) if total <= 300 else st.just(9)))
     count = data.draw(st.integers(0, min(total - len(present), 300)))
     chosen = sample_absent(total, present, count, seeded(seed))
-    assert chosen.dtype == torch.int64
+    assert chosen.dtype == np.int64
     assert chosen.shape == (count,)
-    assert (chosen.diff() > 0).all()
+    assert (np.diff(chosen) > 0).all()
     assert not count or (chosen[0] >= 0 and chosen[-1] < total)
     assert not set(chosen.tolist()) & set(present.tolist())
-    assert torch.equal(chosen, sample_absent(total, present, count, seeded(seed)))
+    assert np.array_equal(chosen, sample_absent(total, present, count, seeded(seed)))
 
 
 def test_every_absent_integer_is_as_likely():
-    present, generator = torch.tensor([0, 3, 4, 8]), seeded(3)
+    present, generator = np.array([0, 3, 4, 8]), seeded(3)
     pairs = Counter(tuple(sample_absent(9, present, 2, generator).tolist()) for _ in range(5000))
     assert len(pairs) == 10
     assert set(sum(pairs, ())) == {1, 2, 5, 6, 7}
@@ -87,9 +85,9 @@ def test_every_absent_integer_is_as_likely():
 
 
 def test_more_than_half_of_what_is_absent_can_be_sampled():
-    present = torch.arange(0, 300_000, 3)
+    present = np.arange(0, 300_000, 3)
     chosen = sample_absent(300_000, present, 150_000, seeded(0))
-    assert len(chosen.unique()) == 150_000
+    assert len(np.unique(chosen)) == 150_000
     assert (chosen % 3).all()
     assert sample_absent(300_000, present, 200_000).tolist() == [n for n in range(300_000) if n % 3]
 
@@ -97,10 +95,10 @@ def test_more_than_half_of_what_is_absent_can_be_sampled():
 @pytest.mark.parametrize("count", [-1, 3])
 def test_no_more_is_sampled_than_is_absent(count):
     with pytest.raises(InvalidInput, match=f"a sample of {count} out of 2 absent"):
-        sample_absent(4, torch.tensor([0, 2]), count)
+        sample_absent(4, np.array([0, 2]), count)
 
 
 @pytest.mark.parametrize("present", [[2, 1], [1, 1], [-1], [4]])
 def test_what_is_present_must_ascend_within_the_range(present):
     with pytest.raises(TopologyError, match="present"):
-        sample_absent(4, torch.tensor(present), 1)
+        sample_absent(4, np.array(present), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -84,7 +84,7 @@ class Topology:
         shape, pattern, groups = checked_frame(shape, pattern)
         row_pointers = checked_pointers(row_pointers, groups)
         columns = checked_columns(columns, row_pointers, shape[1])
-        return cls._trusted(shape, pattern, row_pointers, columns)
+        return cls.trusted(shape, pattern, row_pointers, columns)
 
     @classmethod
     def from_mask(cls, mask: Tensor, pattern: str | Pattern = "unstructured") -> Self:
@@ -155,7 +155,7 @@ class Topology:
         shape, pattern, groups = checked_frame(shape, pattern)
         check_count(groups * shape[1])
         row_pointers = torch.arange(groups + 1, dtype=torch.int32).mul_(shape[1])
-        return cls._trusted(shape, pattern, row_pointers, torch.arange(shape[1], dtype=torch.int32).repeat(groups))
+        return cls.trusted(shape, pattern, row_pointers, torch.arange(shape[1], dtype=torch.int32).repeat(groups))
 
     @classmethod
     def _from_grain_mask(cls, mask: Tensor, pattern: str | Pattern, *, partial: bool) -> Self:
@@ -191,10 +191,11 @@ class Topology:
             pointers[groups[ends] + 1] += np.diff(ends, prepend=-1).astype(np.int32)
             done += len(positions)
         np.cumsum(pointers, out=pointers)
-        return cls._trusted(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
+        return cls.trusted(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
 
     @classmethod
-    def _trusted(cls, shape: tuple[int, int], pattern: Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
+    def trusted(cls, shape: tuple[int, int], pattern: Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
+        """As `adopt`, and unchecked: only for arrays that are right by the way they were made."""
         made = object.__new__(cls)
         made.__dict__.update(shape=shape, pattern=pattern, row_pointers=row_pointers, columns=columns)
         return made
@@ -293,30 +294,21 @@ class Topology:
         """
         return self.row_pointers.diff().long().repeat_interleave(self.pattern.rows)
 
-    def transpose(self) -> Transpose:
-        """The same grains by columns; made once, then kept.
+    def transpose(self, make: Callable[[Topology], Transpose] | None = None) -> Transpose:
+        """The same grains by columns; made once, then kept. `make` may know a faster way than the one here.
 
         >>> by_column = Topology.from_mask(torch.tensor([[True, True], [True, False]])).transpose()
         >>> by_column.row_pointers.tolist(), by_column.groups.tolist(), by_column.permutation.tolist()
         ([0, 2, 3], [0, 1, 0], [0, 2, 1])
         """
-        return self._transposed
+        if "_transposed" not in self.__dict__:
+            self.__dict__["_transposed"] = (make or _transposed)(self)
+        made: Transpose = self.__dict__["_transposed"]
+        return made
 
     def drop_transpose(self) -> None:
         """Give the memory of the transpose back; it is made again when it is asked for."""
         self.__dict__.pop("_transposed", None)
-
-    @cached_property
-    def _transposed(self) -> Transpose:
-        import scipy.sparse  # a tenth of a second that users who never train should not pay
-
-        entries = np.arange(self.grains, dtype=np.int32)
-        by_row = scipy.sparse.csr_array(
-            (entries, self.columns.numpy(), self.row_pointers.numpy()), (self.groups, self.shape[1])
-        )
-        by_column = by_row.tocsc()
-        arrays = (by_column.indptr, by_column.indices, by_column.data)
-        return Transpose(*(torch.from_numpy(array.astype(np.int32, copy=False)) for array in arrays))
 
     def difference(self, other: Topology) -> Difference:
         """Which grains stay, go and come on the way from this topology to `other`, in one linear merge.
@@ -352,7 +344,19 @@ class Topology:
         rows = Rows(self.row_pointers.numpy(), self.columns.numpy())
         moved = rewire(rows, self.shape[1], *checked_change(self.grains, self.groups * self.shape[1], kept, grown))
         pointers, columns, source = (torch.from_numpy(array) for array in moved)
-        return self._trusted(self.shape, self.pattern, pointers, columns), source
+        return self.trusted(self.shape, self.pattern, pointers, columns), source
+
+
+def _transposed(topology: Topology) -> Transpose:
+    import scipy.sparse  # a tenth of a second that users who never train should not pay
+
+    entries = np.arange(topology.grains, dtype=np.int32)
+    by_row = scipy.sparse.csr_array(
+        (entries, topology.columns.numpy(), topology.row_pointers.numpy()), (topology.groups, topology.shape[1])
+    )
+    by_column = by_row.tocsc()
+    arrays = (by_column.indptr, by_column.indices, by_column.data)
+    return Transpose(*(torch.from_numpy(array.astype(np.int32, copy=False)) for array in arrays))
 
 
 def _restore(

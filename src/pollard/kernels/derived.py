@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.formats.topology import Topology
+from pollard.kernels.fallback import attempt
+from pollard.kernels.turning import cut, even, turn
 
 Indices = NDArray[np.integer[Any]]
 CHUNK = 1 << 18  # grains handled at once, so that temporaries stay small beside the topology
@@ -58,9 +61,9 @@ def by_columns(topology: Topology) -> tuple[Topology, Tensor]:
     """The transpose of an unstructured topology as a topology of its own, and where its values stand in the original."""
     own = _of(topology)
     if own.by_columns is None:
-        made = topology.transpose()
+        made = attempt(lambda target: topology.transpose(partial(turn, target=target))) or topology.transpose()
         shape = (topology.shape[1], topology.shape[0])
-        turned = Topology.adopt(shape, topology.pattern, made.row_pointers, made.groups)
+        turned = Topology.trusted(shape, topology.pattern, made.row_pointers, made.groups)
         own.by_columns = turned, made.permutation
     return own.by_columns
 
@@ -85,10 +88,7 @@ def bounds(topology: Topology, chunks: int) -> Tensor:
     """Row groups cut into `chunks` runs of about equal numbers of grains: int32 `(chunks + 1,)`."""
     known = _of(topology).bounds
     if chunks not in known:
-        pointers = topology.row_pointers.numpy()
-        cuts = np.searchsorted(pointers, [topology.grains * i // chunks for i in range(chunks + 1)])
-        cuts[0], cuts[-1] = 0, topology.groups
-        known[chunks] = torch.from_numpy(cuts.astype(np.int32))
+        known[chunks] = even(topology.row_pointers, chunks)
     return known[chunks]
 
 
@@ -121,6 +121,14 @@ def _make(topology: Topology, width: int) -> Tiling:
     tiles = -(-topology.shape[1] // width)
     if tiles <= 1:
         return Tiling(topology.row_pointers, 1, width, 0, 1)
+    table = attempt(lambda target: cut(topology, width, target))
+    if table is None:
+        table = _table(topology, width, tiles)
+    return Tiling(table, tiles, width, topology.groups, topology.groups)
+
+
+def _table(topology: Topology, width: int, tiles: int) -> Tensor:
+    # What `cut` makes, in numpy.
     groups = topology.groups
     table = np.empty((tiles + 1, groups), np.int32)
     pointers, columns = topology.row_pointers.numpy(), topology.columns.numpy()
@@ -131,7 +139,7 @@ def _make(topology: Topology, width: int) -> Tiling:
         last = min(last, groups)
         table[1:, first:last] = _ends(pointers[first : last + 1], columns, width, tiles)
         first = last
-    return Tiling(torch.from_numpy(table.reshape(-1)), tiles, width, groups, groups)
+    return torch.from_numpy(table.reshape(-1))
 
 
 def _ends(pointers: Indices, columns: Indices, width: int, tiles: int) -> Indices:

@@ -6,16 +6,15 @@ A kernel runs for float32 on the CPU. Everything else, and ``POLLARD_TARGET=refe
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pollard.errors import KernelError, KernelFallback
+from pollard.errors import KernelError
 from pollard.formats.topology import Topology
 from pollard.kernels import reference, tuning
 from pollard.kernels.derived import (
@@ -31,6 +30,7 @@ from pollard.kernels.derived import (
 )
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.emit.sample import STEP as BATCH_STEP
+from pollard.kernels.fallback import warn
 from pollard.kernels.launch import Launch
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.spec import KernelSpec
@@ -207,13 +207,8 @@ def _prepared(request: Request, make: Callable[[Product, Choice], Call], argumen
         try:
             call = known[key] = make(product, product.decide(build).choice)
         except KernelError as refused:
-            _warn(str(refused))
+            warn(str(refused))
     return call
-
-
-@cache
-def _warn(message: str) -> None:
-    warnings.warn(f"{message} Plain torch runs instead, slowly.", KernelFallback, stacklevel=4)
 
 
 def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:

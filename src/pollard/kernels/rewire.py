@@ -1,11 +1,23 @@
-"""A topology that moves, fast: its new rows, and the values that move with them."""
+"""A topology that moves, fast: its new rows, the values that move with them, and samples of what may come."""
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from pollard.formats.indices import checked_positions
+from pollard.formats.rewiring import Positions, checked_change
+from pollard.formats.sampling import sample_absent, sample_ranks
 from pollard.formats.topology import Topology
+from pollard.kernels.fallback import attempt
+from pollard.kernels.launch import Launch
+from pollard.kernels.moving import gather
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import Target
+from pollard.kernels.turning import even
 
 
 def rewire(topology: Topology, kept: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
@@ -16,24 +28,78 @@ def rewire(topology: Topology, kept: Tensor, grown: Tensor) -> tuple[Topology, T
     >>> there.positions().tolist(), source.tolist()
     ([0, 2, 4, 5], [-1, 1, 2, -1])
     """
-    return topology.rewired(kept, grown)
+    if not len(kept):
+        return topology.rewired(kept, grown)
+    change = checked_change(topology.grains, topology.groups * topology.shape[1], kept, grown)
+    made = attempt(partial(_merged, topology, *change))
+    return topology.rewired(kept, grown) if made is None else made
 
 
-def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, out: Tensor | None = None) -> Tensor:
-    """Values of a rewired topology: those of `old` at `source`, `fill` where a grain was grown.
+def sample_grown(
+    topology: Topology, count: int, generator: torch.Generator | None = None, *, kept: Tensor | None = None
+) -> Tensor:
+    """`count` positions for grains to grow at, ascending int64 `(count,)`, drawn uniformly from those not taken.
 
-    old: `(grains * rows,)` of any float dtype. source: int32 `(new grains,)`, as `rewire` returns it. fill: a number, or
-    a value for each grown weight in order, `(grown * rows,)`. out: `(new grains * rows,)`, written to and returned.
+    Taken are the grains of `topology` at the indices `kept`, int64 `(k,)`, strictly ascending; all of them by default.
+    As `sample_absent` of their positions, to the bit, with any number of threads. Raises TopologyError on `kept` out of
+    order or range, InvalidInput where fewer positions are free.
 
-    >>> gather(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([-1, 1], dtype=torch.int32), 0.0, rows=2)
-    tensor([0., 0., 3., 4.])
+    >>> here = Topology.from_positions((2, 2), "unstructured", torch.tensor([0, 3]))
+    >>> sample_grown(here, 2).tolist(), sample_grown(here, 3, kept=torch.tensor([1])).tolist()
+    ([1, 2], [0, 1, 2])
     """
-    new = old.new_empty(len(source) * rows) if out is None else out
-    grown = source < 0
-    if len(old):
-        torch.index_select(old.view(-1, rows), 0, source.clamp(min=0), out=new.view(-1, rows))
-    if isinstance(fill, Tensor):
-        new.view(-1, rows)[grown] = fill.view(-1, rows)
-    else:
-        new.view(-1, rows).masked_fill_(grown.unsqueeze(1), fill)
-    return new
+    total = topology.groups * topology.shape[1]
+    if kept is not None:
+        kept = checked_positions(kept, topology.grains, name="kept").long()
+    # The state is put back before the twin draws again: the result must not tell which of them ran.
+    generator = torch.default_generator if generator is None else generator
+    state = generator.get_state()
+    made = attempt(partial(_positions, topology, count, generator, kept))
+    if made is None:
+        generator.set_state(state)
+        present = topology.positions()
+        taken = present if kept is None else present[kept]
+        made = torch.from_numpy(sample_absent(total, taken.numpy(), count, generator))
+    return made
+
+
+def _merged(topology: Topology, kept: Positions, grown: Positions, target: Target) -> tuple[Topology, Tensor] | None:
+    # None where a grain both stays and comes: the twin says which.
+    threads, width = torch.get_num_threads(), topology.shape[1]
+    stays = torch.from_numpy(np.searchsorted(kept, topology.row_pointers.numpy()).astype(np.int32))
+    comes = _row_starts(grown, topology.groups, width)
+    pointers = stays + comes
+    columns, source = (torch.empty(len(kept) + len(grown), dtype=torch.int32) for _ in range(2))
+    clash = torch.zeros(1, dtype=torch.int32)
+    Launch(
+        KernelSpec("rewire", target.isa), threads, threads, kept=torch.from_numpy(kept), grown=torch.from_numpy(grown),
+        columns=topology.columns, stays=stays, comes=comes, fresh=columns, source=source, clash=clash,
+        bounds=even(pointers, threads), PASSES=1, WIDTH=width,
+    )()  # fmt: skip
+    return None if clash.item() else (Topology.trusted(topology.shape, topology.pattern, pointers, columns), source)
+
+
+def _positions(
+    topology: Topology, count: int, generator: torch.Generator, kept: Tensor | None, target: Target
+) -> Tensor:
+    threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.row_pointers.numpy()
+    taken = topology.grains if kept is None else len(kept)
+    ranks = sample_ranks(topology.groups * width - taken, count, generator)
+    stays = pointers if kept is None else np.searchsorted(kept.numpy(), pointers).astype(np.int32)
+    free = np.arange(topology.groups + 1, dtype=np.int64) * width - stays
+    comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
+    positions = torch.empty(count, dtype=torch.int64)
+    Launch(
+        KernelSpec("absent", target.isa, permuted=kept is not None), threads, threads, kept=0 if kept is None else kept,
+        ranks=torch.from_numpy(ranks), columns=topology.columns, stays=torch.from_numpy(stays), comes=comes,
+        positions=positions, bounds=even(comes, threads), PASSES=1, WIDTH=width,
+    )()  # fmt: skip
+    return positions
+
+
+def _row_starts(positions: Positions, groups: int, width: int) -> Tensor:
+    starts = np.searchsorted(positions, np.arange(groups + 1, dtype=np.int64) * width)
+    return torch.from_numpy(starts.astype(np.int32))
+
+
+__all__ = ["gather", "rewire", "sample_grown"]

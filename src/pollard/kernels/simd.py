@@ -5,7 +5,7 @@ Addresses are byte pointers, integers are 64 bits, floats are 32 bits; a vector 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,6 +82,28 @@ class Code:
         """The 32-bit index at `position`, widened."""
         address = self.offset(pointer, self.mul(position, 4))
         return self.ir.sext(self.ir.load(self.ir.bitcast(address, I32.as_pointer())), I64)
+
+    def long_at(self, pointer: Value, position: Value | int) -> Value:
+        """The 64-bit index at `position`."""
+        return self.ir.load(self.ir.bitcast(self.offset(pointer, self.mul(position, 8)), I64.as_pointer()))
+
+    def put_index(self, value: Value | int, pointer: Value, position: Value | int) -> None:
+        """Write `value`, narrowed to 32 bits, at `position`."""
+        address = self.offset(pointer, self.mul(position, 4))
+        self.ir.store(self.ir.trunc(self.integer(value), I32), self.ir.bitcast(address, I32.as_pointer()))
+
+    def put_long(self, value: Value | int, pointer: Value, position: Value | int) -> None:
+        """Write `value`, of 64 bits, at `position`."""
+        address = self.offset(pointer, self.mul(position, 8))
+        self.ir.store(self.integer(value), self.ir.bitcast(address, I64.as_pointer()))
+
+    def one_if(self, condition: Value) -> Value:
+        """1 where `condition` holds, else 0."""
+        return self.ir.zext(condition, I64)
+
+    def only_if(self, condition: Value, value: Value) -> Value:
+        """`value` where `condition` holds, else 0: never a branch, since nobody could predict it."""
+        return self.ir.and_(self.ir.sext(condition, I64), value)
 
     # -- vectors
 
@@ -196,10 +218,46 @@ class Code:
         self, start: Value | int, stop: Value | int, step: Value | int = 1, carried: Sequence[Value] = ()
     ) -> Iterator[Loop]:
         """``for index in range(start, stop, step)``; after it, `carried` holds the last values and `index` the first not run."""
+        stop = self.integer(stop)
+        with self._turns(
+            self.integer(start), carried, lambda index: self.less(index, stop), lambda index: self.add(index, step)
+        ) as running:
+            yield running
+
+    @contextmanager
+    def halving(self, length: Value, carried: Sequence[Value]) -> Iterator[Loop]:
+        """``while length > 1: ...; length -= length // 2``; the index is the length of the turn."""
+        with self._turns(
+            length, carried, lambda left: self.less(1, left), lambda left: self.sub(left, self.ir.lshr(left, I64(1)))
+        ) as running:
+            yield running
+
+    @contextmanager
+    def scan(self, start: Value, stop: Value, goes_on: Callable[[Value], Value]) -> Iterator[Loop]:
+        """``for index in range(start, stop): if not goes_on(index): break``; after it, `index` is the first not run."""
         build = self.ir
-        start, stop = self.integer(start), self.integer(stop)
         before = build.block
-        head, body, after = (build.append_basic_block(name) for name in ("head", "body", "after"))
+        head, test, body, done = (build.append_basic_block(name) for name in ("head", "test", "body", "after"))
+        build.branch(head)
+        build.position_at_end(head)
+        index = build.phi(I64)
+        index.add_incoming(start, before)
+        build.cbranch(self.less(index, stop), test, done)
+        build.position_at_end(test)
+        build.cbranch(goes_on(index), body, done)
+        build.position_at_end(body)
+        yield Loop(index, [])
+        index.add_incoming(self.add(index, 1), build.block)
+        build.branch(head)
+        build.position_at_end(done)
+
+    @contextmanager
+    def _turns(
+        self, start: Value, carried: Sequence[Value], going: Callable[[Value], Value], after: Callable[[Value], Value]
+    ) -> Iterator[Loop]:
+        build = self.ir
+        before = build.block
+        head, body, done = (build.append_basic_block(name) for name in ("head", "body", "after"))
         build.branch(head)
         build.position_at_end(head)
         index = build.phi(I64)
@@ -207,15 +265,15 @@ class Code:
         values = [build.phi(value.type) for value in carried]
         for phi, value in zip(values, carried, strict=True):
             phi.add_incoming(value, before)
-        build.cbranch(build.icmp_signed("<", index, stop), body, after)
+        build.cbranch(going(index), body, done)
         build.position_at_end(body)
         running = Loop(index, values)
         yield running
-        index.add_incoming(self.add(index, step), build.block)
+        index.add_incoming(after(index), build.block)
         for phi, value in zip(values, running.following, strict=True):
             phi.add_incoming(value, build.block)
         build.branch(head)
-        build.position_at_end(after)
+        build.position_at_end(done)
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:

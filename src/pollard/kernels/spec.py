@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-OPERATIONS = ("gather", "scatter", "sample", "pack")
+PRODUCTS = ("gather", "scatter", "sample", "pack")
+INDICES = ("absent", "count", "cut", "move", "rewire", "turn")
+OPERATIONS = PRODUCTS + INDICES
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -14,13 +16,14 @@ class KernelSpec:
     """One kernel.
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``scatter`` adds to them (``dX = W^T dY``),
-    ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels.
+    ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work: ``rewire`` and ``absent``
+    merge rows, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose.
     isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
     vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
     last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
-    permuted: W is given by columns, and its values are found through a permutation (``gather``).
-    bias, relu: fused into ``gather``.
+    permuted: W is given by columns, and its values are found through a permutation (``gather``); grains are found through
+    indices (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
     >>> str(spec)
@@ -39,6 +42,7 @@ class KernelSpec:
     permuted: bool = False
     bias: bool = False
     relu: bool = False
+    size: int = 4
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
@@ -51,4 +55,5 @@ class KernelSpec:
     def __str__(self) -> str:
         flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
-        return ".".join(parts + [flag for flag in flags if getattr(self, flag)])
+        sizes = [] if self.size == 4 else [f"s{self.size}"]
+        return ".".join(parts + sizes + [flag for flag in flags if getattr(self, flag)])

@@ -7,22 +7,37 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from pollard.kernels.emit import gather as _gather
+from pollard.kernels.emit import merge as _merge
+from pollard.kernels.emit import move as _move
 from pollard.kernels.emit import pack as _pack
 from pollard.kernels.emit import sample as _sample
 from pollard.kernels.emit import scatter as _scatter
+from pollard.kernels.emit import turn as _turn
 from pollard.kernels.spec import KernelSpec
 
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
+    "absent": _merge.absent,
+    "count": _turn.count,
+    "cut": _turn.cut,
     "gather": _gather.gather,
+    "move": _move.move,
     "pack": _pack.pack,
+    "rewire": _merge.rewire,
     "sample": _sample.sample,
     "scatter": _scatter.scatter,
+    "turn": _turn.turn,
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "absent": _merge.ABSENT,
+    "count": _turn.COUNT,
+    "cut": _turn.CUT,
     "gather": _gather.ARGUMENTS,
+    "move": _move.ARGUMENTS,
     "pack": _pack.ARGUMENTS,
+    "rewire": _merge.REWIRE,
     "sample": _sample.ARGUMENTS,
     "scatter": _scatter.ARGUMENTS,
+    "turn": _turn.TURN,
 }
 
 

@@ -1,0 +1,106 @@
+"""Values that move with their grains from one topology to another."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.kernels.fallback import attempt
+from pollard.kernels.launch import Launch
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import Target
+
+
+def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, out: Tensor | None = None) -> Tensor:
+    """Values of a rewired topology: those of `old` at `source`, `fill` where a grain was grown.
+
+    old: `(grains * rows,)` of any float dtype. source: int32 `(new grains,)`, as `rewire` returns it. fill: a number, or
+    a value for each grown weight in order, `(grown * rows,)`. out: `(new grains * rows,)`, other memory than `old`,
+    written to and returned. No gradient flows. Raises InvalidInput where these do not fit together.
+
+    >>> gather(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([-1, 1], dtype=torch.int32), 0.0, rows=2)
+    tensor([0., 0., 3., 4.])
+    """
+    old, source = old.detach().contiguous(), source.contiguous()
+    new = old.new_empty(len(source) * rows) if out is None else out
+    fills = fill.detach().to(old.dtype).contiguous() if isinstance(fill, Tensor) else old.new_full((rows,), fill)
+    chunks = torch.get_num_threads()
+    bounds = [len(source) * chunk // chunks for chunk in range(chunks + 1)]
+    grown = [int(np.count_nonzero(source[first:last].numpy() < 0)) for first, last in pairwise(bounds)]
+    _check(old, source, new, rows)
+    if isinstance(fill, Tensor) and fills.shape != (sum(grown) * rows,):
+        raise InvalidInput(
+            f"fill of shape {tuple(fill.shape)}", f"({sum(grown) * rows},)", "Give one value for each grown weight."
+        )
+    starts = list(accumulate(grown, initial=0))
+    step = rows * old.element_size() if isinstance(fill, Tensor) else 0
+    if not attempt(partial(_fast, old, source, fills, new.detach(), cuts=(bounds, starts), step=step)):
+        _slow(old, source, fills, new.detach())
+    return new
+
+
+def _check(old: Tensor, source: Tensor, new: Tensor, rows: int) -> None:
+    if not (old.is_cpu and source.is_cpu and new.is_cpu and old.is_floating_point()):
+        raise InvalidInput(
+            f"values of {old.dtype} on {old.device}", "floats on the CPU", "Topologies move where their indices are."
+        )
+    if old.dim() != 1 or source.dim() != 1 or source.dtype != torch.int32 or len(old) % rows:
+        raise InvalidInput(
+            f"values {tuple(old.shape)} at {source.dtype} {tuple(source.shape)}",
+            f"values (grains * {rows},) at int32 (grains,)",
+            "Pass what `rewire` returned, and the rows of the pattern.",
+        )
+    if len(source) and int(source.max()) >= len(old) // rows:
+        raise InvalidInput(
+            f"a source of {int(source.max())}",
+            f"at most {len(old) // rows - 1}",
+            "The values belong to another topology.",
+        )
+    if new.shape != (len(source) * rows,) or new.dtype != old.dtype or not new.is_contiguous():
+        raise InvalidInput(
+            f"out of {new.dtype} {tuple(new.shape)}",
+            f"contiguous {old.dtype} ({len(source) * rows},)",
+            "Leave out= out.",
+        )
+
+
+def _fast(
+    old: Tensor,
+    source: Tensor,
+    fills: Tensor,
+    new: Tensor,
+    target: Target,
+    *,
+    cuts: tuple[list[int], list[int]],
+    step: int,
+) -> bool:
+    chunks, rows = torch.get_num_threads(), len(new) // max(len(source), 1)
+    bounds, starts = (torch.tensor(cut, dtype=torch.int32) for cut in cuts)
+    spec = KernelSpec("move", target.isa, rows=max(rows, 1), size=old.element_size())
+    Launch(
+        spec,
+        chunks,
+        chunks,
+        old=old,
+        new=new,
+        source=source,
+        fill=fills,
+        grown=starts,
+        bounds=bounds,
+        PASSES=1,
+        STEP=step,
+    )()
+    return True
+
+
+def _slow(old: Tensor, source: Tensor, fills: Tensor, new: Tensor) -> None:
+    if not len(source):
+        return
+    stays, places = source >= 0, new.view(len(source), -1)
+    places[stays] = old.view(-1, places.shape[1])[source[stays]]
+    places[~stays] = fills.view(-1, places.shape[1])

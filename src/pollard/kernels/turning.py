@@ -1,0 +1,64 @@
+"""Index work on a whole topology by generated kernels: the borders of its tiles, and the same grains by columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pollard.formats.topology import Topology, Transpose
+from pollard.kernels.launch import Launch
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import Target
+
+# Columns that are written to side by side: so many streams stay in cache, and their pages in the address cache.
+COLUMNS = 1024
+
+
+def even(pointers: Tensor, chunks: int) -> Tensor:
+    """Row groups, whose grains begin at `pointers`, cut into runs of about equal numbers of grains: int32 `(chunks + 1,)`.
+
+    >>> even(torch.tensor([0, 2, 4, 6, 8]), 2).tolist()
+    [0, 2, 4]
+    """
+    starts = pointers.numpy()
+    cuts = np.searchsorted(starts, [int(starts[-1]) * chunk // chunks for chunk in range(chunks + 1)])
+    cuts[0], cuts[-1] = 0, len(starts) - 1
+    return torch.from_numpy(cuts.astype(np.int32))
+
+
+def cut(topology: Topology, width: int, target: Target) -> Tensor:
+    """The first grain of each tile of `width` columns in each row group, int32: entry ``[tile * groups + group]``.
+
+    One more tile, at the end, says where the last one ends. Takes a topology with at least one column.
+    """
+    tiles, threads = -(-topology.shape[1] // width), torch.get_num_threads()
+    table = torch.empty((tiles + 1) * topology.groups, dtype=torch.int32)
+    Launch(
+        KernelSpec("cut", target.isa), threads, threads, pointers=topology.row_pointers, columns=topology.columns, table=table,
+        bounds=even(topology.row_pointers, threads), PASSES=1, TILES=tiles, GROUPS=topology.groups, WIDTH=width,
+    )()  # fmt: skip
+    return table
+
+
+def turn(topology: Topology, target: Target) -> Transpose:
+    """The transpose of `topology`: a stable counting sort of its grains by column, tile by tile of the columns."""
+    width, threads = topology.shape[1], torch.get_num_threads()
+    pointers = torch.zeros(width + 1, dtype=torch.int32)
+    if not topology.grains:
+        return Transpose(pointers, torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32))
+    tile = min(COLUMNS, -(-width // threads))
+    tiles = -(-width // tile)
+    walk: dict[str, Tensor | int] = {
+        "tiles": cut(topology, tile, target), "columns": topology.columns,
+        "PASSES": 1, "STRIDE": topology.groups, "END": topology.groups, "GROUPS": topology.groups,
+    }  # fmt: skip
+    counts = pointers[1:]
+    Launch(KernelSpec("count", target.isa), tiles, threads, **walk, counts=counts)()
+    torch.cumsum(counts, 0, dtype=torch.int32, out=counts)
+    groups, permutation = (torch.empty(topology.grains, dtype=torch.int32) for _ in range(2))
+    following = pointers[:-1].clone()
+    Launch(
+        KernelSpec("turn", target.isa), tiles, threads, **walk, next=following, groups=groups, permutation=permutation
+    )()
+    return Transpose(pointers, groups, permutation)
