@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from pollard.pruning.decision import prune as prune
     from pollard.pruning.decision import prune_at_init as prune_at_init
     from pollard.pruning.plan import Plan as Plan
+    from pollard.training.sparsifier import Sparsifier as Sparsifier
+    from pollard.training.start import dsd as dsd
+    from pollard.training.start import gmp as gmp
+    from pollard.training.start import granet as granet
+    from pollard.training.start import gse as gse
+    from pollard.training.start import mest as mest
+    from pollard.training.start import rigl as rigl
+    from pollard.training.start import set_ as set_
+    from pollard.training.start import snfs as snfs
+    from pollard.training.start import sparse_momentum as sparse_momentum
+    from pollard.training.start import sparse_training as sparse_training
+    from pollard.training.start import srigl as srigl
+    from pollard.training.start import static as static
+    from pollard.training.start import top_kast as top_kast
 
 __version__ = "0.1.0"
 
@@ -26,25 +40,57 @@ _HOMES = {
     "Pattern": "pollard.formats.pattern",
     "Plan": "pollard.pruning.plan",
     "SparseMatrix": "pollard.formats.matrix",
+    "Sparsifier": "pollard.training.sparsifier",
     "Topology": "pollard.formats.topology",
     "densify_": "pollard.nn.surgery",
     "prune": "pollard.pruning.decision",
     "prune_at_init": "pollard.pruning.decision",
     "sparsify_": "pollard.nn.surgery",
 }
+# Methods of sparse training, each a call that makes a model sparse and gives the object whose step() does the rest.
+_STARTS = (
+    "dsd",
+    "gmp",
+    "granet",
+    "gse",
+    "mest",
+    "rigl",
+    "set_",
+    "snfs",
+    "sparse_momentum",
+    "sparse_training",
+    "srigl",
+    "static",
+    "top_kast",
+)
+_HOMES |= dict.fromkeys(_STARTS, "pollard.training.start")
 _MODULES = ("errors", "nn")
 
 __all__ = [
     "Pattern",
     "Plan",
     "SparseMatrix",
+    "Sparsifier",
     "Topology",
     "densify_",
+    "dsd",
     "errors",
+    "gmp",
+    "granet",
+    "gse",
+    "mest",
     "nn",
     "prune",
     "prune_at_init",
+    "rigl",
+    "set_",
+    "snfs",
+    "sparse_momentum",
+    "sparse_training",
     "sparsify_",
+    "srigl",
+    "static",
+    "top_kast",
 ]
 
 

@@ -40,6 +40,8 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     row_pointers: Tensor
     columns: Tensor
+    # Bool (nnz,): which values the forward pass reads, where it does not read all; every value gets its gradient.
+    active: Tensor | None
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class SparseLinear(nn.Module):
                 "Build the topology for this layer's weight; rows are outputs.",
             )
         self.in_features, self.out_features, self.relu = in_features, out_features, relu
+        self.active = None
         dtype = dtype or torch.get_default_dtype()
         self.values = nn.Parameter(initialiser(topology, generator).to(dtype))
         self.bias = nn.Parameter(initialise.uniform_bias(topology, generator).to(dtype)) if bias else None
@@ -163,8 +166,29 @@ class SparseLinear(nn.Module):
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         arrays = (self.row_pointers, self.columns)
         sizes = (self.in_features, self._rows)
-        y = product(flat, self.values, *arrays, self.bias, *sizes, self.relu)
+        values = self.values if self.active is None else straight_through(self.values, self.active)
+        y = product(flat, values, *arrays, self.bias, *sizes, self.relu)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def keep_(self, topology: Topology, values: Tensor) -> None:
+        """Keeps `topology` from now on, with `values` `(nnz,)`, taken over; its gradient is gone.
+
+        The parameter stays the same object, so that optimizers keep pointing at it; what they hold for it is theirs to move.
+        Raises InvalidInput for a topology of another shape, or values that do not fit it.
+        """
+        if topology.shape != self.topology.shape or values.shape != (topology.nnz,):
+            raise InvalidInput(
+                f"a topology of shape {topology.shape} with values of shape {tuple(values.shape)}",
+                f"shape {self.topology.shape}, and one value for each kept weight",
+                "Make the topology for this layer.",
+            )
+        self.values.grad = None
+        if values.shape != self.values.shape:
+            # An old loss that is still around keeps the node that accumulates this parameter's gradients, at their old
+            # size. A change of dtype, unlike one of size, makes torch let go of it.
+            self.values.data = values.new_empty(0, dtype=torch.half if values.dtype != torch.half else torch.float)
+        self.values.data = values
+        self.row_pointers, self.columns = carriers(topology)
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""
@@ -245,11 +269,20 @@ class SparseLinear(nn.Module):
                 f"({topology.nnz},)",
                 "Values and indices must be of one layer.",
             )
-        if topology.same_as(self.topology):
-            return
-        self.values.grad = None
-        self.values.data = values.detach().to(self.values.dtype, copy=True)
-        self.row_pointers, self.columns = carriers(topology)
+        if not topology.same_as(self.topology):
+            self.keep_(topology, values.detach().to(self.values.dtype, copy=True))
 
 
-__all__ = ["SparseLinear"]
+def straight_through(values: Tensor, active: Tensor) -> Tensor:
+    """`values` where `active`, zero elsewhere; the gradient is that of `values` everywhere.
+
+    >>> values = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> read = straight_through(values, torch.tensor([True, False]))
+    >>> read.sum().backward()
+    >>> read.tolist(), values.grad.tolist()
+    ([1.0, 0.0], [1.0, 1.0])
+    """
+    return values + (torch.where(active, values, 0.0) - values).detach()
+
+
+__all__ = ["SparseLinear", "straight_through"]

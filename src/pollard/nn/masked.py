@@ -11,6 +11,7 @@ from torch.nn import functional
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.nn.linear import straight_through
 
 
 class MaskedLinear(nn.Module):
@@ -42,6 +43,8 @@ class MaskedLinear(nn.Module):
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.register_buffer("mask", topology.mask().to(weight.device))
+        # Bool (out, in): which kept weights the forward pass reads, where it does not read all.
+        self.active: Tensor | None = None
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, mask: Tensor | Topology, pattern: str | Pattern = "unstructured") -> Self:
@@ -61,7 +64,10 @@ class MaskedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x (weight * mask)^T + bias`: `(..., in)` to `(..., out)`."""
-        return functional.linear(x, self._kept(), self.bias)
+        weight = self._kept()
+        if self.active is not None:
+            weight = straight_through(weight, self.active)
+        return functional.linear(x, weight, self.bias)
 
     def _kept(self) -> Tensor:
         # where, not a product: a dropped weight that is not finite stays without effect.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pollard.errors import StoreError
 from pollard.formats.store import load_tensors, save_tensors
+from pollard.training.sparsifier import Sparsifier
 
 FORMAT = "pollard checkpoint 1"
 
@@ -24,7 +25,7 @@ class Checkpoint:
     """A run after `step` steps.
 
     identity: names what is trained and how; a run with another identity refuses to go on from it.
-    model, optimizer: their state_dict(). noise: torch's random state. seconds: float32, of every step so far.
+    model, optimizer, sparsifier: their state_dict(); the last is empty where no topology moves. noise: torch's random state. seconds: float32, of every step so far.
     loss_sum: over the examples of the epoch that is under way. metrics_bytes: size of the metrics file.
     record: the metrics of the last finished epoch.
     """
@@ -38,6 +39,7 @@ class Checkpoint:
     loss_sum: float
     metrics_bytes: int
     record: Mapping[str, int | float]
+    sparsifier: Mapping[str, Tree] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write to `path`, atomically: a kill at any moment leaves the old checkpoint or the new one."""
@@ -45,6 +47,7 @@ class Checkpoint:
         state = {
             "model": flatten(dict(self.model), tensors, "model"),
             "optimizer": flatten(dict(self.optimizer), tensors, "optimizer"),
+            "sparsifier": flatten(dict(self.sparsifier), tensors, "sparsifier"),
         }
         tensors["noise"], tensors["seconds"] = self.noise, self.seconds
         scalars = {name: getattr(self, name) for name in SCALARS}
@@ -68,6 +71,8 @@ class Checkpoint:
             return cls(
                 model=unflatten(metadata["state"]["model"], tensors),
                 optimizer=unflatten(metadata["state"]["optimizer"], tensors),
+                # Checkpoints from before topologies could move do not have it.
+                sparsifier=unflatten(metadata["state"].get("sparsifier", {"dict": []}), tensors),
                 noise=tensors["noise"],
                 seconds=tensors["seconds"],
                 record=metadata["record"],
@@ -76,11 +81,13 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path} with a gap: {error!r}", "a complete checkpoint", _START_AGAIN) from error
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put the stored state into `model` and `optimizer`; raises StoreError when it does not fit them."""
+    def restore(self, model: nn.Module, optimizer: Optimizer, sparsifier: Sparsifier | None = None) -> None:
+        """Put the stored state into `model`, `optimizer` and `sparsifier`; raises StoreError when it does not fit them."""
         try:
             model.load_state_dict(self.model)
             optimizer.load_state_dict(dict(self.optimizer))
+            if sparsifier is not None:
+                sparsifier.load_state_dict(self.sparsifier)
         except (RuntimeError, ValueError, KeyError) as error:
             raise StoreError(
                 f"a checkpoint that does not fit: {error}", "the checkpoint of this model and optimizer", _START_AGAIN

@@ -18,12 +18,15 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pollard.errors import InvalidInput, PollardError, StoreError
+from pollard.training import processes
 from pollard.training.checkpoint import Checkpoint
+from pollard.training.methods.method import Method
 from pollard.training.metrics import MetricsLog, Number
 from pollard.training.observers import Observer
 from pollard.training.optimizers import make_optimizer
 from pollard.training.options import TrainingOptions
 from pollard.training.randomness import generator, stream
+from pollard.training.sparsifier import Sparsifier
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Gauges = Mapping[str, Callable[[], Number]]
@@ -88,12 +91,15 @@ def train(
     evaluation: Mapping[str, Examples],
     options: TrainingOptions,
     *,
+    method: Method | None = None,
     loss_fn: LossFunction = cross_entropy,
     outputs: Outputs | None = None,
     start: float = 0.0,
     stop: float | None = None,
 ) -> Trained:
     """Train `model` in place on `examples`; every epoch ends with an evaluation on each named set, and a checkpoint.
+
+    method: moves the topology of sparse layers while they train; None leaves it as it is. Its steps are those taken here.
 
     start, stop: the epochs of the schedule between which to train, whole or not; by default all of `options.epochs`.
     What stops at an epoch and goes on from its checkpoint ends where one training would have ended.
@@ -105,11 +111,12 @@ def train(
             order the examples by (seed, epoch)
             for each batch that is left:
                 loss <- of the model on the batch; stop if it is not finite
-                weights <- the optimizer's step along the gradients, at the schedule's learning rate
+                weights <- the optimizer's step along the gradients, at the schedule's learning rate; the method's update
                 checkpoint, every so many steps
             evaluate; write the metrics; checkpoint
 
-    A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
+    Where torch.distributed is in use each process takes its part of every batch, and gradients are averaged; only the
+    first process writes. A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
     `loss_fn(output, target)` is a mean over the batch. Raises TrainingDiverged on a loss that is not finite, StoreError
     on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up or
     no step lies between `start` and `stop`.
@@ -122,7 +129,7 @@ def train(
     """
     for name, part in {"train": examples, **evaluation}.items():
         _check_pairs(name, part)
-    run = _Run(model, examples, options, loss_fn, outputs or Outputs())
+    run = _Run(model, examples, options, loss_fn=loss_fn, outputs=outputs or Outputs(), method=method)
     run.between(start, options.epochs if stop is None else stop)
     # Dropout draws from torch's global generator: it gets a stream of its own here, and is given back as it was.
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
@@ -158,13 +165,21 @@ class _Run:
     """The moving parts of `train`: what a checkpoint holds, and how it changes."""
 
     def __init__(
-        self, model: nn.Module, examples: Examples, options: TrainingOptions, loss_fn: LossFunction, outputs: Outputs
+        self,
+        model: nn.Module,
+        examples: Examples,
+        options: TrainingOptions,
+        *,
+        loss_fn: LossFunction,
+        outputs: Outputs,
+        method: Method | None,
     ) -> None:
         self.model, self.examples, self.options, self.loss_fn, self.outputs = model, examples, options, loss_fn, outputs
         self.steps_per_epoch = math.ceil(len(examples.x) / options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
         self.learning_rate = options.learning_rate(self.steps)
         self.optimizer = make_optimizer(model, options)
+        self.sparsifier = Sparsifier(model, self.optimizer, method, seed=options.seed) if method else None
         self.identity = outputs.identity or hashlib.sha256(repr(options).encode()).hexdigest()[:12]
         self.step = self.resumed_at = self.first = 0
         self.last = self.steps
@@ -193,7 +208,8 @@ class _Run:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             size = self._restore(folder / CHECKPOINT)
-            self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
+            if processes.rank() == 0:
+                self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
         self.model.train()
         for observer in self.outputs.observers:
             observer.begin(self.step, self.last)
@@ -205,8 +221,9 @@ class _Run:
         lr = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.loss_fn(self.model(self.examples.x[batch]), self.examples.y[batch])
-        value = float(loss.detach())
+        own, share = processes.part_of(batch)
+        loss = self.loss_fn(self.model(self.examples.x[own]), self.examples.y[own]) * share
+        value = float(processes.mean(loss.detach().clone()))
         if not math.isfinite(value):
             raise TrainingDiverged(
                 f"loss {value} at step {self.step + 1} of {self.steps}, learning rate {lr:.3g}",
@@ -215,7 +232,8 @@ class _Run:
             )
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        processes.average_gradients(self.model)
+        (self.sparsifier or self.optimizer).step()
         self.step += 1
         self.loss_sum += value * len(batch)
         self.seconds.append(time.perf_counter() - started)
@@ -244,6 +262,7 @@ class _Run:
             result = evaluate(self.model, part, loss_fn=self.loss_fn, batch_size=self.options.batch_size)
             record |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
         record["seconds"] = sum(self.seconds[began - self.step :])
+        record |= {} if self.sparsifier is None else self.sparsifier.metrics()
         record |= {name: read() for name, read in self.outputs.gauges.items()}
         self.record = record
         if isinstance(record["epoch"], int):
@@ -262,6 +281,7 @@ class _Run:
             step=self.step,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            sparsifier={} if self.sparsifier is None else self.sparsifier.state_dict(),
             noise=torch.get_rng_state(),
             seconds=torch.tensor(self.seconds, dtype=torch.float32),
             loss_sum=self.loss_sum,
@@ -277,7 +297,7 @@ class _Run:
             raise StoreError(
                 f"{path} at step {saved.step}", f"at most step {self.last}, where to stop", "Give it another folder."
             )
-        saved.restore(self.model, self.optimizer)
+        saved.restore(self.model, self.optimizer, self.sparsifier)
         torch.set_rng_state(saved.noise)
         self.step = self.resumed_at = saved.step
         self.loss_sum, self.record, self.seconds = saved.loss_sum, dict(saved.record), saved.seconds.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,3 +43,17 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
             is_weight = leaf == "values" or (leaf == "weight" and parameter.ndim >= 2)
             (weights if is_weight else rest).append(parameter)
     return weights, rest
+
+
+def rebind(
+    optimizer: Optimizer, old: Tensor, new: Tensor, convert: Callable[[Tensor], Tensor] = lambda each: each
+) -> None:
+    """Have `optimizer` step `new` where it stepped `old`; `convert` makes state of `old`'s shape fit `new`."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        for key, entry in state.items():
+            if isinstance(entry, Tensor) and entry.dim() > 0 and entry.shape == old.shape:
+                state[key] = convert(entry)
+        optimizer.state[new] = state

@@ -1,0 +1,58 @@
+"""Which weights were ever kept: the explored rate of in-time over-parameterisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pollard.formats.topology import Topology
+
+# A layer whose marks take no more than this, or than a byte a kept grain, is counted in full.
+SMALL = 1 << 20
+
+
+class Exploration:
+    """Marks the grains of a layer that were ever kept, in memory of a byte a kept grain.
+
+    Where a mark for every grain of the dense weight would take more, every m-th row group is marked, m as small as fits:
+    the rate is then that of these rows, an estimate.
+
+    >>> here = Topology.from_positions((1, 4), "unstructured", torch.tensor([0, 2]))
+    >>> explored = Exploration(here)
+    >>> explored.add(torch.tensor([1]))
+    >>> explored.rate
+    0.75
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._width = topology.shape[1]
+        grains = topology.groups * self._width
+        self._every = max(1, math.ceil(grains / max(SMALL, topology.grains)))
+        self._marks = torch.zeros(-(-topology.groups // self._every) * self._width, dtype=torch.bool)
+        self.add(topology.positions())
+
+    def add(self, positions: Tensor) -> None:
+        """Mark the grains at these flat positions."""
+        if self._every > 1:
+            groups = positions // self._width
+            counted = groups % self._every == 0
+            positions = (
+                positions[counted] - groups[counted] * self._width + groups[counted] // self._every * self._width
+            )
+        self._marks[positions] = True
+
+    @property
+    def rate(self) -> float:
+        """The fraction of grains that were ever kept (R_s of Liu et al. 2021)."""
+        return int(self._marks.sum()) / max(1, len(self._marks))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The marks."""
+        return {"every": self._every, "marks": self._marks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from marks."""
+        self._every, self._marks = state["every"], state["marks"].clone()

@@ -1,0 +1,108 @@
+"""Guided stochastic exploration: the gradients of a random few candidates, likelier where neurons are busy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.formats.topology import Topology
+from pollard.pruning.masks import top_positions
+from pollard.training.methods.change import Change
+from pollard.training.methods.method import Method, method
+from pollard.training.schedules import cosine
+
+Guide = Literal["uniform", "grabo", "graest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedExploration(Method):
+    """candidates: how many, as a multiple of what is kept. guide: how they are drawn."""
+
+    candidates: float
+    guide: Guide
+
+    def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
+        """Drop as many as there are candidates worth growing, up to the fraction asked for."""
+        weight = change.weight
+        drawn = _candidates(change, math.ceil(self.candidates * weight.topology.grains), self.guide)
+        grown = min(change.target - change.keep, len(drawn))
+        kept = self.drop(replace(change, keep=change.target - grown))
+        scores = torch.zeros(0)
+        if len(drawn):
+            shape, pattern = weight.topology.shape, weight.topology.pattern
+            topology = Topology.from_positions(shape, pattern, drawn)
+            weight.passes.check()
+            scores = weight.by_grain(weight.passes.at(topology).abs())
+        return kept, drawn[top_positions(scores, grown, layer=weight.name)]
+
+    def update_cost(self, forward: float, dense: float) -> float:
+        """The gradients of the candidates besides."""
+        return self.step_cost(forward, dense) + self.candidates * forward
+
+
+def _candidates(change: Change, count: int, guide: Guide) -> Tensor:
+    """About `count` inactive positions, ascending: drawn with replacement, doubles and active ones left out."""
+    topology, passes = change.weight.topology, change.weight.passes
+    if guide == "uniform":
+        inputs, outputs = torch.ones(topology.shape[1]), torch.ones(topology.groups)
+    else:
+        flows = passes.flow() if guide == "grabo" else passes.signed_flow(change.generator)
+        inputs, outputs = flows[0], flows[1].view(topology.groups, -1).sum(1)
+    columns, groups = (_draw(each.double(), count, change.generator) for each in (inputs, outputs))
+    drawn = np.unique((groups * topology.shape[1] + columns).numpy())
+    active = topology.positions().numpy()
+    taken = np.searchsorted(active, drawn)
+    inactive = active.take(taken, mode="clip") != drawn if len(active) else np.ones(len(drawn), np.bool_)
+    return torch.from_numpy(drawn[inactive])
+
+
+def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices, each with probability in proportion to its weight; all alike where no weight is above 0."""
+    total = weights.cumsum(0)
+    if not float(total[-1]) > 0.0:
+        return torch.randint(len(weights), (count,), generator=generator)
+    places = torch.rand(count, dtype=torch.float64, generator=generator) * total[-1]
+    return torch.searchsorted(total, places, right=True).clamp_(max=len(weights) - 1)
+
+
+@method
+def gse(
+    density: float,
+    steps: int,
+    *,
+    every: int = 1000,
+    fraction: float = 0.2,
+    until: float = 0.6,
+    candidates: float = 1.0,
+    guide: Guide = "grabo",
+) -> Method:
+    """Guided stochastic exploration: of a random set of candidates as large as what is kept, the largest `|dL/dw|` come.
+
+    guide: candidates are drawn from a product of two distributions over inputs and outputs: uniform, grabo (sums of
+    magnitudes of activations and of gradients), or graest (magnitudes of their sums with random signs). The fraction falls
+    along a cosine to 0 at `until` of `steps`. Memory and time O(neurons + kept).
+    Source: Heddes et al., Always-sparse training by growing connections with guided stochastic exploration, 2024.
+
+    >>> gse(0.1, steps=5000).due(1000), gse(0.1, steps=5000).due(4000)
+    (True, False)
+    """
+    del density
+    if guide not in {"uniform", "grabo", "graest"}:
+        raise InvalidInput(f"guide {guide!r}", "one of uniform, grabo, graest", "grabo is a good start.")
+    end = round(until * steps)
+    return GuidedExploration(
+        name="gse",
+        cite="heddes2024always",
+        every=every,
+        end=end,
+        fraction=cosine(fraction, end),
+        window=1,
+        candidates=candidates,
+        guide=guide,
+    )

@@ -1,0 +1,128 @@
+"""A method of sparse training, made of pieces: when to update, how much to drop, what density to hold, drop and grow rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.training.methods import drop as drops
+from pollard.training.methods import grow as grows
+from pollard.training.methods.change import Change
+from pollard.training.methods.drop import Drop
+from pollard.training.methods.grow import Grow, Start
+from pollard.training.schedules import Schedule, constant
+from pollard.training.weights import Weight
+
+Weights = Mapping[str, Weight]
+# Layer name to the grains to keep in all.
+Targets = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What decides a topology over time; the same object serves compressed and masked storage.
+
+    every, start, end: an update replaces or follows step `start`, and every `every`-th after it up to `end`; steps count
+    from 1. fraction: of a layer's grains, how many each update exchanges. density: of all weights at each step; None
+    holds what there is. allocation: how a density that moves is shared out among layers; "global" by magnitude.
+    drop, grow, starting: the rules. share: moves counts between layers, from what they would hold.
+    window, decay: of how many last steps growth looks at the passes, and how much less it counts each step ago.
+    dense_memory: hold something of the size of the dense weight, where a method is published so.
+    instead_of_step: an update takes the place of the optimizer's step. cite: key in `citations()`.
+
+    At an update a layer of n grains with target T keeps `min(n, T) - round(fraction * min(n, T))` of them, then grows to T.
+    """
+
+    name: str
+    cite: str
+    every: int
+    start: int = 0
+    end: int
+    fraction: Schedule = field(default=constant(0.0))
+    density: Schedule | None = None
+    allocation: str = "erk"
+    drop: Drop = drops.by_magnitude
+    grow: Grow = grows.at_random
+    starting: Start = grows.from_zero
+    window: int = 0
+    decay: float = 1.0
+    dense_memory: bool = False
+    instead_of_step: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InvalidInput(f"an update every {self.every} steps", "at least 1", "Published choices: 100 to 1500.")
+
+    def due(self, step: int) -> bool:
+        """Whether an update belongs to this step, counted from 1."""
+        first = self.start or self.every
+        return first <= step <= self.end and (step - first) % self.every == 0
+
+    def next_due(self, step: int) -> int | None:
+        """The first step after `step` that has an update."""
+        first = self.start or self.every
+        following = first if step < first else step + self.every - (step - first) % self.every
+        return following if following <= self.end else None
+
+    def watches(self, step: int) -> bool:
+        """Whether growth needs the passes of this step."""
+        due = self.next_due(step - 1)
+        return self.window > 0 and due is not None and (due - step < self.window or self.dense_memory)
+
+    def counts(self, weights: Weights, targets: Targets, fraction: float) -> dict[str, tuple[int, int]]:
+        """Grains that stay and grains afterwards, by layer."""
+        found = {}
+        for name, weight in weights.items():
+            least = min(weight.topology.grains, targets[name])
+            found[name] = (least - round(fraction * least), targets[name])
+        return found
+
+    def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
+        """Indices of the grains that stay and positions of those that come, both ascending."""
+        kept = self.drop(change)
+        return kept, self.grow(change, kept, change.target - len(kept))
+
+    def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Changes to the first topologies, by layer, before any step."""
+        del weights, generator
+        return {}
+
+    def before_step(self, weights: Weights, step: int) -> None:
+        """What the method adds to the gradients of a step."""
+
+    def after_update(self, weights: Weights, step: int) -> None:
+        """What the method does once all layers have moved."""
+
+    def step_cost(self, forward: float, dense: float) -> float:
+        """Multiply-adds of a step, an example, as papers count them: forward, and twice that for both gradients."""
+        del dense
+        return 3.0 * forward
+
+    def update_cost(self, forward: float, dense: float) -> float:
+        """Of a step with an update."""
+        return self.step_cost(forward, dense)
+
+
+Builder = Callable[..., Method]
+METHODS: dict[str, Builder] = {}
+
+
+def method(builder: Builder) -> Builder:
+    """Makes `builder(density, steps, **options)` a member of `METHODS`, under its name with hyphens."""
+    METHODS[method_name(builder)] = builder
+    return builder
+
+
+def method_name(builder: Callable[..., Any]) -> str:
+    """What a method is called: `set_` is set, `top_kast` is top-kast."""
+    return builder.__name__.rstrip("_").replace("_", "-")
+
+
+def update_steps(every: int, epoch: int | None, steps: int) -> int:
+    """Steps between updates: `every`, or where that is 0 an epoch, or a hundredth of `steps`."""
+    return every or epoch or max(1, steps // 100)

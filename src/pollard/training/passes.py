@@ -1,0 +1,140 @@
+"""What went through a layer, and from it the gradient of any weight, kept or not, a block of rows at a time.
+
+``dL/dW = dY^T X``: the inputs X and the gradients of the outputs dY of a pass say everything about the gradient of the
+dense weight, in memory proportional to the batch. No gradient of all weights ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pollard.errors import InvalidInput
+from pollard.formats.topology import Topology
+from pollard.ops.matmul import value_grad
+from pollard.training import processes
+
+# Numbers of a block of rows: it stays in the second-level cache while it is scored.
+BLOCK = 1 << 19
+
+
+class Pass(NamedTuple):
+    """Inputs `x` `(batch, in)` and gradients `dy` `(batch, out)` of the outputs, of one pass in the given step."""
+
+    step: int
+    x: Tensor
+    dy: Tensor
+
+
+class Passes:
+    """The passes through `layer` while it is watched.
+
+    whole: compute the gradient of all weights at once, as masked training does; the definition of the blocks.
+    decay: how much less a pass counts for each step ago. dense: fold passes into one dense running sum, instead of
+    keeping them; as large as the dense weight, for methods that are published so.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, *, whole: bool = False) -> None:
+        self.name, self.layer, self.whole = name, layer, whole
+        self.seen: list[Pass] = []
+        self.decay, self.dense = 1.0, False
+        self._sum: Tensor | None = None
+        self._handle: Any = None
+        self._step = 0
+
+    def watch(self, step: int) -> None:
+        """Keep what goes through the layer from now on, as of `step`."""
+        if self.dense and self.seen:
+            self._sum = self.rows(0, self.seen[0].dy.shape[1])
+            self.seen = []
+        self._step = step
+        if self._handle is None:
+            self._handle = self.layer.register_forward_hook(self._forward)
+
+    def stop(self) -> None:
+        """Watch no longer, and forget what was seen."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self.seen = []
+
+    def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        # dY is the gradient before a fused ReLU: nothing flows through outputs that it cut off.
+        cut = (output <= 0).detach() if getattr(layer, "relu", False) else None
+        step, x = self._step, inputs[0].detach()
+
+        def backward(dy: Tensor) -> None:
+            upstream = dy.detach() if cut is None else dy.detach().masked_fill(cut, 0.0)
+            self.seen.append(Pass(step, x.reshape(-1, x.shape[-1]), upstream.reshape(-1, upstream.shape[-1])))
+
+        output.register_hook(backward)
+
+    def check(self) -> None:
+        """Raises InvalidInput where a pass holds something that is not finite."""
+        for _, x, dy in self.seen:
+            if not bool(x.isfinite().all() and dy.isfinite().all()):
+                raise InvalidInput(
+                    f"inputs or gradients of layer {self.name!r} that are not finite",
+                    "finite numbers to choose by",
+                    "Skip the step, as the optimizer would spoil its weights too; look for NaN in inputs and loss.",
+                )
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The gradient of rows `first` to `last` of the dense weight: `(last - first, in)`, in the dtype of the passes.
+
+        Steps ago count `decay` times less each; ranks of a process group contribute their mean.
+        """
+        total = None if self._sum is None else self._sum[first:last] * self.decay
+        for step, x, dy in self.seen:
+            share = self.decay ** (self._step - step)
+            upstream = dy[:, first:last].to(x.dtype).t()
+            total = upstream @ x * share if total is None else total.addmm_(upstream, x, alpha=share)
+        assert total is not None
+        # A running sum holds means already; their mean is what they are.
+        return processes.mean(total)
+
+    def blocks(self, topology: Topology) -> Iterator[tuple[int, Tensor]]:
+        """The magnitudes of the dense gradient summed over each grain: `(row groups, in)` from a first row group on."""
+        rows, (out, width) = topology.pattern.rows, topology.shape
+        step = topology.groups if self.whole else max(1, BLOCK // max(1, rows * width))
+        for group in range(0, topology.groups, step):
+            scores = self.rows(group * rows, min(out, (group + step) * rows)).abs_()
+            yield group, scores if rows == 1 else scores.view(-1, rows, width).sum(1)
+
+    def at(self, topology: Topology) -> Tensor:
+        """The gradient at the weights that `topology` keeps, `(nnz,)`: one kernel, no gradient of the others."""
+        total: Tensor | None = None
+        for step, x, dy in self.seen:
+            found = value_grad(dy.to(x.dtype), x, topology) * self.decay ** (self._step - step)
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return processes.mean(total)
+
+    def flow(self) -> tuple[Tensor, Tensor]:
+        """`sum over the batch of |x|` `(in,)` and of `|dy|` `(out,)`: how much each neuron has to do with the gradient."""
+        inputs = torch.stack([x.abs().sum(0) for _, x, _ in self.seen]).sum(0)
+        outputs = torch.stack([dy.abs().sum(0) for _, _, dy in self.seen]).sum(0)
+        return processes.mean(inputs), processes.mean(outputs)
+
+    def signed_flow(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`|sum over the batch of s x|` and `|sum of s dy|` with one random sign s an example: an unbiased look at dY^T X."""
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for _, x, dy in self.seen:
+            signs = torch.randint(2, (len(x),), generator=generator).to(x.dtype) * 2 - 1
+            inputs.append(signs @ x)
+            outputs.append(signs.to(dy.dtype) @ dy)
+        return tuple(processes.mean(torch.stack(sums).sum(0)).abs() for sums in (inputs, outputs))  # type: ignore[return-value]  # two of them
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen, to go on from."""
+        return {"seen": [tuple(each) for each in self.seen], "sum": self._sum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See again what was seen."""
+        self.seen, self._sum = [Pass(*each) for each in state["seen"]], state["sum"]

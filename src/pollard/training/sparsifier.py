@@ -1,0 +1,234 @@
+"""A topology that moves while a network trains: `step()` in place of the optimizer's, and everything moves together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pollard.errors import InvalidInput, StoreError
+from pollard.formats.matrix import SparseMatrix
+from pollard.kernels.rewire import rewire
+from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
+from pollard.pruning.masks import top_positions
+from pollard.selection import LayerFilter
+from pollard.training import processes
+from pollard.training.exploration import Exploration
+from pollard.training.methods.change import Change
+from pollard.training.methods.method import Method
+from pollard.training.randomness import generator
+from pollard.training.weights import Weight, sparse_weights
+
+
+class Sparsifier:
+    """Trains the sparse layers of `model` by `method`: call `step()` wherever a loop calls `optimizer.step()`.
+
+    ::
+
+        for each step:
+            if an update is due:
+                how many grains each layer keeps and grows
+                for each layer: which stay; which come; values and optimizer state move along
+            unless the update takes its place: the optimizer's step
+
+    method: made by a member of `METHODS`. layers: which sparse layers, as name patterns or a callable; all by default.
+    seed: of what is drawn at random. Where torch.distributed is in use, gradients must be the mean over all processes
+    (as DistributedDataParallel leaves them); topologies are then the same everywhere, and checked to be.
+
+    Raises InvalidInput where `optimizer` does not step a layer, NothingMatched where no layer is sparse.
+
+    >>> from pollard.nn import SparseLinear
+    >>> from pollard.training.methods.rigl import rigl
+    >>> model = nn.Sequential(SparseLinear.random(8, 4, density=0.5))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> sparsifier = Sparsifier(model, optimizer, rigl(0.5, steps=100, every=10))
+    >>> for _ in range(20):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(3, 8)).square().sum().backward()
+    ...     sparsifier.step()
+    >>> model[0].density, sparsifier.updates
+    (0.5, 2)
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, method: Method, *, layers: LayerFilter = None, seed: int = 0
+    ) -> None:
+        self.model, self.optimizer, self.method, self.seed = model, optimizer, method, seed
+        self.weights = sparse_weights(model, optimizer, layers)
+        self.steps = self.updates = 0
+        self.flips = 0.0
+        self.cost = 0.0
+        self._held = {name: weight.topology.grains for name, weight in self.weights.items()}
+        for weight in self.weights.values():
+            weight.passes.decay, weight.passes.dense = method.decay, method.dense_memory
+        changes = method.begin(self.weights, lambda name: generator(seed, f"first topology of {name}"))
+        for name, change in changes.items():
+            self._move(self.weights[name], *change, torch.Generator())
+        method.after_update(self.weights, 0)
+        self._explored = {name: Exploration(weight.topology) for name, weight in self.weights.items()}
+        self._watch()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step: of the optimizer, of the topology, or of both; returns what `closure` returned, as optimizers do."""
+        self.steps += 1
+        due = self.method.due(self.steps)
+        self._count_cost(due=due)
+        if due and self.method.instead_of_step:
+            loss = None if closure is None else torch.enable_grad()(closure)()
+        else:
+            self.method.before_step(self.weights, self.steps)
+            loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
+        if due:
+            with torch.no_grad():
+                self._update()
+        self._watch()
+        return loss
+
+    def _update(self) -> None:
+        fraction = self.method.fraction(self.steps)
+        counts = self.method.counts(self.weights, self._targets(), fraction)
+        last = list(self.weights)[-1]
+        changed = total = 0
+        for name, weight in self.weights.items():
+            if self.method.window and not weight.passes.seen:
+                raise self._unseen(name)
+            keep, target = counts[name]
+            draw = generator(self.seed, f"update {self.updates} of {name}")
+            change = Change(weight, keep, target, fraction, draw, last=name == last)
+            kept, grown = self.method.exchange(change)
+            changed += self._exchange(change, kept, grown)
+            total += weight.topology.grains
+            weight.passes.stop()
+        self.flips = changed / max(1, total)
+        self.updates += 1
+        self.method.after_update(self.weights, self.steps)
+        processes.require_agreement({n: w.topology.fingerprint for n, w in self.weights.items()}, self.steps)
+
+    def _exchange(self, change: Change, kept: Tensor, grown: Tensor) -> int:
+        """Move to what stays and what comes; the number of grains that came."""
+        weight = change.weight
+        kept, grown = _without_returns(weight, kept, grown)
+        self._move(weight, kept, grown, change.generator)
+        self._explored[weight.name].add(grown)
+        return len(grown)
+
+    def _move(self, weight: Weight, kept: Tensor, grown: Tensor, draw: torch.Generator) -> None:
+        if not len(grown) and len(kept) == weight.topology.grains:
+            return
+        after, source = rewire(weight.topology, kept, grown)
+        fill = self.method.starting(len(grown) * weight.rows, draw)
+        if weight.memory is not None:
+            fill = SparseMatrix.from_dense(weight.memory, after).values[(source < 0).repeat_interleave(weight.rows)]
+        weight.move(after, source, fill)
+
+    def _targets(self) -> dict[str, int]:
+        """Grains to keep of each layer at this step."""
+        if self.method.density is None:
+            return self._held
+        density = self.method.density(self.steps)
+        if self.method.allocation == "global":
+            return self._by_global_magnitude(density)
+        layers = {n: Layer(w.topology.shape, w.topology.pattern) for n, w in self.weights.items()}
+        return whole_grains(layers, ALLOCATIONS[self.method.allocation](layers, density), density)
+
+    def _by_global_magnitude(self, density: float) -> dict[str, int]:
+        """What one ranking of the magnitudes of all kept weights leaves in each layer."""
+        weights = list(self.weights.values())
+        if len({weight.rows for weight in weights}) > 1:
+            raise InvalidInput(
+                "layers of different patterns", "one pattern for all", "Use an allocation other than global."
+            )
+        scores = [weight.by_grain(weight.values().abs()) for weight in weights]
+        total = sum(math.prod(weight.topology.shape) // weight.rows for weight in weights)
+        count = min(round(density * total), sum(map(len, scores)))
+        best = top_positions(torch.cat(scores), count)
+        ends = torch.tensor([len(each) for each in scores]).cumsum(0)
+        won = torch.searchsorted(best, ends).diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+        return dict(zip(self.weights, won, strict=True))
+
+    def _watch(self) -> None:
+        """Watch the passes of the next step if its growth, or a later one's, looks at them."""
+        following = self.steps + 1
+        for weight in self.weights.values():
+            if self.method.watches(following):
+                weight.passes.watch(following)
+            else:
+                weight.passes.stop()
+
+    def _count_cost(self, *, due: bool) -> None:
+        dense = float(sum(math.prod(weight.topology.shape) for weight in self.weights.values()))
+        forward = float(sum(weight.topology.nnz for weight in self.weights.values()))
+        cost = self.method.update_cost if due else self.method.step_cost
+        self.cost += cost(forward, dense) / (3.0 * dense)
+
+    def _unseen(self, name: str) -> InvalidInput:
+        return InvalidInput(
+            f"an update at step {self.steps} without a forward and backward pass through layer {name!r}",
+            "the gradients of this step",
+            "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the moment: density, explored_rate (weights that were ever kept, of all), flips (kept weights that the
+        last update exchanged), dead_neurons (rows that keep nothing), training_flops and inference_flops (of dense ones).
+        """
+        topologies = {name: weight.topology for name, weight in self.weights.items()}
+        sizes = {name: math.prod(topology.shape) for name, topology in topologies.items()}
+        total = sum(sizes.values())
+        density = sum(topology.nnz for topology in topologies.values()) / total
+        return {
+            "density": density,
+            "explored_rate": sum(self._explored[name].rate * size for name, size in sizes.items()) / total,
+            "flips": self.flips,
+            "dead_neurons": float(sum(int((each.fan_in() == 0).sum()) for each in topologies.values())),
+            "training_flops": self.cost / max(1, self.steps),
+            "inference_flops": density,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that going on bit for bit takes besides the state of model and optimizer."""
+        return {
+            "method": self.method.name,
+            "steps": self.steps,
+            "updates": self.updates,
+            "flips": self.flips,
+            "cost": self.cost,
+            "held": dict(self._held),
+            "explored": {name: each.state_dict() for name, each in self._explored.items()},
+            "active": {name: weight.active() for name, weight in self.weights.items()},
+            "memory": {name: weight.memory for name, weight in self.weights.items()},
+            "passes": {name: weight.passes.state_dict() for name, weight in self.weights.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, after model and optimizer have been loaded; raises StoreError where it is another's."""
+        names = list(state.get("held", {}))
+        if state.get("method") != self.method.name or names != list(self.weights):
+            raise StoreError(
+                f"the state of method {state.get('method')!r} for layers {names}",
+                f"method {self.method.name!r} for layers {list(self.weights)}",
+                "Load what this model and method saved.",
+            )
+        self.steps, self.updates = state["steps"], state["updates"]
+        self.flips, self.cost, self._held = state["flips"], state["cost"], dict(state["held"])
+        for name, weight in self.weights.items():
+            weight.topology = weight.layer.topology
+            weight.use(state["active"][name])
+            weight.memory = state["memory"][name]
+            self._explored[name].load_state_dict(state["explored"][name])
+            weight.passes.load_state_dict(state["passes"][name])
+        self._watch()
+
+
+def _without_returns(weight: Weight, kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+    """What stays and what comes, where a grain that was dropped and grown at once counts as staying."""
+    positions = weight.topology.positions()
+    places = torch.searchsorted(positions, grown)
+    back = positions.take(places.clamp(max=max(0, len(positions) - 1))) == grown if len(positions) else grown < 0
+    if not bool(back.any()):
+        return kept, grown
+    return torch.cat((kept, places[back])).sort().values, grown[~back]

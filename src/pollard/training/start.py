@@ -1,0 +1,167 @@
+"""Sparse training in any loop: one call makes the layers sparse and gives the object whose `step()` does the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pollard.errors import InvalidInput
+from pollard.formats.matrix import SparseMatrix
+from pollard.formats.topology import Topology
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import Storage, sparsify_
+from pollard.pruning.decision import PatternChoice, prune
+from pollard.pruning.plan import Plan
+from pollard.selection import LayerFilter, linear_layers, listed, select
+from pollard.training.methods import METHODS
+from pollard.training.methods.method import Method
+from pollard.training.optimizers import rebind
+from pollard.training.sparsifier import Sparsifier
+
+Start = Callable[..., Sparsifier]
+
+
+def sparse_training(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: str | Method = "rigl",
+    *,
+    density: float | None = None,
+    steps: int = 0,
+    storage: Storage = "compressed",
+    criterion: str = "random",
+    batch: Any = None,
+    allocation: str | None = None,
+    pattern: PatternChoice = "unstructured",
+    layers: LayerFilter = None,
+    seed: int = 0,
+    **options: Any,
+) -> Sparsifier:
+    """Makes the linear layers of `model` sparse and moves their topology by `method`: then call `step()` of what is returned.
+
+    `optimizer` keeps its settings and whatever state it has: it steps the kept values from now on. Layers that are sparse
+    already stay as they are, and `density` may be left out.
+
+    method: a member of `METHODS` with its `options`, or a Method. density: the fraction of weights to keep, in (0, 1].
+    steps: how many there will be; schedules are laid out over them. criterion: of the first topology, any member of
+    `CRITERIA`, which may need a `batch`; allocation, pattern: as `prune`; allocation is erk, or the method's own.
+    layers: name patterns or a callable. storage: `masked` for the slow twin.
+    Raises InvalidInput for a bad argument, before anything is changed.
+
+    >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> sparse = sparse_training(model, optimizer, "set", density=0.2, steps=1000)
+    >>> model(torch.randn(8, 20)).square().mean().backward()
+    >>> sparse.step()
+    >>> model[0]
+    SparseLinear(in_features=20, out_features=30, density=0.1433, pattern=unstructured, bias=True)
+    """
+    sparse = [each for each in model.modules() if isinstance(each, SparseLinear | MaskedLinear)]
+    if sparse and density is None:
+        topologies = [layer.topology for layer in sparse]
+        density = sum(each.nnz for each in topologies) / sum(math.prod(each.shape) for each in topologies)
+    made = _made(method, density, steps, options)
+    if allocation is not None:
+        made = replace(made, allocation=allocation)
+    if not sparse:
+        first = made.density(0) if made.density else density
+        assert first is not None
+        shared = "erk" if made.allocation == "global" else made.allocation
+        plan = prune(
+            model,
+            criterion,
+            min(1.0, first),
+            batch,
+            allocation=shared,
+            pattern=pattern,
+            layers=layers,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        _make_sparse(model, optimizer, plan, storage)
+        layers = None
+    return Sparsifier(model, optimizer, made, layers=layers, seed=seed)
+
+
+def _made(method: str | Method, density: float | None, steps: int, options: dict[str, Any]) -> Method:
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise InvalidInput(f"method {method!r}", "one of " + ", ".join(METHODS), "rigl is a good start.")
+    if density is None or not 0.0 < density <= 1.0:
+        raise InvalidInput(
+            f"density {density}", "a density in (0, 1]", "Density is the fraction kept: 95 % sparsity is density=0.05."
+        )
+    if steps < 1:
+        raise InvalidInput(
+            f"steps={steps}", "how many steps training will take, at least 1", "Pass epochs * len(loader)."
+        )
+    try:
+        return METHODS[method](density, steps, **options)
+    except TypeError as error:
+        raise InvalidInput(
+            f"options {listed(options)} of {method}: {error}", "its own", f"See help({method})."
+        ) from error
+
+
+def _make_sparse(model: nn.Module, optimizer: Optimizer, plan: Plan, storage: Storage) -> None:
+    """`sparsify_`, with `optimizer` following from the old parameters to the new."""
+    linear = linear_layers(model)
+    before = {name: linear[name] for name in select(linear, list(plan))}
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, layer in before.items():
+        if layer.weight.requires_grad and id(layer.weight) not in stepped:
+            raise InvalidInput(
+                f"an optimizer without the weight of layer {name!r}",
+                "an optimizer of this model's parameters",
+                "Make it from model.parameters(), or leave the layer out with layers=.",
+            )
+    sparsify_(model, plan, storage=storage)
+    for name, layer in before.items():
+        made = model.get_submodule(name)
+        assert isinstance(made, SparseLinear | MaskedLinear)
+        weight = made.values if isinstance(made, SparseLinear) else made.weight
+        rebind(optimizer, layer.weight, weight, _converting(plan[name], storage))
+        if layer.bias is not None and made.bias is not None:
+            rebind(optimizer, layer.bias, made.bias)
+
+
+def _converting(topology: Topology, storage: Storage) -> Callable[[Tensor], Tensor]:
+    if storage == "compressed":
+        return lambda entry: SparseMatrix.from_dense(entry, topology).values
+    return lambda entry: entry.masked_fill(~topology.mask(), 0.0)
+
+
+def _shorthand(name: str) -> Start:
+    def start(
+        model: nn.Module, optimizer: Optimizer, *, density: float | None = None, steps: int = 0, **options: Any
+    ) -> Sparsifier:
+        return sparse_training(model, optimizer, name, density=density, steps=steps, **options)
+
+    builder = METHODS[name]
+    start.__name__ = start.__qualname__ = builder.__name__
+    start.__doc__ = (
+        f"`sparse_training` by {name}: `step()` of what is returned takes the place of `optimizer.step()`.\n\n"
+        f"    options: those of `sparse_training`, and of the method:\n\n    {(builder.__doc__ or '').split('>>>')[0].strip()}\n    "
+    )
+    return start
+
+
+dsd = _shorthand("dsd")
+gmp = _shorthand("gmp")
+granet = _shorthand("granet")
+gse = _shorthand("gse")
+mest = _shorthand("mest")
+rigl = _shorthand("rigl")
+set_ = _shorthand("set")
+snfs = _shorthand("snfs")
+sparse_momentum = _shorthand("sparse-momentum")
+srigl = _shorthand("srigl")
+static = _shorthand("static")
+top_kast = _shorthand("top-kast")

@@ -1,0 +1,254 @@
+"""A layer's weight as methods see it, whatever stores it: kept values, their gradients, and one way to move them all.
+
+The only place that writes values and optimizer state. Compressed storage holds `(nnz,)` tensors; masked storage, the slow
+twin, holds dense ones that are zero wherever nothing is kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pollard.errors import InvalidInput
+from pollard.formats.matrix import SparseMatrix
+from pollard.formats.topology import Topology
+from pollard.kernels.rewire import gather
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
+from pollard.selection import LayerFilter, select
+from pollard.training.passes import Passes
+
+Fill = float | Tensor
+
+
+class Weight(ABC):
+    """The weight of one sparse layer, with the state that `optimizer` holds for it.
+
+    parameter: what the optimizer steps. topology: what is kept now. passes: what went through the layer, for growth.
+    memory: `(out, in)`, what the weights are that are not kept, for a method that holds something dense.
+    """
+
+    def __init__(self, name: str, optimizer: Optimizer, topology: Topology) -> None:
+        self.name, self.optimizer, self.topology = name, optimizer, topology
+        self.memory: Tensor | None = None
+
+    layer: SparseLinear | MaskedLinear
+    parameter: nn.Parameter
+    passes: Passes
+
+    def values(self) -> Tensor:
+        """The kept values `(nnz,)`, in the order of the topology; not to be written to."""
+        return self.kept_of(self.parameter.detach())
+
+    def gradient(self) -> Tensor | None:
+        """Their gradients `(nnz,)`, if there are any."""
+        return None if self.parameter.grad is None else self.kept_of(self.parameter.grad)
+
+    def momentum(self) -> Tensor | None:
+        """The optimizer's running mean of their gradients `(nnz,)`, divided by its root mean square where it keeps one.
+
+        None before the first step. Raises InvalidInput where the optimizer keeps no momentum.
+        """
+        state = self.optimizer.state.get(self.parameter, {})
+        if not state:
+            return None
+        first = state.get("momentum_buffer", state.get("exp_avg"))
+        if not isinstance(first, Tensor):
+            raise InvalidInput(
+                f"{type(self.optimizer).__name__} without momentum",
+                "an optimizer that keeps a running mean of gradients",
+                "Use SGD with momentum=0.9, or Adam.",
+            )
+        second = state.get("exp_avg_sq")
+        return self.kept_of(first if second is None else first / (second.sqrt() + 1e-8))
+
+    @property
+    def rows(self) -> int:
+        """Weights a grain."""
+        return self.topology.pattern.rows
+
+    def by_grain(self, scores: Tensor) -> Tensor:
+        """The sum of `scores` `(nnz,)` over each grain, `(grains,)`."""
+        return scores if self.rows == 1 else scores.view(-1, self.rows).sum(1)
+
+    @abstractmethod
+    def kept_of(self, tensor: Tensor) -> Tensor:
+        """The entries of `tensor`, of the parameter's shape, at the kept weights: `(nnz,)`."""
+
+    @abstractmethod
+    def add_gradient(self, extra: Tensor) -> None:
+        """Add `extra` `(nnz,)` to the gradient of the kept weights."""
+
+    @abstractmethod
+    def active(self) -> Tensor | None:
+        """Which of the kept weights the forward pass reads, bool `(nnz,)`; None for all."""
+
+    @abstractmethod
+    def use(self, active: Tensor | None) -> None:
+        """Let the forward pass read only the weights that bool `active` `(nnz,)` names, or all of them again."""
+
+    def move(self, after: Topology, source: Tensor, fill: Fill = 0.0) -> None:
+        """Keep `after` from now on: values and optimizer state move together.
+
+        source: int32 `(grains,)`, where each grain of `after` stood before, -1 for a grown one. fill: the values of grown
+        weights, a number or one for each. What stays keeps its value and every per-weight entry of the optimizer's state,
+        bit for bit; state of what comes starts at zero. The gradient is gone: it was of another topology.
+        """
+        state = self.optimizer.state.get(self.parameter, {})
+        per_weight = [key for key, entry in state.items() if self._is_per_weight(key, entry)]
+        moved = {key: self._moved(state[key], after, source, 0.0) for key in per_weight}
+        values = self._moved(self.parameter.detach(), after, source, fill)
+        self._keep(after, values)
+        for key, entry in moved.items():
+            state[key] = entry
+        self.parameter.grad = None
+        self.topology = after
+
+    @abstractmethod
+    def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
+        """`old`, of the parameter's shape, on `after`: the same tensor where its size does not change."""
+
+    @abstractmethod
+    def _keep(self, after: Topology, values: Tensor) -> None:
+        """Make `after` and `values` the layer's own."""
+
+    def _is_per_weight(self, key: str, entry: object) -> bool:
+        if not isinstance(entry, Tensor) or entry.dim() == 0:
+            return False
+        if entry.shape == self.parameter.shape:
+            return True
+        raise InvalidInput(
+            f"{type(self.optimizer).__name__} with state {key!r} of shape {tuple(entry.shape)} "
+            f"for layer {self.name!r}, whose parameter has shape {tuple(self.parameter.shape)}",
+            "state with one entry for each weight, or one for all",
+            "Use an optimizer that works weight by weight: SGD, Adam, AdamW, RMSprop, Adagrad and others.",
+        )
+
+
+class CompressedWeight(Weight):
+    """What is kept, and nothing else, in a `SparseLinear`."""
+
+    layer: SparseLinear
+
+    def __init__(self, name: str, layer: SparseLinear, optimizer: Optimizer) -> None:
+        super().__init__(name, optimizer, layer.topology)
+        self.layer, self.passes = layer, Passes(name, layer)
+
+    @property
+    def parameter(self) -> nn.Parameter:  # type: ignore[override]  # loading a checkpoint may not replace it, but reading it is cheap
+        """The layer's values."""
+        return self.layer.values
+
+    def kept_of(self, tensor: Tensor) -> Tensor:
+        """`tensor` itself: it has one entry for each kept weight."""
+        return tensor
+
+    def add_gradient(self, extra: Tensor) -> None:
+        """Add in place."""
+        assert self.parameter.grad is not None
+        self.parameter.grad.add_(extra)
+
+    def active(self) -> Tensor | None:
+        """The layer's own."""
+        return self.layer.active
+
+    def use(self, active: Tensor | None) -> None:
+        """Given to the layer as it is."""
+        self.layer.active = active
+
+    def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
+        new = gather(old, source, fill, rows=after.pattern.rows)
+        return old.copy_(new) if old.shape == new.shape else new
+
+    def _keep(self, after: Topology, values: Tensor) -> None:
+        self.layer.keep_(after, values)
+
+
+class MaskedWeight(Weight):
+    """A dense weight under a mask, in a `MaskedLinear`: what is dropped is zero, in the weight and in the state."""
+
+    layer: MaskedLinear
+
+    def __init__(self, name: str, layer: MaskedLinear, optimizer: Optimizer) -> None:
+        super().__init__(name, optimizer, layer.topology)
+        self.layer, self.passes = layer, Passes(name, layer, whole=True)
+        self._drop_rest(layer.weight)
+
+    @property
+    def parameter(self) -> nn.Parameter:  # type: ignore[override]  # see CompressedWeight
+        """The layer's dense weight."""
+        assert isinstance(self.layer.weight, nn.Parameter)
+        return self.layer.weight
+
+    def kept_of(self, tensor: Tensor) -> Tensor:
+        """Read at the kept weights."""
+        return SparseMatrix.from_dense(tensor, self.topology).values
+
+    def add_gradient(self, extra: Tensor) -> None:
+        """Spread over the dense gradient."""
+        assert self.parameter.grad is not None
+        self.parameter.grad.add_(SparseMatrix(extra, self.topology).to_dense())
+
+    def active(self) -> Tensor | None:
+        """Read off the mask."""
+        return None if self.layer.active is None else self.kept_of(self.layer.active.float()) > 0
+
+    def use(self, active: Tensor | None) -> None:
+        """Spread over a mask."""
+        spread = None if active is None else SparseMatrix(active.float(), self.topology).to_dense() > 0
+        self.layer.active = spread
+
+    def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
+        grown = (source < 0).repeat_interleave(after.pattern.rows)
+        kept = torch.where(grown, 0.0, SparseMatrix.from_dense(old, after).values)
+        kept[grown] = fill if isinstance(fill, float) else fill.to(kept.dtype)
+        return old.copy_(SparseMatrix(kept, after).to_dense())
+
+    def _keep(self, after: Topology, values: Tensor) -> None:
+        del values  # written into the weight already
+        self.layer.mask.copy_(after.mask())
+
+    @torch.no_grad()
+    def _drop_rest(self, tensor: Tensor) -> None:
+        tensor.masked_fill_(~self.layer.mask, 0.0)
+
+
+def sparse_weights(model: nn.Module, optimizer: Optimizer, layers: LayerFilter = None) -> dict[str, Weight]:
+    """The weights of the sparse layers of `model` that `layers` selects and that are trained, by name.
+
+    Raises NothingMatched where there is none, InvalidInput where `optimizer` does not step one of them.
+    """
+    sparse = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear | MaskedLinear)}
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    found: dict[str, Weight] = {}
+    for name in select(sparse, layers):
+        layer = sparse[name]
+        made = _of(name, layer, optimizer)
+        if not made.parameter.requires_grad:
+            continue
+        if id(made.parameter) not in stepped:
+            raise InvalidInput(
+                f"an optimizer without the weight of layer {name!r}",
+                "an optimizer of this model's parameters",
+                "Make the optimizer from model.parameters(), after the layers were made sparse.",
+            )
+        found[name] = made
+    return found
+
+
+def _of(name: str, layer: nn.Module, optimizer: Optimizer) -> Weight:
+    if isinstance(layer, SparseLinear):
+        return CompressedWeight(name, layer, optimizer)
+    assert isinstance(layer, MaskedLinear)
+    return MaskedWeight(name, layer, optimizer)
+
+
+def state_entries(weight: Weight) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's per-weight state of `weight` at the kept weights: names and `(nnz,)` tensors."""
+    for key, entry in weight.optimizer.state.get(weight.parameter, {}).items():
+        if isinstance(entry, Tensor) and entry.dim() > 0:
+            yield key, weight.kept_of(entry)
