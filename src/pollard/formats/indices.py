@@ -107,8 +107,9 @@ def checked_positions(positions: Tensor, total: int, *, name: str = "positions")
     _check_array(name, positions)
     positions = positions.detach().contiguous()
     check_count(len(positions))
-    for start, stop in _pairs(len(positions)):
-        if bool((positions[start + 1 : stop + 1] <= positions[start:stop]).any()):
+    array = positions.numpy()  # compares several times faster than torch does
+    for start, stop in _pairs(len(array)):
+        if (array[start + 1 : stop + 1] <= array[start:stop]).any():
             raise TopologyError(f"{name} out of order or repeated", f"strictly ascending {name}", "Sort them first.")
     if len(positions) and (int(positions[0]) < 0 or int(positions[-1]) >= total):
         raise TopologyError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from pollard.kernels.launch import Launch
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 
-# Columns that are written to side by side: so many streams stay in cache, and their pages in the address cache.
-COLUMNS = 1024
+# Columns that are written to side by side, two cache lines each: as many as stay in the first cache. Fewer grains than
+# RUN in each row group would cost more for the rows than for the grains.
+COLUMNS = 256
+RUN = 4
 
 
 def even(pointers: Tensor, chunks: int) -> Tensor:
@@ -47,18 +51,16 @@ def turn(topology: Topology, target: Target) -> Transpose:
     pointers = torch.zeros(width + 1, dtype=torch.int32)
     if not topology.grains:
         return Transpose(pointers, torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32))
-    tile = min(COLUMNS, -(-width // threads))
-    tiles = -(-width // tile)
-    walk: dict[str, Tensor | int] = {
-        "tiles": cut(topology, tile, target), "columns": topology.columns,
-        "PASSES": 1, "STRIDE": topology.groups, "END": topology.groups, "GROUPS": topology.groups,
-    }  # fmt: skip
+    wide = -(-width // threads)
+    tiles, table = -(-width // wide), cut(topology, wide, target)
     counts = pointers[1:]
-    Launch(KernelSpec("count", target.isa), tiles, threads, **walk, counts=counts)()
+    walk: dict[str, Tensor | int] = {"columns": topology.columns, "PASSES": 1, "GROUPS": topology.groups}
+    Launch(KernelSpec("count", target.isa), tiles, threads, **walk, tiles=table, counts=counts)()
     torch.cumsum(counts, 0, dtype=torch.int32, out=counts)
     groups, permutation = (torch.empty(topology.grains, dtype=torch.int32) for _ in range(2))
-    following = pointers[:-1].clone()
     Launch(
-        KernelSpec("turn", target.isa), tiles, threads, **walk, next=following, groups=groups, permutation=permutation
-    )()
+        KernelSpec("turn", target.isa), tiles, threads, **walk, pointers=topology.row_pointers, at=table,
+        next=pointers[:-1].clone(), groups=groups, permutation=permutation,
+        IN=width, WIDE=wide, STEP=max(COLUMNS, math.ceil(RUN / topology.density)),
+    )()  # fmt: skip
     return Transpose(pointers, groups, permutation)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
@@ -14,9 +11,12 @@ from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
 
 CUT = ("pointers", "columns", "table", "bounds", "PASSES", "TILES", "GROUPS", "WIDTH")
-COUNT = ("tiles", "columns", "counts", "PASSES", "STRIDE", "END", "GROUPS")
-# `next` holds where the next grain of each column goes.
-TURN = ("tiles", "columns", "next", "groups", "permutation", "PASSES", "STRIDE", "END", "GROUPS")
+COUNT = ("tiles", "columns", "counts", "PASSES", "GROUPS")
+# at: the first grain of each tile in each row group that has not been placed yet; next: where the next grain of each column
+# goes. A tile of WIDE columns is walked STEP columns at a time.
+TURN = (
+    "pointers", "columns", "at", "next", "groups", "permutation", "PASSES", "GROUPS", "IN", "WIDE", "STEP",
+)  # fmt: skip
 
 
 def cut(spec: KernelSpec) -> ir.Module:
@@ -49,9 +49,13 @@ def count(spec: KernelSpec) -> ir.Module:
     """The module that counts the grains of each column; a unit of work is a tile of columns."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        with _rows(code, arguments, work[0]) as (_, run), code.loop(run.start, run.end) as grain:
-            column = code.index_at(arguments["columns"], grain.index)
-            code.put_index(code.add(code.index_at(arguments["counts"], column), 1), arguments["counts"], column)
+        begins = _row_of(code, arguments["tiles"], work[0], arguments["GROUPS"])
+        ends = code.offset(begins, code.mul(arguments["GROUPS"], 4))
+        with code.loop(0, arguments["GROUPS"]) as row:
+            run = Run(code.index_at(begins, row.index), code.index_at(ends, row.index))
+            with code.loop(run.start, run.end) as grain:
+                column = code.index_at(arguments["columns"], grain.index)
+                code.put_index(code.add(code.index_at(arguments["counts"], column), 1), arguments["counts"], column)
 
     return kernel_module(COUNT, unit, x86=spec.isa != "neon")
 
@@ -60,20 +64,32 @@ def turn(spec: KernelSpec) -> ir.Module:
     """The module that appends each grain to its column, row group by row group; a unit of work is a tile of columns."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        with _rows(code, arguments, work[0]) as (row, run), code.loop(run.start, run.end) as grain:
-            column = code.index_at(arguments["columns"], grain.index)
-            place = code.index_at(arguments["next"], column)
-            code.put_index(code.add(place, 1), arguments["next"], column)
-            code.put_index(row, arguments["groups"], place)
-            code.put_index(grain.index, arguments["permutation"], place)
+        at = _row_of(code, arguments["at"], work[0], arguments["GROUPS"])
+        first = code.mul(work[0], arguments["WIDE"])
+        last = code.minimum(code.add(first, arguments["WIDE"]), arguments["IN"])
+        with code.loop(first, last, arguments["STEP"]) as step:
+            border = code.minimum(code.add(step.index, arguments["STEP"]), last)
+            with code.loop(0, arguments["GROUPS"]) as row:
+                _append(code, arguments, (at, row.index), border)
 
     return kernel_module(TURN, unit, x86=spec.isa != "neon")
 
 
-@contextmanager
-def _rows(code: Code, arguments: Arguments, tile: Value) -> Iterator[tuple[Value, Run]]:
-    # Each row group with the run of its grains that lie in `tile`.
-    begins = code.offset(arguments["tiles"], code.mul(code.mul(tile, arguments["STRIDE"]), 4))
-    ends = code.offset(begins, code.mul(arguments["END"], 4))
-    with code.loop(0, arguments["GROUPS"]) as row:
-        yield row.index, Run(code.index_at(begins, row.index), code.index_at(ends, row.index))
+def _append(code: Code, arguments: Arguments, cursor: tuple[Value, Value], border: Value) -> None:
+    # The grains of a row group up to `border`, from where it was left at the border before.
+    at, row = cursor
+
+    def column(position: Value) -> Value:
+        return code.index_at(arguments["columns"], position)
+
+    end = Run.of(code, arguments["pointers"], row).end
+    with code.scan(code.index_at(at, row), end, lambda position: code.less(column(position), border)) as grain:
+        place = code.index_at(arguments["next"], column(grain.index))
+        code.put_index(code.add(place, 1), arguments["next"], column(grain.index))
+        code.put_index(row, arguments["groups"], place)
+        code.put_index(grain.index, arguments["permutation"], place)
+    code.put_index(grain.index, at, row)
+
+
+def _row_of(code: Code, table: Value, row: Value, width: Value) -> Value:
+    return code.offset(table, code.mul(code.mul(row, width), 4))
