@@ -25,6 +25,26 @@ def test_equals_a_full_sort(scores, data):
     assert top_positions(torch.tensor(scores), count).tolist() == oracle(scores, count)
 
 
+@given(SCORES, st.data(), st.sampled_from([1, 2, 3, 8]), st.sampled_from([0.0, 0.5, 3.0]))
+def test_a_sample_that_misleads_costs_time_and_nothing_else(scores, data, size, deviations):
+    count = data.draw(st.integers(0, len(scores)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_SAMPLE", size)
+        patch.setattr(masks, "_DEVIATIONS", deviations)
+        assert top_positions(torch.tensor(scores), count).tolist() == oracle(scores, count)
+
+
+@pytest.mark.parametrize("levels", [10**9, 1000, 3])
+@pytest.mark.parametrize("period", [1, 25])
+def test_many_scores_equal_a_full_sort(levels, period):
+    # 25 is the step of the sample: it sees the same value at every step, and no other.
+    scores = torch.randint(levels, (400_000 // period,), generator=torch.Generator().manual_seed(3)).double()
+    scores = (scores[:, None] * torch.arange(period)).flatten() if period > 1 else scores
+    for count in (1, 1000, 120_000, 399_999):
+        expected = np.sort((-scores.numpy()).argsort(kind="stable")[:count])
+        assert np.array_equal(top_positions(scores, count).numpy(), expected)
+
+
 @given(SCORES.filter(len), st.data())
 def test_a_larger_count_only_adds(scores, data):
     count = data.draw(st.integers(0, len(scores) - 1))

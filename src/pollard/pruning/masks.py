@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.errors import InvalidInput
 
-_PART = 1 << 20
+# Scores handled at once: few enough to stay in cache from one step to the next.
+_PART = 1 << 17
+# Scores that say where to search, and how many standard deviations of theirs to search on either side.
+_SAMPLE = 1 << 14
+_DEVIATIONS = 3.0
+
+Scores = NDArray[np.floating[Any]]
 
 
 def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
@@ -31,20 +41,21 @@ def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Te
         )
     if count in (0, values.size):
         return torch.arange(count)
-    threshold = _threshold(values, count)
-    ties = count - int(np.count_nonzero(values > threshold))
+    threshold, above, through = _threshold(values, count)
+    reached = np.greater if count < through else np.greater_equal
+    ties = count - above if count < through else 0
     kept = np.empty(count, np.int64)
     filled = 0
     # Part by part, so that the positions of many tied scores never exist all at once.
     for start in range(0, values.size, _PART):
         part = values[start : start + _PART]
-        keep = part > threshold
+        keep = reached(part, threshold)
         if ties:
             tied = np.flatnonzero(part == threshold)[:ties]
             keep[tied] = True
             ties -= tied.size
         found = np.flatnonzero(keep)
-        kept[filled : filled + found.size] = found + start
+        np.add(found, start, out=kept[filled : filled + found.size])
         filled += found.size
     return torch.from_numpy(kept)
 
@@ -60,18 +71,60 @@ def shares(count: int, sizes: Tensor) -> list[int]:
     return found
 
 
-def _threshold(values: np.ndarray[tuple[int], np.dtype[np.floating]], count: int) -> float:
-    """The `count`-th highest of `values`, which have it exactly."""
-    # What was dropped before, or no signal reaches, ties for the lowest: numpy's selection is slow where most are equal.
-    lowest = values.min()
-    above = values[values > lowest]
-    if count > above.size:
-        return float(lowest)
-    above.partition(above.size - count)
-    return float(above[above.size - count])
+def _threshold(values: Scores, count: int) -> tuple[float, int, int]:
+    """The `count`-th highest of `values`, which are more than that; how many are above it, and how many not below."""
+    low, high = _bracket(values, count)
+    inside, above, up_to = [values[:0]], 0, 0
+    for start in range(0, values.size, _PART):
+        part = values[start : start + _PART]
+        past, within = part > low, part < high
+        up_to += int(np.count_nonzero(past))
+        above += part.size - int(np.count_nonzero(within))
+        # take over a mask as index, which mispredicts on every change of mind
+        inside.append(part.take(np.flatnonzero(np.logical_and(past, within, out=past))))
+    if above < count <= up_to:
+        between = np.concatenate(inside)
+        return _nth(between, count - above, above)
+    return _outside(values, count, (low, high), (up_to, above))
 
 
-def _ranked(scores: Tensor, layer: str | None) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
+def _outside(
+    values: Scores, count: int, bracket: tuple[float, float], counted: tuple[int, int]
+) -> tuple[float, int, int]:
+    # One of the bracket's own values, which many may share; or else the sample misled, and all that is past it is searched.
+    (low, high), (up_to, above) = bracket, counted
+    if count <= above:
+        strictly = int(np.count_nonzero(values > high))
+        if count > strictly:
+            return high, strictly, above
+        return _nth(values[values > high], count, 0)
+    least = int(np.count_nonzero(values >= low))
+    if count <= least:
+        return low, up_to, least
+    return _nth(values[values < low], count - least, least)
+
+
+def _nth(candidates: Scores, rank: int, above: int) -> tuple[float, int, int]:
+    # As `_threshold`, of candidates that may be reordered, with `above` others above them all.
+    candidates.partition(candidates.size - rank)
+    threshold = float(candidates[candidates.size - rank])
+    strictly, least = np.count_nonzero(candidates > threshold), np.count_nonzero(candidates >= threshold)
+    return threshold, above + int(strictly), above + int(least)
+
+
+def _bracket(values: Scores, count: int) -> tuple[float, float]:
+    """Two numbers that the `count`-th highest of `values` very likely lies between, from a sample of them."""
+    # An odd step: an even one would see the same few columns of a weight over and over.
+    sample = np.sort(values[:: values.size // _SAMPLE | 1])
+    share = count / values.size
+    middle, margin = (1 - share) * sample.size, _DEVIATIONS * math.sqrt(sample.size * share * (1 - share)) + 1
+    first, last = math.floor(middle - margin), math.ceil(middle + margin)
+    low = float(sample[first]) if first >= 0 else -math.inf
+    high = float(sample[last]) if last < sample.size else math.inf
+    return low, high
+
+
+def _ranked(scores: Tensor, layer: str | None) -> Scores:
     if scores.dim() != 1 or not scores.is_floating_point():
         raise InvalidInput(
             f"scores of shape {tuple(scores.shape)} and dtype {scores.dtype}{_of(layer)}",
