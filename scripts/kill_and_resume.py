@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pollard.recipes import Recipe, run
 from pollard.recipes.folder import MODEL
+from pollard.recipes.recipe import MOVING
 from pollard.training import read_metrics
 from pollard.training.loop import METRICS
 from pollard.training.metrics import Number
@@ -30,7 +31,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 IMPORTED_LATE = ["llvmlite.binding", "safetensors.torch", "scipy.sparse", "sklearn.datasets", "torch._dynamo"]
 
 # What a clock or the operating system decides, not the recipe.
-MEASURED = ("seconds", "peak_rss_bytes", "baseline_rss_bytes")
+MEASURED = ("seconds", "held_bytes", "peak_rss_bytes", "baseline_rss_bytes")
 
 
 def outcome(folder: Path) -> tuple[bytes, list[dict[str, Number]]]:
@@ -97,11 +98,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--data", default="digits", help="what to train on")
     parser.add_argument("--method", default="snip", help="what to keep")
+    parser.add_argument("--update-every", type=int, default=10, help="steps between updates, where the topology moves")
     parser.add_argument("--epochs", type=int, default=20, help="length of the run")
     parser.add_argument("--checkpoint-steps", type=int, default=25, help="steps between checkpoints")
     given = parser.parse_args()
+    moving = {"update_every": given.update_every} if given.method in MOVING else {}
     recipe = Recipe(
-        data=given.data, method=given.method, epochs=given.epochs, batch_size=32, optimizer="adam", lr=0.002
+        data=given.data, method=given.method, epochs=given.epochs, batch_size=32, optimizer="adam", lr=0.002, **moving
     )
     with tempfile.TemporaryDirectory() as work:
         rounds = rehearse(recipe, Path(work), given.kills, given.seed, given.checkpoint_steps)

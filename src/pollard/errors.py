@@ -14,7 +14,8 @@
 
     PollardWarning (UserWarning)
     |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
-    `-- LayerCollapse               a layer keeps no weight at all
+    |-- LayerCollapse               a layer keeps no weight at all
+    `-- NothingMoves                a method that moves the topology has no update in so few steps
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class PollardWarning(UserWarning):
 
 class KernelFallback(PollardWarning):
     """A kernel could not be compiled: the slow twin runs instead."""
+
+
+class NothingMoves(PollardWarning):
+    """A method that moves the topology has no update in so few steps."""
 
 
 class LayerCollapse(PollardWarning):

@@ -167,7 +167,7 @@ def test_a_process_that_dies_at_every_file_ends_where_one_that_lives_does(out, t
 
 
 def without_clocks(run_folder):
-    measured = ("seconds", "peak_rss_bytes", "baseline_rss_bytes")
+    measured = ("seconds", "held_bytes", "peak_rss_bytes", "baseline_rss_bytes")
     lines = read_metrics(run_folder / "metrics.jsonl") + read_metrics(run_folder / "cycle-2" / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in measured} for line in lines]
 

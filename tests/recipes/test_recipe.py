@@ -68,9 +68,21 @@ def test_every_field_is_part_of_the_hash():
         "ablation": "shuffle",
         "repair": "isometry",
     }
-    late = Recipe(score_at=10.0)
+    moving = {
+        "criterion": "magnitude",
+        "update_every": 7,
+        "drop_fraction": 0.1,
+        "update_until": 0.5,
+        "start_density": 0.7,
+        "density_curve": "linear",
+        "method_options": "allocation=uniform",
+    }
+    late, granet = Recipe(score_at=10.0), Recipe(method="granet")
     digests = {late.digest}
     for entry in fields(Recipe):
+        if entry.name in moving:
+            digests.add(replace(granet, **{entry.name: moving[entry.name]}).digest)
+            continue
         value = changed.get(entry.name)
         if value is None:
             value = entry.default + 1 if isinstance(entry.default, int) else entry.default / 2 + 0.01
@@ -138,7 +150,13 @@ def test_every_field_has_help():
         ({"lr": 10**400}, "a number"),
         ({"nesterov": 1}, "true or false"),
         ({"method": "snipp"}, "Did you mean 'snip'"),
-        ({"method": "rigl"}, "one of"),
+        ({"method": "rigl", "criterion": "snpi"}, "Did you mean 'snip'"),
+        ({"method": "rigl", "density_curve": "cubic"}, "option 'curve' of method rigl"),
+        ({"method": "static", "update_every": 10}, "none: it has no options"),
+        ({"method": "set", "method_options": "sined=false"}, "signed"),
+        ({"method": "set", "method_options": "signed=perhaps"}, "a value like true"),
+        ({"method": "gmp", "density_curve": "cubical"}, "schedule 'cubical'"),
+        ({"update_every": 100}, "a method that moves it"),
         ({"model": "lenet"}, "lenet-300-100"),
         ({"model": "mlp-0-10"}, "mlp"),
         ({"initialiser": "orthogonal"}, "lecun"),

@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_metrics(tmp_path)
 
 def test_gauges_go_into_the_metrics(tmp_path):
     points = problem()
-    outputs = Outputs(folder=tmp_path, gauges={"answer": lambda: 42})
+    outputs = Outputs(folder=tmp_path, gauges={"answer": lambda model, optimizer: 42})
     train(model_with(), points, {}, options(epochs=1), outputs=outputs)
     [line] = read_metrics(tmp_path / "metrics.jsonl")
     assert line["answer"] == 42

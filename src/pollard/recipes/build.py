@@ -57,7 +57,7 @@ def is_born_sparse(recipe: Recipe) -> bool:
     """Whether the network of `recipe` never has a dense weight, not even before training."""
     untrained = recipe.score_at == 0.0 and not recipe.rewinds
     as_it_is = not recipe.ablation and not recipe.repair
-    return recipe.method == "random" and recipe.allocation != "global" and untrained and as_it_is
+    return recipe.rule == "random" and recipe.allocation != "global" and untrained and as_it_is
 
 
 def initial(recipe: Recipe, sizes: Sequence[int], purpose: str = "weights") -> nn.Sequential:
@@ -78,8 +78,8 @@ def decide(
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
     return prune(
         model,
-        recipe.method,
-        density=recipe.density if density is None else density,
+        recipe.rule,
+        density=recipe.first_density if density is None else density,
         batch=_scoring_batch(recipe, examples),
         allocation=recipe.allocation,
         pattern=layer_patterns(recipe.pattern, shapes),
@@ -132,10 +132,11 @@ def random_plan(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> Plan:
     """Random topologies at the densities that the allocation gives layers of `shapes`, exact in number."""
     patterns = layer_patterns(recipe.pattern, shapes)
     layers = {name: Layer(shape, patterns[name]) for name, shape in shapes.items()}
-    counts = whole_grains(layers, ALLOCATIONS[recipe.allocation](layers, recipe.density), recipe.density)
+    density = recipe.first_density
+    counts = whole_grains(layers, ALLOCATIONS[recipe.allocation](layers, density), density)
     draw = generator(recipe.seed, "mask")
     topologies = {name: _random_topology(layer, counts[name], draw) for name, layer in layers.items()}
-    plan = Plan(topologies, criterion="random", allocation=recipe.allocation, asked=recipe.density)
+    plan = Plan(topologies, criterion="random", allocation=recipe.allocation, asked=density)
     if plan.collapsed:
         warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
     return plan
@@ -152,9 +153,9 @@ def _scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "scoring batch"))
     if recipe.score_per_class:
         chosen = _of_each_class(examples.y[order], recipe.score_per_class)
-    elif CRITERIA[recipe.method].per_class and not recipe.score_batch:
+    elif CRITERIA[recipe.rule].per_class and not recipe.score_batch:
         least = int(examples.y.unique(return_counts=True)[1].min())
-        chosen = _of_each_class(examples.y[order], min(CRITERIA[recipe.method].per_class, least))
+        chosen = _of_each_class(examples.y[order], min(CRITERIA[recipe.rule].per_class, least))
     else:
         chosen = torch.arange(min(recipe.score_batch or recipe.batch_size, len(order)))
     return examples.x[order[chosen]], examples.y[order[chosen]]

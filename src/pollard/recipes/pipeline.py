@@ -100,7 +100,7 @@ class Pipeline:
     def _decided(self, cycle: int, scored: nn.Sequential, within: Plan | None, weights: nn.Sequential) -> Plan:
         recipe, examples = self.recipe, self.problem.examples
         share = cycle / recipe.cycles
-        density = recipe.density if share == 1.0 else recipe.density**share
+        density = recipe.first_density if share == 1.0 else recipe.first_density**share
         purpose = "mask" if cycle == 1 else f"mask {cycle}"
         plan = decide(recipe, scored, examples, density=density, within=within, purpose=purpose)
         return finished(recipe, plan, scored, weights, last=cycle == recipe.cycles)

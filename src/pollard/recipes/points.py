@@ -17,7 +17,7 @@ from pollard.training.loop import METRICS
 
 COPIED = (
     "test_accuracy", "test_loss", "train_loss", "nnz", "weights", "densities", "seconds_per_step", "peak_rss_bytes",
-    "explored_rate", "trainability", "epochs",
+    "explored_rate", "training_flops", "dead_neurons", "trainability", "epochs",
 )  # fmt: skip
 
 

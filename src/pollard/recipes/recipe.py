@@ -19,9 +19,12 @@ from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, own_allocation
 from pollard.pruning.scoring import Mode
 from pollard.recipes.models import INITIALISERS, check_model_name
+from pollard.recipes.moving import Span, moving_method
+from pollard.training.methods import METHODS as MOVING
+from pollard.training.methods.method import Method
 from pollard.training.options import TrainingOptions
 
-METHODS = (*CRITERIA, "dense")
+METHODS = (*CRITERIA, *MOVING, "dense")
 STORAGES = get_args(Storage)
 MODES = get_args(Mode)
 ABLATIONS = ("shuffle", "reinitialise", "invert")
@@ -29,6 +32,7 @@ REPAIRS = ("isometry",)
 # Part of the hash: raised when a recipe of the same fields comes to mean another experiment.
 MEANING = 1
 UNSAID = -1.0
+ANY_SPAN = Span(1000, 100)  # what a method makes of its options does not depend on how long it runs
 LARGEST = 2**53  # of whole numbers that are floats too
 
 Value = str | int | float | bool
@@ -68,7 +72,11 @@ class Recipe:
     initialiser: str = _setting(
         "lecun", "initial weights: lecun (as SNIP's paper), kaiming, xavier (as GraSP's code) or torch"
     )
-    method: str = _setting("snip", f"what to keep: {', '.join(sorted(CRITERIA))}, or dense for everything")
+    method: str = _setting(
+        "snip",
+        f"what to keep: {', '.join(sorted(CRITERIA))}; with a topology that moves while training: "
+        f"{', '.join(sorted(MOVING))}; or dense for everything",
+    )
     density: float = _setting(0.1, "fraction of the weights to keep, in (0, 1]")
     allocation: str = _setting("", f"density per layer: {', '.join(ALLOCATIONS)} (default: the method's own)")
     pattern: str = _setting("unstructured", "unstructured, or vN: N neighbouring rows share their columns")
@@ -85,6 +93,13 @@ class Recipe:
     cycles: int = _later(1, "times to train, score and prune, down to density in equal ratios")
     ablation: str = _later("", "shuffle within layers, reinitialise kept weights, or invert the scores")
     repair: str = _later("", "isometry: make kept weights pass signals unscaled before training")
+    criterion: str = _later("", "of the first topology, where the method moves it (default: random)")
+    update_every: int = _later(0, "steps between updates of the topology; 0 for the method's own")
+    drop_fraction: float = _later(0.0, "of the weights exchanged at an update; 0 for the method's own")
+    update_until: float = _later(0.0, "fraction of the training after which updates end; 0 for the method's own")
+    start_density: float = _later(0.0, "density at first, where it falls; 0 for the method's own")
+    density_curve: str = _later("", "linear, cubic, cosine, exponential or one-cycle (default: the method's own)")
+    method_options: str = _later("", "more options of the method, as in signed=false,deviation=0.2")
     storage: Storage = _setting("compressed", "compressed: only kept weights exist; masked: dense ones and a mask")  # noqa: RUF009
     validation: float = _setting(0.0, "fraction of the training examples held out and evaluated as 'validation'")
     epochs: int = _setting(20, "times over the training examples")
@@ -136,6 +151,7 @@ class Recipe:
         self.options()
         self._validate_scoring()
         self._validate_pipeline()
+        self._validate_moving()
 
     def _validate_scoring(self) -> None:
         for name in ("score_batch", "score_per_class"):
@@ -174,12 +190,56 @@ class Recipe:
             )
         _one_of("ablation", self.ablation, ("", *ABLATIONS))
         _one_of("repair", self.repair, ("", *REPAIRS))
-        if self.ablation == "invert" and CRITERIA[self.method].solve is not None:
+        if self.ablation == "invert" and CRITERIA[self.rule].solve is not None:
             raise InvalidInput(
-                f"ablation 'invert' of {self.method}, which changes weights as it chooses",
+                f"ablation 'invert' of {self.rule}, which changes weights as it chooses",
                 "a method that only scores",
                 "Use ablation='shuffle' or 'reinitialise'.",
             )
+
+    def _validate_moving(self) -> None:
+        if self.moves:
+            _one_of("criterion", self.rule, tuple(CRITERIA))
+            self.moving(ANY_SPAN)
+            return
+        for name in _MOVING_FIELDS:
+            if getattr(self, name):
+                raise InvalidInput(
+                    f"{name} {getattr(self, name)!r} with method {self.method}, whose topology stays",
+                    "a method that moves it: " + ", ".join(MOVING),
+                    f"Leave {name} out, or choose such a method.",
+                )
+
+    @property
+    def moves(self) -> bool:
+        """Whether the method moves the topology while the network trains."""
+        return self.method in MOVING
+
+    @property
+    def rule(self) -> str:
+        """The criterion of the first topology."""
+        return (self.criterion or "random") if self.moves else self.method
+
+    @property
+    def first_density(self) -> float:
+        """The density that training starts from."""
+        found = self.moving(ANY_SPAN) if self.moves else None
+        return self.density if found is None or found.density is None else min(1.0, found.density(0))
+
+    def moving(self, span: Span) -> Method | None:
+        """The method that moves the topology over `span`; None where it stays."""
+        if not self.moves:
+            return None
+        given = {
+            "every": self.update_every,
+            "fraction": self.drop_fraction,
+            "until": self.update_until,
+            "start_density": self.start_density,
+            "curve": self.density_curve,
+        }
+        own = self._filled_in()["allocation"]
+        allocation = "" if self.allocation == own else self.allocation
+        return moving_method(self.method, self.density, span, given, self.method_options, allocation=allocation)
 
     @classmethod
     def describe(cls) -> dict[str, str]:
@@ -238,13 +298,18 @@ class Recipe:
 
     def _filled_in(self) -> dict[str, Value]:
         """Fields that the method decides, unless they are given."""
-        return DENSE if self.method == "dense" else {"allocation": own_allocation(CRITERIA[self.method])}
+        if self.method == "dense":
+            return DENSE
+        if not self.moves:
+            return {"allocation": own_allocation(CRITERIA[self.method])}
+        own = METHOD_ALLOCATIONS[self.method]
+        return {"allocation": "erk" if own == "global" else own}
 
     def _means_nothing(self, entry: Field[Any]) -> bool:
         """Whether a field says only what would be so anyway."""
         own: dict[str, Value] = DENSE
         if self.method != "dense":
-            rule = CRITERIA[self.method]
+            rule = CRITERIA[self.rule]
             own = {"score_mode": rule.mode, "temperature": rule.temperature, "score_rounds": rule.rounds}
             own["score_per_class"] = 0 if self.score_batch else rule.per_class
             own["weights_at"] = self.score_at
@@ -267,6 +332,16 @@ def read_fields(path: Path) -> dict[str, Any]:
     return values
 
 
+_MOVING_FIELDS = (
+    "criterion",
+    "update_every",
+    "drop_fraction",
+    "update_until",
+    "start_density",
+    "density_curve",
+    "method_options",
+)
+METHOD_ALLOCATIONS = {name: builder(0.5, 1000).allocation for name, builder in MOVING.items()}
 DENSE: dict[str, Value] = {
     "density": 1.0,
     "allocation": "",
@@ -282,6 +357,13 @@ DENSE: dict[str, Value] = {
     "cycles": 1,
     "ablation": "",
     "repair": "",
+    "criterion": "",
+    "update_every": 0,
+    "drop_fraction": 0.0,
+    "update_until": 0.0,
+    "start_density": 0.0,
+    "density_curve": "",
+    "method_options": "",
     "storage": "compressed",
 }
 

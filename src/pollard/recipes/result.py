@@ -23,7 +23,8 @@ class RunResult:
     """What a run came to; `result.json` in `folder` holds the same.
 
     density, nnz: over the weights of all linear layers; densities: per layer. bytes: what training holds, by purpose.
-    explored_rate: fraction of the dense weights that were ever trained after the last pruning.
+    explored_rate: fraction of the dense weights that were ever trained after the last pruning. training_flops: multiply-adds
+    of the last training, of dense training's, as papers count them. dead_neurons: outputs that keep no weight at the end.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
     seconds_per_step: median of forward, backward and update. steps: of the last training. dense: the same figures of the
     dense twin, if compared. trainability: the mean test accuracy over the first learning-rate stage of the last training.
@@ -51,6 +52,8 @@ class RunResult:
     validation_accuracy: float | None = None
     validation_loss: float | None = None
     trainability: float | None = None
+    training_flops: float | None = None
+    dead_neurons: int = 0
     aims: Aims | None = None
     dense: dict[str, Any] | None = None
     reused: bool = field(default=False, compare=False)

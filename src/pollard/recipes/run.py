@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from pollard.formats.store import save_tensors
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
 from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
 from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, locked_folder
+from pollard.recipes.moving import Span
 from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
@@ -97,25 +101,31 @@ class Manner:
             identity=recipe.digest,
             checkpoint_steps=self.checkpoint_steps,
             observers=observers,
-            gauges={"peak_rss_bytes": peak_rss_bytes, "baseline_rss_bytes": lambda: baseline},
+            gauges={
+                "held_bytes": lambda model, optimizer: module_bytes(model, optimizer).total,
+                "peak_rss_bytes": lambda *_: peak_rss_bytes(),
+                "baseline_rss_bytes": lambda *_: baseline,
+            },
         )
 
 
 def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
     pipeline = _pipeline(recipe, out, folder, manner)
     problem, outputs = pipeline.problem, pipeline.outputs
-    model, plan = pipeline.start()
+    model, _ = pipeline.start()
+    epoch = math.ceil(len(problem.examples.x) / recipe.batch_size)
     trained = train(
         model,
         problem.examples,
         problem.evaluation,
         recipe.options(),
+        method=recipe.moving(Span(recipe.epochs * epoch - round(recipe.schedule_at * epoch), epoch)),
         outputs=outputs(folder, "training"),
         start=recipe.schedule_at,
     )
     if not (folder / MODEL).exists():
         save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict()})
-    return _result(recipe, folder, problem.shapes, plan, trained)
+    return _result(recipe, folder, problem.shapes, trained)
 
 
 def _pipeline(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Pipeline:
@@ -136,11 +146,10 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
     return found
 
 
-def _result(
-    recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]], plan: Plan | None, trained: Trained
-) -> RunResult:
+def _result(recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]], trained: Trained) -> RunResult:
     weights = {name: math.prod(shape) for name, shape in shapes.items()}
-    kept = weights if plan is None else {name: topology.nnz for name, topology in plan.items()}
+    kept = {name: _kept(trained.model.get_submodule(name), weights[name]) for name in weights}
+    density = sum(kept.values()) / sum(weights.values())
     record = trained.record
     own = read_metrics(folder / METRICS)
     lines = [line for path in (folder / METRICS, *folder.glob(f"cycle-*/{METRICS}")) for line in read_metrics(path)]
@@ -152,8 +161,10 @@ def _result(
         train_loss=record["train_loss"],
         validation_accuracy=record.get("validation_accuracy"),
         validation_loss=record.get("validation_loss"),
-        density=sum(kept.values()) / sum(weights.values()),
-        explored_rate=sum(kept.values()) / sum(weights.values()),
+        density=density,
+        explored_rate=record.get("explored_rate", density),
+        training_flops=record.get("training_flops", density),
+        dead_neurons=int(record.get("dead_neurons", 0)),
         densities={name: kept[name] / weights[name] for name in weights},
         trainability=trainability([line["test_accuracy"] for line in own], [line["lr"] for line in own]),
         nnz=sum(kept.values()),
@@ -167,6 +178,11 @@ def _result(
         threads=torch.get_num_threads(),
         versions=versions(),
     )
+
+
+def _kept(layer: nn.Module, weights: int) -> int:
+    """How many of its `weights` a layer keeps: all, if it is dense."""
+    return layer.topology.nnz if isinstance(layer, SparseLinear | MaskedLinear) else weights
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pollard.pruning.criteria import CRITERIA
+from pollard.training.methods import METHODS
 
 ALLOCATIONS = {"er": "mocanu2018scalable", "erk": "evci2020rigging", "smart-ratio": "su2020sanity"}
 REPAIRS = {"isometry": "lee2020signal"}
@@ -18,11 +19,15 @@ def sources(recipe: Mapping[str, Any]) -> list[str]:
     ['lee2019snip', 'lee2020signal']
     >>> sources({"method": "magnitude", "allocation": "erk", "score_at": 10.0, "weights_at": 0.0, "cycles": 4})
     ['han2015learning', 'evci2020rigging', 'frankle2019lottery']
+    >>> sources({"method": "set", "density": 0.1, "allocation": "uniform"})
+    ['mocanu2018scalable']
     """
     method = recipe.get("method", "dense")
     if method == "dense":
         return []
-    found = [CRITERIA[method].cite, ALLOCATIONS.get(recipe.get("allocation", ""), "")]
+    moving = METHODS[method](recipe.get("density", 0.5), 1000).cite if method in METHODS else ""
+    rule = (recipe.get("criterion") or "random") if method in METHODS else method
+    found = [moving, CRITERIA[rule].cite, ALLOCATIONS.get(recipe.get("allocation", ""), "")]
     found += [REPAIRS.get(recipe.get("repair", ""), ""), _pipeline(recipe)]
     if recipe.get("ablation"):
         found.append("frankle2021pruning")

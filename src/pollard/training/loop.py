@@ -29,7 +29,7 @@ from pollard.training.randomness import generator, stream
 from pollard.training.sparsifier import Sparsifier
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-Gauges = Mapping[str, Callable[[], Number]]
+Gauges = Mapping[str, Callable[[nn.Module, Optimizer], Number]]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -75,7 +75,8 @@ class Outputs:
 
     folder: of the checkpoint and the metrics file; None keeps neither. identity: names the run, guards its checkpoint.
     checkpoint_steps: also checkpoint every so many steps within an epoch; 0 for epochs only.
-    observers: watch the run. gauges: figures read at each epoch's end into its line of metrics.
+    observers: watch the run. gauges: figures read off model and optimizer at each epoch's end into its line of
+    metrics.
     """
 
     folder: Path | None = None
@@ -263,7 +264,7 @@ class _Run:
             record |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
         record["seconds"] = sum(self.seconds[began - self.step :])
         record |= {} if self.sparsifier is None else self.sparsifier.metrics()
-        record |= {name: read() for name, read in self.outputs.gauges.items()}
+        record |= {name: read(self.model, self.optimizer) for name, read in self.outputs.gauges.items()}
         self.record = record
         if isinstance(record["epoch"], int):
             self.loss_sum = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pollard.errors import InvalidInput, StoreError
+from pollard.errors import InvalidInput, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels.rewire import rewire
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
@@ -70,6 +71,11 @@ class Sparsifier:
             self._move(self.weights[name], *change, torch.Generator())
         method.after_update(self.weights, 0)
         self._explored = {name: Exploration(weight.topology) for name, weight in self.weights.items()}
+        if method.end > 0 and method.next_due(0) is None:
+            message = (
+                f"{method.name} updates every {method.every} steps, up to step {method.end}: not once. Lower every."
+            )
+            warnings.warn(message, NothingMoves, stacklevel=2)
         self._watch()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
