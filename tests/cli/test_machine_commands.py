@@ -106,3 +106,19 @@ def test_data_get_of_a_built_in_set_fetches_nothing():
 def test_data_path_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("POLLARD_DATA", str(tmp_path))
     assert invoke("data", "path").stdout == f"{tmp_path}\n"
+
+
+def test_explain_shows_what_a_method_does_over_time():
+    told = json.loads(invoke("explain", "gmp", "--density", "0.1", "--steps", "1000", "--json").stdout)
+    assert [update["step"] for update in told["updates"]] == list(range(50, 751, 100))
+    assert told["updates"][-1]["density"] == pytest.approx(0.1)
+    shown = invoke("explain", "rigl", "--method-options", "every=50,fraction=0.2").stdout
+    assert "150 updates in 10,000 steps, every 50" in shown
+    assert "20.0 % are exchanged at the first update" in shown
+    assert "topology stays" in invoke("explain", "static").stdout
+
+
+def test_explain_of_something_else_says_what_can_be_explained():
+    result = CliRunner().invoke(app, ["explain", "rigle"])
+    assert result.exit_code
+    assert "rigl" in result.stderr

@@ -12,13 +12,13 @@ from pollard.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, print_error, print_
 from pollard.errors import PollardError
 
 COMMANDS = {
-    "train": "Prune a network before training, train what is kept, measure it; `--compare dense` sets its twin beside it.",
+    "train": "Train a sparse network, its topology fixed or moving, and measure it; `--compare dense` sets its twin beside it.",
     "prune": "Decide what a network keeps, and print the plan layer by layer, without training.",
     "study": "Run a grid of recipes over densities and seeds, side by side; stopped at any moment, it goes on.",
     "report": "Show what a study came to: tables, JSON, CSV, Markdown, or one interactive page.",
     "bench": "Time sparse layers and whole training steps against dense torch and other sparse libraries.",
     "data": "List the data sets, fetch them, and say where they are.",
-    "explain": "Print which kernel a layer gets on this machine, and why.",
+    "explain": "Print which kernel a layer gets on this machine, and why; or what a method does over time.",
     "doctor": "Describe this machine and check every kernel on it.",
 }
 

@@ -1,4 +1,4 @@
-"""``pollard explain``: which kernel serves a layer, and why."""
+"""``pollard explain``: which kernel serves a layer, and why; or what a method does over time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from rich.console import RenderableType
 
 from pollard.cli import values
 from pollard.cli.output import JsonFlag, emit
+from pollard.errors import InvalidInput
 from pollard.kernels.explanation import explain as explain_kernel
+from pollard.recipes.moving import Span, moving_method
 from pollard.report.render import plain_table
+from pollard.report.schedule import schedule_view
+from pollard.training.methods import METHODS
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 EPILOG = """
@@ -19,22 +23,46 @@ Examples:
 pollard explain 4096x4096x128 --density 0.05
 
 pollard explain 1024x1024x256 --pattern v4 --op value_grad --asm
+
+pollard explain gmp --density 0.05 --steps 20000
+
+pollard explain set --steps 20000 --epoch 500 --method-options fraction=0.2,signed=false
 """
 
 
 @app.command(epilog=EPILOG)
 def explain(
-    shape: Annotated[str, typer.Argument(metavar="SHAPE", help="OUTxINxBATCH of the layer, as in 4096x4096x128.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="OUTxINxBATCH of a layer, as in 4096x4096x128; or a method that moves topologies, as rigl.",
+        ),
+    ],
     *,
     density: Annotated[float, typer.Option(help="Fraction of the weights that is kept, in (0, 1].")] = 0.1,
     pattern: Annotated[str, typer.Option(help="unstructured, v2, v4, v8 or v16.")] = "unstructured",
     op: Annotated[str, typer.Option(help="forward, input_grad or value_grad.")] = "forward",
     ir: Annotated[bool, typer.Option("--ir", help="Print the optimised LLVM IR of the chosen kernel.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Print its assembly.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Of a method: steps of the whole training.")] = 10_000,
+    epoch: Annotated[int, typer.Option(min=1, help="Of a method: steps of an epoch.")] = 100,
+    method_options: Annotated[str, typer.Option(help="Of a method: its options, as in every=50,fraction=0.2.")] = "",
     json: JsonFlag = False,
 ) -> None:
-    """Print the kernel that a layer of this shape gets on this machine, the candidates that were timed, and the reason."""
-    found = explain_kernel(op, values.shape(shape), density, pattern)
+    """Print the kernel that a layer of this shape gets on this machine, the candidates that were timed, and the reason.
+
+    Given a method instead, print when it updates the topology, what density it holds and how much it exchanges.
+    """
+    if what in METHODS:
+        method = moving_method(what, density, Span(steps, epoch), {}, method_options)
+        emit(*schedule_view(method, steps, density), as_json=json)
+        return
+    if "x" not in what:
+        raise InvalidInput(
+            repr(what), "OUTxINxBATCH, or one of " + ", ".join(METHODS), "pollard explain 1024x1024x128, for example."
+        )
+    found = explain_kernel(op, values.shape(what), density, pattern)
     code = {"ir": found.ir()} if ir else {}
     code |= {"assembly": found.assembly()} if asm else {}
     ranked = sorted(found.candidates, key=lambda candidate: candidate[1])

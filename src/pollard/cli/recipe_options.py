@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pollard.recipes.recipe import Recipe, read_fields
+from pollard.recipes.recipe import MOVING_FIELDS, Recipe, read_fields
 from pollard.training import TrainingOptions
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -46,7 +46,9 @@ def _was_given(ctx: typer.Context, name: str) -> bool:
 
 def _option(entry: Field[Any]) -> inspect.Parameter:
     kind = type(entry.default)
-    panel = "How it trains" if entry.name in HOW else "What is trained" if entry.name in WHAT else "What is kept"
+    panel = "What is kept"
+    for title, names in (("How it trains", HOW), ("What is trained", WHAT), ("How the topology moves", MOVING_FIELDS)):
+        panel = title if entry.name in names else panel
     # An empty default stands for a rule, which the help explains.
     option = typer.Option(help=entry.metadata["help"], rich_help_panel=panel, show_default=entry.default != "")
     annotation = Annotated[kind, option]  # type: ignore[valid-type]  # made at run time, for typer to read

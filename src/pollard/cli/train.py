@@ -35,6 +35,8 @@ pollard train --data mnist --density 0.05 --epochs 10 --compare dense
 
 pollard train --data mnist --model mlp-784-1024-1024-10 --pattern v4 --optimizer adam --lr 0.001
 
+pollard train --data mnist --method rigl --density 0.05 --update-every 100
+
 pollard train --recipe recipe.toml --seed 1
 
 The run folder is OUT/HASH, named by the recipe. The same command again goes on with an unfinished run, and reports a
@@ -70,10 +72,10 @@ def train(
     json: JsonFlag = False,
     **flags: Any,
 ) -> None:
-    """Prune a network before training, train what is kept, and measure it.
+    """Train a sparse network and measure it: pruned before training, or with a topology that moves while it trains.
 
     Without options: SNIP at density 0.1 on the built-in digits, in seconds. Density is the fraction kept: 95 % sparsity is
-    --density 0.05.
+    --density 0.05. `pollard explain rigl` shows what a method that moves the topology does over time.
     """
     experiment = recipe_of(ctx, flags, recipe)
     result = run(

@@ -202,7 +202,7 @@ class Recipe:
             _one_of("criterion", self.rule, tuple(CRITERIA))
             self.moving(ANY_SPAN)
             return
-        for name in _MOVING_FIELDS:
+        for name in MOVING_FIELDS:
             if getattr(self, name):
                 raise InvalidInput(
                     f"{name} {getattr(self, name)!r} with method {self.method}, whose topology stays",
@@ -332,7 +332,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     return values
 
 
-_MOVING_FIELDS = (
+MOVING_FIELDS = (
     "criterion",
     "update_every",
     "drop_fraction",

@@ -29,7 +29,8 @@ def comparison_table(result: Result) -> Table:
     title = f"{recipe['model']} on {recipe['data']}"
     columns = ("", name_of(result), *(("dense twin", "dense / sparse") if dense else ()))
     table = plain_table(title, columns, [])
-    for label, read, show in _ROWS:
+    moved = result.get("explored_rate", 0.0) > result["density"] and result.get("training_flops") is not None
+    for label, read, show in _ROWS + (_MOVED if moved else []):
         row = [label, show(read(result))]
         if dense:
             row += [show(read(dense)), _ratio(read(result), read(dense)) if label in _COSTS else ""]
@@ -51,6 +52,11 @@ _ROWS: list[tuple[str, Any, Any]] = [
     ("peak RSS", lambda r: r["peak_rss_bytes"], quantity_bytes),
     ("  of it, before the run", lambda r: r["baseline_rss_bytes"], quantity_bytes),
     ("a step", lambda r: r["seconds_per_step"], quantity_seconds),
+]
+_MOVED: list[tuple[str, Any, Any]] = [
+    ("weights ever kept", lambda r: r["explored_rate"], quantity_share),
+    ("training FLOPs, of dense", lambda r: r["training_flops"] or 1.0, quantity_share),
+    ("outputs that keep nothing", lambda r: r["dead_neurons"], "{:,}".format),
 ]
 _COSTS = {"weights kept", "all of these", "peak RSS", "a step"}
 

@@ -33,7 +33,7 @@ def gmp(
         name="gmp",
         cite="zhu2017prune",
         every=every,
-        start=max(1, begin + (end - begin) % every),
+        start=begin + ((end - begin) % every or every),
         end=end,
         density=delayed(between(curve, start_density, end - begin, density), begin),
         allocation=allocation,
