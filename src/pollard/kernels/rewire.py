@@ -70,11 +70,12 @@ def _merged(topology: Topology, kept: Positions, grown: Positions, target: Targe
     comes = _row_starts(grown, topology.groups, width)
     pointers = stays + comes
     columns, source = (torch.empty(len(kept) + len(grown), dtype=torch.int32) for _ in range(2))
-    clash = torch.zeros(1, dtype=torch.int32)
+    clash, room = torch.zeros(1, dtype=torch.int32), 2 * (int(stays.diff().max()) + target.lanes)
     Launch(
         KernelSpec("rewire", target.isa), threads, threads, kept=torch.from_numpy(kept), grown=torch.from_numpy(grown),
         columns=topology.columns, stays=stays, comes=comes, fresh=columns, source=source, clash=clash,
-        bounds=even(pointers, threads), PASSES=1, WIDTH=width,
+        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(pointers, threads),
+        PASSES=1, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return None if clash.item() else (Topology.trusted(topology.shape, topology.pattern, pointers, columns), source)
 
@@ -88,11 +89,12 @@ def _positions(
     stays = pointers if kept is None else np.searchsorted(kept.numpy(), pointers).astype(np.int32)
     free = np.arange(topology.groups + 1, dtype=np.int64) * width - stays
     comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
-    positions = torch.empty(count, dtype=torch.int64)
+    positions, room = torch.empty(count, dtype=torch.int64), int(np.diff(stays).max(initial=0)) + target.lanes
     Launch(
         KernelSpec("absent", target.isa, permuted=kept is not None), threads, threads, kept=0 if kept is None else kept,
         ranks=torch.from_numpy(ranks), columns=topology.columns, stays=torch.from_numpy(stays), comes=comes,
-        positions=positions, bounds=even(comes, threads), PASSES=1, WIDTH=width,
+        positions=positions, scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(comes, threads),
+        PASSES=1, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return positions
 

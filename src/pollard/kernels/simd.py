@@ -105,6 +105,22 @@ class Code:
         """`value` where `condition` holds, else 0: never a branch, since nobody could predict it."""
         return self.ir.and_(self.ir.sext(condition, I64), value)
 
+    def indices(self, pointer: Value, position: Value | int, lanes: int) -> Value:
+        """`lanes` 32-bit indices from `position` on."""
+        address = self.offset(pointer, self.mul(position, 4))
+        return self.ir.load(self.ir.bitcast(address, ir.VectorType(I32, lanes).as_pointer()), align=4)
+
+    def put_indices(self, values: Value, pointer: Value, position: Value | int) -> None:
+        """Write the lanes of `values`, 32-bit indices, from `position` on."""
+        address = self.offset(pointer, self.mul(position, 4))
+        self.ir.store(values, self.ir.bitcast(address, values.type.as_pointer()), align=4)
+
+    def splat_index(self, value: Value, lanes: int) -> Value:
+        """`value`, narrowed to 32 bits, in every lane."""
+        undefined = ir.Constant(ir.VectorType(I32, lanes), ir.Undefined)
+        first = self.ir.insert_element(undefined, self.ir.trunc(value, I32), I32(0))
+        return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
     # -- vectors
 
     def load(self, pointer: Value, lanes: int) -> Value:
@@ -250,6 +266,29 @@ class Code:
         index.add_incoming(self.add(index, 1), build.block)
         build.branch(head)
         build.position_at_end(done)
+
+    def advance(self, start: Value, passed: Callable[[Value], Value]) -> Value:
+        """The first index from `start` on that is not passed: `passed` tells for as many as it has lanes.
+
+        Where it is true in one lane, it is true in those before. Nobody can predict how many lanes there are, but that
+        they are not all is a safe bet: this costs a fraction of a loop that ends at the first.
+        """
+        build = self.ir
+        before = build.block
+        body, done = (build.append_basic_block(name) for name in ("advance", "after"))
+        build.branch(body)
+        build.position_at_end(body)
+        index = build.phi(I64)
+        index.add_incoming(start, before)
+        mask = passed(index)
+        lanes = int(mask.type.count)
+        bits = build.bitcast(mask, ir.IntType(lanes))
+        count = build.zext(self.call(f"llvm.ctpop.i{lanes}", bits.type, [bits]), I64)
+        following = self.add(index, count)
+        index.add_incoming(following, build.block)
+        build.cbranch(self.equal(count, lanes), body, done)
+        build.position_at_end(done)
+        return following
 
     @contextmanager
     def _turns(
