@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.pruning.masks import top_positions
@@ -26,34 +30,44 @@ class RunningTop:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._scores: list[Tensor] = []
-        self._positions: list[Tensor] = []
+        self._scores: NDArray[np.floating[Any]] = np.empty(0, np.float32)
+        self._positions: NDArray[np.int64] = np.empty(0, np.int64)
         self._held = 0
-        self._least: float | None = None
+        self._least = -0.0
 
     def add(self, first: int, scores: Tensor) -> None:
         """Take in the `scores` `(n,)`, 0 or above, of positions `first` and following; EXCLUDED for one that is no candidate."""
+        values = scores.numpy()
         # At the same score an earlier position wins, and all that are held are earlier.
-        better = (scores >= 0.0) if self._least is None else (scores > self._least)
-        found = torch.from_numpy(np.flatnonzero(better.numpy()))
-        self._scores.append(scores.take(found))
-        self._positions.append(found + first)
+        better = values > self._least if self._held >= self.count else values >= 0.0
+        found = np.flatnonzero(better)
+        self._make_room(len(found), values.dtype)
+        room = slice(self._held, self._held + len(found))
+        np.take(values, found, out=self._scores[room], mode="clip")
+        np.add(found, first, out=self._positions[room])
         self._held += len(found)
-        if self._held > 2 * self.count + (1 << 12):
+        if self._held > 2 * self.count:
             self._narrow()
 
     def positions(self) -> Tensor:
         """The chosen positions so far, ascending int64: `count`, or all candidates where there were fewer."""
         self._narrow()
-        return self._positions[0] if self._positions else torch.empty(0, dtype=torch.int64)
+        return torch.from_numpy(self._positions[: self._held].copy())
+
+    def _make_room(self, more: int, dtype: np.dtype[np.floating[Any]]) -> None:
+        # Twice what is chosen, and what one piece may bring: room that stays, since fresh memory costs more than all else.
+        if self._held + more > len(self._scores):
+            size = max(2 * self.count, self._held) + more
+            scores, positions = np.empty(size, dtype), np.empty(size, np.int64)
+            scores[: self._held], positions[: self._held] = self._scores[: self._held], self._positions[: self._held]
+            self._scores, self._positions = scores, positions
 
     def _narrow(self) -> None:
-        if not self._scores:
+        if self._held < self.count or not self._held:
             return
-        scores, positions = torch.cat(self._scores), torch.cat(self._positions)
-        if len(scores) > self.count:
-            best = top_positions(scores, self.count)
-            scores, positions = scores.take(best), positions.take(best)
-        if len(scores) == self.count:
-            self._least = float(scores.min()) if self.count else torch.inf
-        self._scores, self._positions, self._held = [scores], [positions], len(scores)
+        if self._held > self.count:
+            best = top_positions(torch.from_numpy(self._scores[: self._held]), self.count).numpy()
+            self._scores[: self.count] = self._scores[best]
+            self._positions[: self.count] = self._positions[best]
+            self._held = self.count
+        self._least = float(self._scores[: self.count].min()) if self.count else math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,16 +30,18 @@ def by_signed_magnitude(change: Change) -> Tensor:
     weight = change.weight
     sums = weight.by_grain(weight.values())
     scores = weight.by_grain(weight.values().abs())
-    signed = [torch.nonzero(each).flatten() for each in (sums > 0, sums < 0)]
-    total = sum(len(each) for each in signed)
-    keep = min(change.keep, total)
-    share = round(keep * len(signed[0]) / max(total, 1))
-    kept = [
-        each[top_positions(scores[each], count, layer=weight.name)]
-        for each, count in zip(signed, (share, keep - share), strict=True)
-    ]
-    zeros = torch.nonzero(sums == 0).flatten()[: change.keep - keep]
-    return torch.cat([*kept, zeros]).sort().values
+    positive, negative = sums > 0, sums < 0
+    counts = [int(signed.sum()) for signed in (positive, negative)]
+    keep = min(change.keep, sum(counts))
+    share = round(keep * counts[0] / max(sum(counts), 1))
+    kept = (sums == 0) if keep < change.keep else torch.zeros(len(sums), dtype=torch.bool)
+    if keep < change.keep:
+        # All that is not zero stays, and the first of the zeros.
+        spare = np.flatnonzero(kept.numpy())[change.keep - keep :]
+        kept[torch.from_numpy(spare)] = False
+    for signed, count in ((positive, share), (negative, keep - share)):
+        kept[top_positions(torch.where(signed, scores, -torch.inf), count, layer=weight.name)] = True
+    return torch.from_numpy(np.flatnonzero(kept.numpy()))
 
 
 def by_magnitude_and_gradient(strength: float) -> Drop:
