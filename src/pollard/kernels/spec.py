@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pollard.errors import KernelError
 
 PRODUCTS = ("gather", "scatter", "sample", "pack")
-INDICES = ("absent", "count", "cut", "move", "rewire", "turn")
+INDICES = ("absent", "count", "cut", "find", "move", "rewire", "turn")
 OPERATIONS = PRODUCTS + INDICES
 
 
@@ -16,8 +16,8 @@ class KernelSpec:
     """One kernel.
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``scatter`` adds to them (``dX = W^T dY``),
-    ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work: ``rewire`` and ``absent``
-    merge rows, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose.
+    ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
+    ``rewire`` and ``absent`` merge rows, ``find`` looks grains up, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose.
     isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
     vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
     last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from pollard.kernels.emit import find as _find
 from pollard.kernels.emit import gather as _gather
 from pollard.kernels.emit import merge as _merge
 from pollard.kernels.emit import move as _move
@@ -19,6 +20,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "absent": _merge.absent,
     "count": _turn.count,
     "cut": _turn.cut,
+    "find": _find.find,
     "gather": _gather.gather,
     "move": _move.move,
     "pack": _pack.pack,
@@ -31,6 +33,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "absent": _merge.ABSENT,
     "count": _turn.COUNT,
     "cut": _turn.CUT,
+    "find": _find.FIND,
     "gather": _gather.ARGUMENTS,
     "move": _move.ARGUMENTS,
     "pack": _pack.ARGUMENTS,
