@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pollard.errors import InvalidInput, PollardError, StoreError
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
 from pollard.training import processes
 from pollard.training.checkpoint import Checkpoint
 from pollard.training.methods.method import Method
@@ -116,11 +118,12 @@ def train(
                 checkpoint, every so many steps
             evaluate; write the metrics; checkpoint
 
-    Where torch.distributed is in use each process takes its part of every batch, and gradients are averaged; only the
-    first process writes. A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
+    Where torch.distributed is in use all processes call this with the same arguments. They start from the weights of the
+    first; each takes its part of every batch, and gradients are averaged. Only the first writes and is watched; all must
+    see its folder, and any number of them may go on from its checkpoint. A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
     `loss_fn(output, target)` is a mean over the batch. Raises TrainingDiverged on a loss that is not finite, StoreError
-    on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up or
-    no step lies between `start` and `stop`.
+    on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up,
+    no step lies between `start` and `stop`, or `model` is a DistributedDataParallel.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> points = Examples(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
@@ -175,7 +178,16 @@ class _Run:
         outputs: Outputs,
         method: Method | None,
     ) -> None:
+        if processes.bare(model) is not model:
+            raise InvalidInput(
+                "a model within DistributedDataParallel",
+                "the model that it is wrapped around: gradients are averaged here",
+                "Pass model.module, and leave DistributedDataParallel out.",
+            )
         self.model, self.examples, self.options, self.loss_fn, self.outputs = model, examples, options, loss_fn, outputs
+        self.observers = outputs.observers if processes.rank() == 0 else ()
+        processes.require_agreement(_fingerprints(model), 0)
+        processes.start_alike(model)
         self.steps_per_epoch = math.ceil(len(examples.x) / options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
         self.learning_rate = options.learning_rate(self.steps)
@@ -205,16 +217,29 @@ class _Run:
 
     def open(self, stack: ExitStack) -> None:
         """Restore the checkpoint, if any; open the metrics file and the observers until `stack` closes."""
-        folder = self.outputs.folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            size = self._restore(folder / CHECKPOINT)
-            if processes.rank() == 0:
-                self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
+        with processes.failing_together():
+            self._go_on(stack)
+        found = processes.gathered(self.step)
+        if len(set(found)) > 1:
+            raise StoreError(
+                f"checkpoints of steps {found} on ranks 0 to {len(found) - 1} in {self.outputs.folder}",
+                "one checkpoint that all ranks see",
+                "Put the folder where all machines can read it.",
+            )
         self.model.train()
-        for observer in self.outputs.observers:
+        for observer in self.observers:
             observer.begin(self.step, self.last)
             stack.callback(observer.end)
+
+    def _go_on(self, stack: ExitStack) -> None:
+        folder = self.outputs.folder
+        if folder is None:
+            return
+        if processes.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+        size = self._restore(folder / CHECKPOINT)
+        if processes.rank() == 0:
+            self.metrics = stack.enter_context(MetricsLog(folder / METRICS, size))
 
     def take_step(self, batch: Tensor) -> None:
         """One batch: forward, backward, update."""
@@ -222,6 +247,9 @@ class _Run:
         lr = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if rank := processes.rank():
+            # Noise of other processes than the first is drawn anew at each step: nothing of it is to be saved.
+            torch.manual_seed(stream(self.options.seed, f"noise of rank {rank} at step {self.step}"))
         own, share = processes.part_of(batch)
         loss = self.loss_fn(self.model(self.examples.x[own]), self.examples.y[own]) * share
         value = float(processes.mean(loss.detach().clone()))
@@ -238,7 +266,7 @@ class _Run:
         self.step += 1
         self.loss_sum += value * len(batch)
         self.seconds.append(time.perf_counter() - started)
-        for observer in self.outputs.observers:
+        for observer in self.observers:
             observer.after_step(self.step, value)
 
     def checkpoint_within_epoch(self) -> None:
@@ -253,6 +281,7 @@ class _Run:
         began = max(self.first, opening)
         seen = min((self.step - opening) * self.options.batch_size, len(self.examples.x))
         epochs = self.step / self.steps_per_epoch
+        processes.average_buffers(self.model)
         record: dict[str, Number] = {
             "epoch": int(epochs) if epochs.is_integer() else epochs,
             "step": self.step,
@@ -271,10 +300,18 @@ class _Run:
         if self.metrics is not None:
             self.metrics.write(record)
         self._save()
-        for observer in self.outputs.observers:
+        for observer in self.observers:
             observer.after_epoch(record)
 
     def _save(self) -> None:
+        if self.outputs.folder is None:
+            return
+        processes.average_buffers(self.model)
+        topologies = {} if self.sparsifier is None else self.sparsifier.state_dict()
+        with processes.failing_together():
+            self._write(topologies)
+
+    def _write(self, topologies: Mapping[str, Any]) -> None:
         if self.metrics is None:
             return
         Checkpoint(
@@ -282,7 +319,7 @@ class _Run:
             step=self.step,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            sparsifier={} if self.sparsifier is None else self.sparsifier.state_dict(),
+            sparsifier=topologies,
             noise=torch.get_rng_state(),
             seconds=torch.tensor(self.seconds, dtype=torch.float32),
             loss_sum=self.loss_sum,
@@ -303,6 +340,11 @@ class _Run:
         self.step = self.resumed_at = saved.step
         self.loss_sum, self.record, self.seconds = saved.loss_sum, dict(saved.record), saved.seconds.tolist()
         return saved.metrics_bytes
+
+
+def _fingerprints(model: nn.Module) -> dict[str, str]:
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear | MaskedLinear)}
+    return {name: layer.topology.fingerprint for name, layer in layers.items()} if processes.count() > 1 else {}
 
 
 def _check_pairs(name: str, examples: Examples) -> None:

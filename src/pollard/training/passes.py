@@ -35,6 +35,8 @@ class Passes:
     whole: compute the gradient of all weights at once, as masked training does; the definition of the blocks.
     decay: how much less a pass counts for each step ago. dense: fold passes into one dense running sum, instead of
     keeping them; as large as the dense weight, for methods that are published so.
+
+    Each process of a group sees passes of its own: what growth asks for is the mean over all, a block at a time.
     """
 
     def __init__(self, name: str, layer: nn.Module, *, whole: bool = False) -> None:
@@ -47,19 +49,24 @@ class Passes:
 
     def watch(self, step: int) -> None:
         """Keep what goes through the layer from now on, as of `step`."""
-        if self.dense and self.seen:
-            self._sum = self.rows(0, self.seen[0].dy.shape[1])
-            self.seen = []
+        self._fold()
         self._step = step
         if self._handle is None:
             self._handle = self.layer.register_forward_hook(self._forward)
 
     def stop(self) -> None:
-        """Watch no longer, and forget what was seen."""
+        """Watch no longer, and forget what was seen; a dense running sum goes on."""
+        self._fold()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
         self.seen = []
+
+    def _fold(self) -> None:
+        if self.dense and self.seen:
+            # Of this process alone: means are for what growth looks at, or a dense sum would travel each step.
+            self._sum = self._own_rows(0, self.seen[0].dy.shape[1])
+            self.seen = []
 
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not output.requires_grad:
@@ -74,29 +81,37 @@ class Passes:
 
         output.register_hook(backward)
 
-    def check(self) -> None:
-        """Raises InvalidInput where a pass holds something that is not finite."""
-        for _, x, dy in self.seen:
-            if not bool(x.isfinite().all() and dy.isfinite().all()):
-                raise InvalidInput(
-                    f"inputs or gradients of layer {self.name!r} that are not finite",
-                    "finite numbers to choose by",
-                    "Skip the step, as the optimizer would spoil its weights too; look for NaN in inputs and loss.",
-                )
+    def fault(self) -> InvalidInput | None:
+        """What keeps growth from choosing by these passes, if anything does."""
+        if not self.seen:
+            return InvalidInput(
+                f"an update at step {self._step} without a forward and backward pass through layer {self.name!r}",
+                "the gradients of this step",
+                "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
+            )
+        if all(bool(x.isfinite().all() and dy.isfinite().all()) for _, x, dy in self.seen):
+            return None
+        return InvalidInput(
+            f"inputs or gradients of layer {self.name!r} that are not finite",
+            "finite numbers to choose by",
+            "Skip the step, as the optimizer would spoil its weights too; look for NaN in inputs and loss.",
+        )
 
     def rows(self, first: int, last: int) -> Tensor:
         """The gradient of rows `first` to `last` of the dense weight: `(last - first, in)`, in the dtype of the passes.
 
-        Steps ago count `decay` times less each; ranks of a process group contribute their mean.
+        Steps ago count `decay` times less each.
         """
+        return processes.mean(self._own_rows(first, last))
+
+    def _own_rows(self, first: int, last: int) -> Tensor:
         total = None if self._sum is None else self._sum[first:last] * self.decay
         for step, x, dy in self.seen:
             share = self.decay ** (self._step - step)
             upstream = dy[:, first:last].to(x.dtype).t()
             total = upstream @ x * share if total is None else total.addmm_(upstream, x, alpha=share)
         assert total is not None
-        # A running sum holds means already; their mean is what they are.
-        return processes.mean(total)
+        return total
 
     def blocks(self, topology: Topology) -> Iterator[tuple[int, Tensor]]:
         """The magnitudes of the dense gradient summed over each grain: `(row groups, in)` from a first row group on."""
@@ -126,15 +141,36 @@ class Passes:
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
         for _, x, dy in self.seen:
-            signs = torch.randint(2, (len(x),), generator=generator).to(x.dtype) * 2 - 1
+            signs = _signs(len(x), generator).to(x.dtype)
             inputs.append(signs @ x)
             outputs.append(signs.to(dy.dtype) @ dy)
         return tuple(processes.mean(torch.stack(sums).sum(0)).abs() for sums in (inputs, outputs))  # type: ignore[return-value]  # two of them
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen, to go on from."""
-        return {"seen": [tuple(each) for each in self.seen], "sum": self._sum}
+        """What was seen, by all processes, as one process would have seen it."""
+        seen = self.seen
+        if (others := processes.count()) > 1:
+            # Copies, as what is sent of a view is all that it looks at.
+            everyone = processes.gathered([Pass(step, x.clone(), dy / others) for step, x, dy in seen])
+            together = [list(zip(*passes, strict=True)) for passes in zip(*everyone, strict=True)]
+            seen = [Pass(steps[0], torch.cat(inputs), torch.cat(outputs)) for steps, inputs, outputs in together]
+        return {
+            "seen": [tuple(each) for each in seen],
+            "sum": None if self._sum is None else processes.mean(self._sum.clone()),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See again what was seen."""
+        """See again what was seen: each process its part, however many there were."""
         self.seen, self._sum = [Pass(*each) for each in state["seen"]], state["sum"]
+        if (others := processes.count()) > 1:
+            own = slice(processes.rank(), None, others)
+            self.seen = [Pass(step, x[own], dy[own] * others) for step, x, dy in self.seen]
+
+
+def _signs(examples: int, generator: torch.Generator) -> Tensor:
+    """A random sign for each example of this process, -1 or 1, out of those for the examples of all, dealt out in turn."""
+    lengths = processes.gathered(examples)
+    signs = torch.randint(2, (sum(lengths),), generator=generator) * 2 - 1
+    own = torch.arange(examples)
+    turns = [(own + (other < processes.rank())).clamp(max=length) for other, length in enumerate(lengths)]
+    return signs[torch.stack(turns).sum(0)]

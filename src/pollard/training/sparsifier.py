@@ -22,7 +22,7 @@ from pollard.training.exploration import Exploration
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method
 from pollard.training.randomness import generator
-from pollard.training.weights import Weight, sparse_weights
+from pollard.training.weights import CompressedWeight, Weight, sparse_weights
 
 
 class Sparsifier:
@@ -37,10 +37,13 @@ class Sparsifier:
             unless the update takes its place: the optimizer's step
 
     method: made by a member of `METHODS`. layers: which sparse layers, as name patterns or a callable; all by default.
-    seed: of what is drawn at random. Where torch.distributed is in use, gradients must be the mean over all processes
-    (as DistributedDataParallel leaves them); topologies are then the same everywhere, and checked to be.
+    seed: of what is drawn at random. Where torch.distributed is in use, every process makes a Sparsifier and calls its
+    methods at the same steps, and gradients must be the mean over all processes, as DistributedDataParallel and
+    `processes.average_gradients` leave them: topologies are then the same everywhere, and checked to be. `model` may be the
+    wrapper or what it is wrapped around; layers go by their names in the latter.
 
-    Raises InvalidInput where `optimizer` does not step a layer, NothingMatched where no layer is sparse.
+    Raises InvalidInput where `optimizer` does not step a layer, NothingMatched where no layer is sparse, Disagreement where
+    processes hold different topologies.
 
     >>> from pollard.nn import SparseLinear
     >>> from pollard.training.methods.rigl import rigl
@@ -58,8 +61,9 @@ class Sparsifier:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, method: Method, *, layers: LayerFilter = None, seed: int = 0
     ) -> None:
-        self.model, self.optimizer, self.method, self.seed = model, optimizer, method, seed
-        self.weights = sparse_weights(model, optimizer, layers)
+        self.model, self.optimizer, self.method, self.seed = processes.bare(model), optimizer, method, seed
+        self.weights = sparse_weights(self.model, optimizer, layers)
+        self._refuse_wrapper()
         self.steps = self.updates = 0
         self.flips = 0.0
         self.cost = 0.0
@@ -70,6 +74,7 @@ class Sparsifier:
         for name, change in changes.items():
             self._move(self.weights[name], *change, torch.Generator())
         method.after_update(self.weights, 0)
+        self._require_agreement()
         self._explored = {name: Exploration(weight.topology) for name, weight in self.weights.items()}
         if method.end > 0 and method.next_due(0) is None:
             message = (
@@ -80,8 +85,10 @@ class Sparsifier:
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step: of the optimizer, of the topology, or of both; returns what `closure` returned, as optimizers do."""
+        due = self.method.due(self.steps + 1)
+        if due:
+            self._refuse_wrapper()
         self.steps += 1
-        due = self.method.due(self.steps)
         self._count_cost(due=due)
         if due and self.method.instead_of_step:
             loss = None if closure is None else torch.enable_grad()(closure)()
@@ -95,13 +102,14 @@ class Sparsifier:
         return loss
 
     def _update(self) -> None:
+        if self.method.window:
+            faults = [weight.passes.fault() for weight in self.weights.values()]
+            processes.fail_together(next(filter(None, faults), None))
         fraction = self.method.fraction(self.steps)
         counts = self.method.counts(self.weights, self._targets(), fraction)
         last = list(self.weights)[-1]
         changed = total = 0
         for name, weight in self.weights.items():
-            if self.method.window and not weight.passes.seen:
-                raise self._unseen(name)
             keep, target = counts[name]
             draw = generator(self.seed, f"update {self.updates} of {name}")
             change = Change(weight, keep, target, fraction, draw, last=name == last)
@@ -112,7 +120,7 @@ class Sparsifier:
         self.flips = changed / max(1, total)
         self.updates += 1
         self.method.after_update(self.weights, self.steps)
-        processes.require_agreement({n: w.topology.fingerprint for n, w in self.weights.items()}, self.steps)
+        self._require_agreement()
 
     def _exchange(self, change: Change, kept: Tensor, grown: Tensor) -> int:
         """Move to what stays and what comes; the number of grains that came."""
@@ -171,12 +179,19 @@ class Sparsifier:
         cost = self.method.update_cost if due else self.method.step_cost
         self.cost += cost(forward, dense) / (3.0 * dense)
 
-    def _unseen(self, name: str) -> InvalidInput:
-        return InvalidInput(
-            f"an update at step {self.steps} without a forward and backward pass through layer {name!r}",
-            "the gradients of this step",
-            "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
-        )
+    def _require_agreement(self) -> None:
+        if processes.count() > 1:
+            processes.require_agreement({n: w.topology.fingerprint for n, w in self.weights.items()}, self.steps)
+
+    def _refuse_wrapper(self) -> None:
+        compressed = any(isinstance(weight, CompressedWeight) for weight in self.weights.values())
+        if self.method.resizes and compressed and processes.is_wrapped(self.model):
+            raise InvalidInput(
+                f"method {self.method.name!r} on a model within DistributedDataParallel, whose buckets keep their sizes",
+                "a method whose layers keep as many weights as before",
+                "Leave DistributedDataParallel out, and call pollard.training.processes.average_gradients(model) "
+                "between loss.backward() and step().",
+            )
 
     def metrics(self) -> dict[str, float]:
         """Figures of the moment: density, explored_rate (weights that were ever kept, of all), flips (kept weights that the
@@ -196,7 +211,10 @@ class Sparsifier:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that going on bit for bit takes besides the state of model and optimizer."""
+        """All that going on bit for bit takes besides the state of model and optimizer.
+
+        The same on every process, all of which call this; any number of them may go on from it.
+        """
         return {
             "method": self.method.name,
             "steps": self.steps,

@@ -20,6 +20,7 @@ from pollard.nn.surgery import Storage, sparsify_
 from pollard.pruning.decision import PatternChoice, prune
 from pollard.pruning.plan import Plan
 from pollard.selection import LayerFilter, linear_layers, listed, select
+from pollard.training import processes
 from pollard.training.methods import METHODS
 from pollard.training.methods.method import Method
 from pollard.training.optimizers import rebind
@@ -53,7 +54,8 @@ def sparse_training(
     steps: how many there will be; schedules are laid out over them. criterion: of the first topology, any member of
     `CRITERIA`, which may need a `batch`; allocation, pattern: as `prune`; allocation is erk, or the method's own.
     layers: name patterns or a callable. storage: `masked` for the slow twin.
-    Raises InvalidInput for a bad argument, before anything is changed.
+    Raises InvalidInput for a bad argument, before anything is changed. DistributedDataParallel is wrapped around `model`
+    afterwards: it keeps to the parameters that it finds.
 
     >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
     >>> optimizer = torch.optim.Adam(model.parameters())
@@ -71,6 +73,7 @@ def sparse_training(
     if allocation is not None:
         made = replace(made, allocation=allocation)
     if not sparse:
+        _refuse_wrapper(model)
         first = made.density(0) if made.density else density
         assert first is not None
         shared = "erk" if made.allocation == "global" else made.allocation
@@ -108,6 +111,15 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
         raise InvalidInput(
             f"options {listed(options)} of {method}: {error}", "its own", f"See help({method})."
         ) from error
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    if processes.bare(model) is not model or processes.is_wrapped(model):
+        raise InvalidInput(
+            "a dense model within DistributedDataParallel, which keeps to the parameters that it found",
+            "a model that is made sparse first and wrapped then",
+            "sparsifier = pollard.rigl(model, ...) comes before ddp = DistributedDataParallel(model).",
+        )
 
 
 def _make_sparse(model: nn.Module, optimizer: Optimizer, plan: Plan, storage: Storage) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.formats.sampling import sample_absent
+from pollard.kernels.rewire import sample_grown
 from pollard.pruning.running_top import EXCLUDED, RunningTop
 from pollard.training.methods.change import Change
 
@@ -20,8 +21,7 @@ Start = Callable[[int, torch.Generator], "float | Tensor"]
 
 def at_random(change: Change, kept: Tensor, count: int) -> Tensor:
     """`count` of all that does not stay, each choice equally likely."""
-    present = change.positions(kept).numpy()
-    return torch.from_numpy(sample_absent(change.total, present, count, change.generator))
+    return sample_grown(change.weight.topology, count, change.generator, kept=kept)
 
 
 def by_gradient(change: Change, kept: Tensor, count: int) -> Tensor:
@@ -30,14 +30,16 @@ def by_gradient(change: Change, kept: Tensor, count: int) -> Tensor:
     Memory O(count + block): the dense gradient never exists. A grain's score is the sum over its weights.
     """
     passes, topology = change.weight.passes, change.weight.topology
-    passes.check()
-    staying, width = change.positions(kept), topology.shape[1]
+    width, pointers, columns = topology.shape[1], topology.row_pointers.numpy(), topology.columns.numpy()
+    stays = np.zeros(topology.grains, np.bool_)
+    stays[kept.numpy()] = True
     running = RunningTop(count)
     for group, block in passes.blocks(topology):
-        first, scores = group * width, block.view(-1)
-        bounds = torch.searchsorted(staying, torch.tensor([first, first + scores.numel()])).tolist()
-        scores[staying[bounds[0] : bounds[1]] - first] = EXCLUDED
-        running.add(first, scores)
+        held = slice(pointers[group], pointers[group + len(block)])
+        rows = np.repeat(np.arange(len(block)) * width, np.diff(pointers[group : group + len(block) + 1]))
+        scores = block.view(-1)
+        scores.numpy()[(rows + columns[held])[stays[held]]] = EXCLUDED
+        running.add(group * width, scores)
     return running.positions()
 
 

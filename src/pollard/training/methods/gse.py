@@ -37,7 +37,6 @@ class GuidedExploration(Method):
         if len(drawn):
             shape, pattern = weight.topology.shape, weight.topology.pattern
             topology = Topology.from_positions(shape, pattern, drawn)
-            weight.passes.check()
             scores = weight.by_grain(weight.passes.at(topology).abs())
         return kept, drawn[top_positions(scores, grown, layer=weight.name)]
 

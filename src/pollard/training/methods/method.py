@@ -58,6 +58,11 @@ class Method:
         if self.every < 1:
             raise InvalidInput(f"an update every {self.every} steps", "at least 1", "Published choices: 100 to 1500.")
 
+    @property
+    def resizes(self) -> bool:
+        """Whether a layer may come to keep more or fewer weights than before; DistributedDataParallel cannot follow that."""
+        return self.density is not None
+
     def due(self, step: int) -> bool:
         """Whether an update belongs to this step, counted from 1."""
         first = self.start or self.every

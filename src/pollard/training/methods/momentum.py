@@ -31,6 +31,11 @@ class MomentumGrowth(Method):
 class SparseMomentum(MomentumGrowth):
     """Layers share what has been dropped by the mean magnitude of the momentum of their weights."""
 
+    @property
+    def resizes(self) -> bool:
+        """Layers take weights from one another."""
+        return True
+
     def counts(self, weights: Weights, targets: dict[str, int], fraction: float) -> dict[str, tuple[int, int]]:
         """Each layer drops its fraction; all that is dropped is shared out anew, no layer beyond 99 % of what is free."""
         kept, most = {}, {}

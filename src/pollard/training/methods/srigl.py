@@ -29,6 +29,11 @@ class ConstantFanIn(GradientGrowth):
 
     salient: float
 
+    @property
+    def resizes(self) -> bool:
+        """The common fan-in is a whole number, and neurons are ablated."""
+        return True
+
     def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
         """Each neuron keeps its largest weights up to the common fan-in, and gets random ones where it has fewer."""
         return {name: _evened(weight, generator(name)) for name, weight in weights.items()}
