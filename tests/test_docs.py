@@ -23,6 +23,7 @@ import pytest
 import pollard
 from pollard.pruning import CRITERIA
 from pollard.pruning.citations import citations
+from pollard.training.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -124,6 +125,18 @@ def test_every_criterion_has_a_card_that_runs_it_and_cites_its_source(name):
     source = citations().get(CRITERIA[name].cite, "")
     assert any(CRITERIA[name].cite in text for text in cards)
     assert not source or any(source.splitlines()[1].strip().lower() in text.lower() for text in cards)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_has_a_card_that_runs_it_and_cites_its_source(name):
+    card = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert any(f"pollard.{METHODS[name].__name__}(" in block.code for block in blocks(card))
+    key = METHODS[name](0.1, 1000).cite
+    source = citations().get(key, "")
+    assert key in card
+    assert bool(source) == (name != "static")
+    assert not source or source.splitlines()[1].strip().lower() in card.lower()
+    assert f"(methods/{name}.md)" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
