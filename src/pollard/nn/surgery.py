@@ -130,7 +130,9 @@ def _refuse_root(model: nn.Module, kinds: type | tuple[type, ...], instead: str)
 def _refuse_hooks(model: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         module = model.get_submodule(name)
-        if any(hooks for kind, hooks in vars(module).items() if kind in _HOOKS):
+        hooks = [hook for kind, held in vars(module).items() if kind in _HOOKS for hook in held.values()]
+        # A sparsifier that watches a layer does not miss it.
+        if not all(getattr(hook, "only_watches", False) for hook in hooks):
             raise InvalidInput(
                 f"layer {name!r} with hooks",
                 "a layer without: they would be lost",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
+from pollard.nn.linear import SparseLinear
 from pollard.ops.matmul import value_grad
 from pollard.training import processes
 
@@ -71,6 +72,9 @@ class Passes:
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not output.requires_grad:
             return
+        if self._parameter().grad is None:
+            # The gradient of earlier passes was thrown away, and so their step: this one begins it anew.
+            self.seen = [each for each in self.seen if each.step != self._step]
         # dY is the gradient before a fused ReLU: nothing flows through outputs that it cut off.
         cut = (output <= 0).detach() if getattr(layer, "relu", False) else None
         step, x = self._step, inputs[0].detach()
@@ -81,9 +85,16 @@ class Passes:
 
         output.register_hook(backward)
 
+    _forward.only_watches = True  # type: ignore[attr-defined]  # a function takes attributes; `densify_` asks for this one
+
+    def _parameter(self) -> Tensor:
+        parameter = self.layer.values if isinstance(self.layer, SparseLinear) else self.layer.weight
+        assert isinstance(parameter, Tensor)
+        return parameter
+
     def fault(self) -> InvalidInput | None:
         """What keeps growth from choosing by these passes, if anything does."""
-        if not self.seen:
+        if not any(each.step == self._step for each in self.seen):
             return InvalidInput(
                 f"an update at step {self._step} without a forward and backward pass through layer {self.name!r}",
                 "the gradients of this step",
@@ -98,7 +109,7 @@ class Passes:
         )
 
     def rows(self, first: int, last: int) -> Tensor:
-        """The gradient of rows `first` to `last` of the dense weight: `(last - first, in)`, in the dtype of the passes.
+        """The gradient of rows `first` to `last` of the dense weight: `(last - first, in)`, float32 or float64.
 
         Steps ago count `decay` times less each.
         """
@@ -108,8 +119,10 @@ class Passes:
         total = None if self._sum is None else self._sum[first:last] * self.decay
         for step, x, dy in self.seen:
             share = self.decay ** (self._step - step)
-            upstream = dy[:, first:last].to(x.dtype).t()
-            total = upstream @ x * share if total is None else total.addmm_(upstream, x, alpha=share)
+            # Under autocast passes may come in bfloat16, in which sums would tie.
+            inputs = x.to(torch.promote_types(x.dtype, torch.float32))
+            upstream = dy[:, first:last].to(inputs.dtype).t()
+            total = upstream @ inputs * share if total is None else total.addmm_(upstream, inputs, alpha=share)
         assert total is not None
         return total
 

@@ -70,6 +70,7 @@ class Sparsifier:
         self._held = {name: weight.topology.grains for name, weight in self.weights.items()}
         for weight in self.weights.values():
             weight.passes.decay, weight.passes.dense = method.decay, method.dense_memory
+        method.require({name: weight.topology for name, weight in self.weights.items()})
         changes = method.begin(self.weights, lambda name: generator(seed, f"first topology of {name}"))
         for name, change in changes.items():
             self._move(self.weights[name], *change, torch.Generator())
@@ -85,26 +86,42 @@ class Sparsifier:
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step: of the optimizer, of the topology, or of both; returns what `closure` returned, as optimizers do."""
-        due = self.method.due(self.steps + 1)
+        step = self.steps + 1
+        due = self.method.due(step)
+
+        def prepare() -> Any:
+            loss = None if closure is None else torch.enable_grad()(closure)()
+            if due:
+                self._require_ready()
+            self.method.before_step(self.weights, step)
+            return loss
+
         if due:
             self._refuse_wrapper()
-        self.steps += 1
-        self._count_cost(due=due)
         if due and self.method.instead_of_step:
-            loss = None if closure is None else torch.enable_grad()(closure)()
+            loss = prepare()
+        elif closure is not None:
+            loss = self.optimizer.step(prepare)
         else:
-            self.method.before_step(self.weights, self.steps)
-            loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
+            prepare()
+            loss = self.optimizer.step()
+        self._count_cost(due=due)
+        self.steps = step
         if due:
             with torch.no_grad():
                 self._update()
         self._watch()
         return loss
 
+    def _require_ready(self) -> None:
+        """Raises InvalidInput where an update could not be gone through with: before anything has moved, a step included."""
+        faults = [
+            (weight.passes.fault() if self.method.window else None) or weight.fault(scored=self.method.scores_gradient)
+            for weight in self.weights.values()
+        ]
+        processes.fail_together(next(filter(None, faults), None))
+
     def _update(self) -> None:
-        if self.method.window:
-            faults = [weight.passes.fault() for weight in self.weights.values()]
-            processes.fail_together(next(filter(None, faults), None))
         fraction = self.method.fraction(self.steps)
         counts = self.method.counts(self.weights, self._targets(), fraction)
         last = list(self.weights)[-1]
@@ -152,10 +169,6 @@ class Sparsifier:
     def _by_global_magnitude(self, density: float) -> dict[str, int]:
         """What one ranking of the magnitudes of all kept weights leaves in each layer."""
         weights = list(self.weights.values())
-        if len({weight.rows for weight in weights}) > 1:
-            raise InvalidInput(
-                "layers of different patterns", "one pattern for all", "Use an allocation other than global."
-            )
         scores = [weight.by_grain(weight.values().abs()) for weight in weights]
         total = sum(math.prod(weight.topology.shape) // weight.rows for weight in weights)
         count = min(round(density * total), sum(map(len, scores)))

@@ -87,6 +87,7 @@ def sparse_training(
             layers=layers,
             generator=torch.Generator().manual_seed(seed),
         )
+        made.require(plan)
         _make_sparse(model, optimizer, plan, storage)
         layers = None
     return Sparsifier(model, optimizer, made, layers=layers, seed=seed)

@@ -99,8 +99,7 @@ class Weight(ABC):
         bit for bit; state of what comes starts at zero. The gradient is gone: it was of another topology.
         """
         state = self.optimizer.state.get(self.parameter, {})
-        per_weight = [key for key, entry in state.items() if self._is_per_weight(key, entry)]
-        moved = {key: self._moved(state[key], after, source, 0.0) for key in per_weight}
+        moved = {key: self._moved(state[key], after, source, 0.0) for key in self._per_weight()}
         values = self._moved(self.parameter.detach(), after, source, fill)
         self._keep(after, values)
         for key, entry in moved.items():
@@ -116,14 +115,42 @@ class Weight(ABC):
     def _keep(self, after: Topology, values: Tensor) -> None:
         """Make `after` and `values` the layer's own."""
 
+    def fault(self, *, scored: bool = False) -> InvalidInput | None:
+        """What keeps an update from moving this weight, if anything does. scored: it will look at the gradient."""
+        gradient = self.gradient()
+        if scored and gradient is None:
+            return InvalidInput(
+                f"an update without a gradient of layer {self.name!r}",
+                "a gradient to score by",
+                "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
+            )
+        for what, numbers in (("weights", self.values()), ("gradients", gradient)):
+            if numbers is not None and not bool(numbers.isfinite().all()):
+                return InvalidInput(
+                    f"{what} of layer {self.name!r} that are not finite",
+                    "finite numbers to choose by",
+                    "Skip the step, as the optimizer would spoil its weights too; look for NaN in inputs and loss.",
+                )
+        try:
+            self._per_weight()
+        except InvalidInput as error:
+            return error
+        return None
+
+    def _per_weight(self) -> list[str]:
+        state = self.optimizer.state.get(self.parameter, {})
+        return [key for key, entry in state.items() if self._is_per_weight(key, entry)]
+
     def _is_per_weight(self, key: str, entry: object) -> bool:
-        if not isinstance(entry, Tensor) or entry.dim() == 0:
+        several = isinstance(entry, list | tuple) and any(isinstance(each, Tensor) for each in entry)
+        if not several and (not isinstance(entry, Tensor) or entry.dim() == 0):
             return False
-        if entry.shape == self.parameter.shape:
+        if isinstance(entry, Tensor) and entry.shape == self.parameter.shape:
             return True
+        shape = f"of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else "of several tensors"
         raise InvalidInput(
-            f"{type(self.optimizer).__name__} with state {key!r} of shape {tuple(entry.shape)} "
-            f"for layer {self.name!r}, whose parameter has shape {tuple(self.parameter.shape)}",
+            f"{type(self.optimizer).__name__} with state {key!r} {shape} for layer {self.name!r}, "
+            f"whose parameter has shape {tuple(self.parameter.shape)}",
             "state with one entry for each weight, or one for all",
             "Use an optimizer that works weight by weight: SGD, Adam, AdamW, RMSprop, Adagrad and others.",
         )
@@ -176,7 +203,9 @@ class MaskedWeight(Weight):
     def __init__(self, name: str, layer: MaskedLinear, optimizer: Optimizer) -> None:
         super().__init__(name, optimizer, layer.topology)
         self.layer, self.passes = layer, Passes(name, layer, whole=True)
-        self._drop_rest(layer.weight)
+        for held in (layer.weight, *optimizer.state.get(layer.weight, {}).values()):
+            if isinstance(held, Tensor) and held.shape == layer.mask.shape:
+                self._drop_rest(held)
 
     @property
     def parameter(self) -> nn.Parameter:  # type: ignore[override]  # see CompressedWeight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pollard.errors import InvalidInput
 from pollard.training.methods.method import Method, method
 from pollard.training.schedules import between, delayed, piecewise
 
@@ -51,11 +52,17 @@ def dsd(density: float, steps: int, *, sparse_from: float = 1 / 3, dense_from: f
     >>> [dsd(0.4, steps=300).density(step) for step in (99, 100, 200)]
     [1.0, 0.4, 1.0]
     """
-    down, up = max(1, round(sparse_from * steps)), max(2, round(dense_from * steps))
+    down, up = max(1, round(sparse_from * steps)), round(dense_from * steps)
+    if not down < up <= steps:
+        raise InvalidInput(
+            f"a sparse phase from step {down} to {up} of {steps}",
+            "one that begins before it ends, within the run",
+            "Pass 0 < sparse_from < dense_from <= 1, and more steps.",
+        )
     return Method(
         name="dsd",
         cite="han2017dsd",
-        every=max(1, up - down),
+        every=up - down,
         start=down,
         end=up,
         density=piecewise({0: 1.0, down: density, up: 1.0}),

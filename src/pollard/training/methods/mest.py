@@ -35,7 +35,10 @@ def mest(
     common = {
         "cite": "yuan2021mest",
         "every": every,
-        "end": none + every,
+        # So that one falls on the end of the exchange, where what was held above the density goes.
+        "start": none % every or every,
+        "end": max(none, every),
+        "scores_gradient": True,
         "drop": drop.by_magnitude_and_gradient(strength),
         "grow": grow.at_random,
     }

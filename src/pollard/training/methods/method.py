@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, PatternError
+from pollard.formats.topology import Topology
 from pollard.training.methods import drop as drops
 from pollard.training.methods import grow as grows
 from pollard.training.methods.change import Change
@@ -32,6 +33,7 @@ class Method:
     holds what there is. allocation: how a density that moves is shared out among layers; "global" by magnitude.
     drop, grow, starting: the rules. share: moves counts between layers, from what they would hold.
     window, decay: of how many last steps growth looks at the passes, and how much less it counts each step ago.
+    scores_gradient: whether drop looks at the gradients of what is kept.
     dense_memory: hold something of the size of the dense weight, where a method is published so.
     instead_of_step: an update takes the place of the optimizer's step. cite: key in `citations()`.
 
@@ -51,12 +53,16 @@ class Method:
     starting: Start = grows.from_zero
     window: int = 0
     decay: float = 1.0
+    scores_gradient: bool = False
     dense_memory: bool = False
     instead_of_step: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InvalidInput(f"an update every {self.every} steps", "at least 1", "Published choices: 100 to 1500.")
+        fraction = self.fraction(self.start or self.every)
+        if not 0.0 <= fraction <= 1.0:
+            raise InvalidInput(f"a fraction of {fraction}", "a fraction in [0, 1]", "Published choices: 0.1 to 0.5.")
 
     @property
     def resizes(self) -> bool:
@@ -92,6 +98,11 @@ class Method:
         kept = self.drop(change)
         return kept, self.grow(change, kept, change.target - len(kept))
 
+    def require(self, topologies: Mapping[str, Topology]) -> None:
+        """Raises PatternError where layers of these topologies, by name, cannot be trained so."""
+        if self.density is not None and self.allocation == "global":
+            require_one_pattern(topologies)
+
     def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
         """Changes to the first topologies, by layer, before any step."""
         del weights, generator
@@ -111,6 +122,17 @@ class Method:
     def update_cost(self, forward: float, dense: float) -> float:
         """Of a step with an update."""
         return self.step_cost(forward, dense)
+
+
+def require_one_pattern(topologies: Mapping[str, Topology]) -> None:
+    """Raises PatternError where layers that give grains to each other have grains of different sizes."""
+    patterns = sorted({str(topology.pattern) for topology in topologies.values()})
+    if len(patterns) > 1:
+        raise PatternError(
+            f"layers of patterns {', '.join(patterns)}",
+            "one pattern for all, as layers give grains to each other",
+            "Give all layers one pattern, or take an allocation other than global.",
+        )
 
 
 Builder = Callable[..., Method]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pollard.errors import InvalidInput
+from pollard.formats.topology import Topology
 from pollard.training.methods import drop, grow
-from pollard.training.methods.method import Method, Weights, method, update_steps
+from pollard.training.methods.method import Method, Weights, method, require_one_pattern, update_steps
 from pollard.training.schedules import cosine
 
 # Of the exponential mean that is left out of the window, at most.
@@ -36,6 +37,16 @@ class SparseMomentum(MomentumGrowth):
         """Layers take weights from one another."""
         return True
 
+    def require(self, topologies: Mapping[str, Topology]) -> None:
+        """One pattern for all."""
+        require_one_pattern(topologies)
+
+    def before_step(self, weights: Weights, step: int) -> None:
+        """Raises InvalidInput before an update where the optimizer keeps no momentum."""
+        if self.due(step):
+            for weight in weights.values():
+                weight.momentum()
+
     def counts(self, weights: Weights, targets: dict[str, int], fraction: float) -> dict[str, tuple[int, int]]:
         """Each layer drops its fraction; all that is dropped is shared out anew, no layer beyond 99 % of what is free."""
         kept, most = {}, {}
@@ -45,10 +56,6 @@ class SparseMomentum(MomentumGrowth):
             gone = round(_limited(fraction, topology.density) * topology.grains)
             kept[name] = topology.grains - gone
             most[name] = max(gone, int(0.99 * (total - kept[name])))
-        if len({weight.rows for weight in weights.values()}) > 1:
-            raise InvalidInput(
-                "layers of different patterns", "one pattern for all", "Grains that layers exchange must cost the same."
-            )
         free = sum(targets.values()) - sum(kept.values())
         grown = shared_out(free, _shares(weights), most)
         return {name: (kept[name], kept[name] + grown[name]) for name in weights}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,6 +34,16 @@ class ConstantFanIn(GradientGrowth):
         """The common fan-in is a whole number, and neurons are ablated."""
         return True
 
+    def require(self, topologies: Mapping[str, Topology]) -> None:
+        """Unstructured layers only."""
+        for name, topology in topologies.items():
+            if topology.pattern.rows > 1:
+                raise PatternError(
+                    f"pattern {topology.pattern} in layer {name!r}",
+                    "unstructured layers: here each row has its own columns, as many as every other",
+                    "Leave pattern= out.",
+                )
+
     def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
         """Each neuron keeps its largest weights up to the common fan-in, and gets random ones where it has fewer."""
         return {name: _evened(weight, generator(name)) for name, weight in weights.items()}
@@ -64,12 +74,6 @@ class ConstantFanIn(GradientGrowth):
 def _evened(weight: Weight, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     topology = weight.topology
     (out, width), scores = topology.shape, weight.values().abs()
-    if topology.pattern.rows > 1:
-        raise PatternError(
-            f"pattern {topology.pattern} in layer {weight.name!r}",
-            "unstructured layers: here each row has its own columns, as many as every other",
-            "Leave pattern= out.",
-        )
     fan_in = max(1, topology.grains // out)
     kept, grown = [], []
     for row, (first, last) in enumerate(pairwise(topology.row_pointers.tolist())):

@@ -103,7 +103,8 @@ def top_kast(
     (0.2, 0.1)
     """
     kept = min(1.0, density + (margin or density))
-    end = max(every, steps // every * every)
+    every = min(every, steps)
+    end = steps // every * every
     exchange = cosine(fraction * (1.0 - density / kept), end)
     return ForwardSet(
         name="top-kast",
