@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pollard.nn import sparsify_
 from pollard.pruning import prune
+from pollard.recipes import Recipe, run
 from pollard.training import Examples, Outputs, TrainingOptions, processes, train
 from pollard.training.methods import METHODS
 from pollard.training.sparsifier import Sparsifier
@@ -268,3 +269,8 @@ def noise() -> list[float]:
     model = nn.Sequential(Draw(), nn.Linear(20, 5).double())
     train(model, examples(8), {}, options(epochs=4, batch_size=4))
     return drawn
+
+
+def ran(recipe: Recipe, out: Path) -> tuple[tuple[float, float], int]:
+    result = run(recipe, out, progress=False)
+    return (result.train_loss, result.test_loss), result.processes

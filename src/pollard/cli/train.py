@@ -21,7 +21,7 @@ from pollard.recipes.run import run
 from pollard.report.plot import svg
 from pollard.report.render import terminal_plot
 from pollard.report.summary import accuracy_curves, comparison_table, run_figure
-from pollard.training import read_metrics
+from pollard.training import processes, read_metrics
 from pollard.training.loop import METRICS
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -38,6 +38,8 @@ pollard train --data mnist --model mlp-784-1024-1024-10 --pattern v4 --optimizer
 pollard train --data mnist --method rigl --density 0.05 --update-every 100
 
 pollard train --recipe recipe.toml --seed 1
+
+torchrun --nproc-per-node 2 -m pollard train --data mnist --method rigl
 
 The run folder is OUT/HASH, named by the recipe. The same command again goes on with an unfinished run, and reports a
 finished one.
@@ -78,14 +80,21 @@ def train(
     --density 0.05. `pollard explain rigl` shows what a method that moves the topology does over time.
     """
     experiment = recipe_of(ctx, flags, recipe)
-    result = run(
-        experiment,
-        out,
-        compare="dense" if compare else None,
-        threads=threads,
-        tensorboard=tensorboard,
-        checkpoint_steps=checkpoint_steps,
-    )
+    with processes.joined():
+        result = run(
+            experiment,
+            out,
+            compare="dense" if compare else None,
+            threads=threads,
+            tensorboard=tensorboard,
+            checkpoint_steps=checkpoint_steps,
+        )
+        first = processes.rank() == 0
+    if first:
+        _tell(experiment, result, out, as_json=json)
+
+
+def _tell(experiment: Recipe, result: RunResult, out: Path, *, as_json: bool) -> None:
     told = result.to_dict()
     twin = out / experiment.twin().digest if result.dense else None
     curves = accuracy_curves(
@@ -95,7 +104,7 @@ def train(
     write_atomic(plot, svg(run_figure(told, curves)).encode())
     answer = told | {"folder": str(result.folder), "plot": str(plot), "reused": result.reused}
     picture: list[RenderableType] = ["", "test accuracy in percent, by epoch", terminal_plot(curves), ""]
-    emit(answer, [*_plan(result), comparison_table(told), *picture, *_where(result, plot)], as_json=json)
+    emit(answer, [*_plan(result), comparison_table(told), *picture, *_where(result, plot)], as_json=as_json)
 
 
 def _plan(result: RunResult) -> list[RenderableType]:

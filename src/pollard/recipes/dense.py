@@ -18,7 +18,7 @@ from pollard.recipes.build import initial
 from pollard.recipes.folder import MODEL, SNAPSHOTS, locked_folder, write_json
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
-from pollard.training import Observer, Outputs, ProgressBar, train
+from pollard.training import Observer, Outputs, ProgressBar, processes, train
 
 
 def dense_weights(recipe: Recipe, out: Path, epoch: float, *, progress: bool = False) -> dict[str, Tensor]:
@@ -28,10 +28,10 @@ def dense_weights(recipe: Recipe, out: Path, epoch: float, *, progress: bool = F
     `epoch`. Processes that want the same wait for the first of them.
     """
     path = _path(recipe, out, epoch)
-    if not path.exists():
-        in_own_process(
-            recipe, out, "--wait", *([] if epoch == recipe.epochs else [f"--snapshot={epoch!r}"]), progress=progress
-        )
+    with processes.failing_together():
+        if processes.rank() == 0 and not path.exists():
+            stop = [] if epoch == recipe.epochs else [f"--snapshot={epoch!r}"]
+            in_own_process(recipe, out, "--wait", *stop, progress=progress)
     return load_tensors(path)[0]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pollard.errors import StoreError
 from pollard.formats.store import write_atomic
 from pollard.recipes.recipe import Recipe
+from pollard.training import processes
 
 RECIPE = "recipe.json"
 PLAN = "plan.safetensors"
@@ -46,6 +47,20 @@ def locked_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[
             ) from error
         if not (folder / RECIPE).exists():
             write_json(folder / RECIPE, recipe.to_dict())
+        yield folder
+
+
+@contextmanager
+def common_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[Path]:
+    """The run folder for all processes that train together: the first holds it as `locked_folder` does, and may write.
+
+    Raises what that raises, on all of them.
+    """
+    with ExitStack() as stack:
+        folder = out / recipe.digest
+        with processes.failing_together():
+            if processes.rank() == 0:
+                stack.enter_context(locked_folder(recipe, out, wait=wait))
         yield folder
 
 

@@ -25,7 +25,7 @@ from pollard.recipes.build import ANEW, build, decide, finished, initial, is_bor
 from pollard.recipes.folder import MODEL, PLAN
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
-from pollard.training import Outputs, train
+from pollard.training import Outputs, processes, train
 
 State = Mapping[str, Tensor]
 
@@ -62,7 +62,7 @@ class Pipeline:
             stored = Plan.load(path) if path.exists() else None
             model, plan = build(self.recipe, self.problem.sizes, self.problem.examples, stored)
             if plan is not None and stored is None:
-                plan.save(path)
+                _save(plan, path)
             return model, plan
         return self._pruned(self.recipe.cycles)
 
@@ -81,7 +81,7 @@ class Pipeline:
             plan = Plan.load(path)
         else:
             plan = self._decided(cycle, scored, within, weights)
-            plan.save(path)
+            _save(plan, path)
         return sparsify_(weights, plan, storage=self.recipe.storage), plan
 
     def _scored(self, cycle: int) -> tuple[nn.Sequential, Plan | None]:
@@ -123,7 +123,8 @@ class Pipeline:
             start=recipe.schedule_at,
             stop=recipe.score_at,
         )
-        save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict(), "cycle": cycle})
+        if processes.rank() == 0:
+            save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict(), "cycle": cycle})
         return model, plan
 
     def _dense_at(self, epoch: float) -> nn.Sequential:
@@ -134,3 +135,9 @@ class Pipeline:
 
     def _folder_of(self, cycle: int) -> Path:
         return self.folder if cycle == self.recipe.cycles else self.folder / f"cycle-{cycle}"
+
+
+def _save(plan: Plan, path: Path) -> None:
+    # All processes that train together come to the same plan.
+    if processes.rank() == 0:
+        plan.save(path)

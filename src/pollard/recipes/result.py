@@ -26,9 +26,9 @@ class RunResult:
     explored_rate: fraction of the dense weights that were ever trained after the last pruning. training_flops: multiply-adds
     of the last training, of dense training's, as papers count them. dead_neurons: outputs that keep no weight at the end.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
-    seconds_per_step: median of forward, backward and update. steps: of the last training. dense: the same figures of the
-    dense twin, if compared. trainability: the mean test accuracy over the first learning-rate stage of the last training.
-    aims: of the last pruning, if measured. reused: nothing was left to do.
+    seconds_per_step: median of forward, backward and update, of so many processes. steps: of the last training. dense: the
+    same figures of the dense twin, if compared. trainability: the mean test accuracy over the first learning-rate stage of
+    the last training. aims: of the last pruning, if measured. reused: nothing was left to do.
     """
 
     folder: Path
@@ -54,6 +54,7 @@ class RunResult:
     trainability: float | None = None
     training_flops: float | None = None
     dead_neurons: int = 0
+    processes: int = 1
     aims: Aims | None = None
     dense: dict[str, Any] | None = None
     reused: bool = field(default=False, compare=False)

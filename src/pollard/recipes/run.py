@@ -21,14 +21,24 @@ from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
-from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, locked_folder
+from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, common_folder
 from pollard.recipes.moving import Span
 from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
 from pollard.report.measure import forget_peak_rss, module_bytes, peak_rss_bytes, rss_bytes
-from pollard.training import Observer, Outputs, ProgressBar, TensorBoard, Trained, generator, read_metrics, train
+from pollard.training import (
+    Observer,
+    Outputs,
+    ProgressBar,
+    TensorBoard,
+    Trained,
+    generator,
+    processes,
+    read_metrics,
+    train,
+)
 from pollard.training.loop import METRICS
 
 # Training examples that aims are measured on.
@@ -57,19 +67,23 @@ def run(
     `threads` sets torch's thread count; results are bit-equal for equal counts. `checkpoint_steps` checkpoints within
     epochs too. Raises StoreError when another process runs the same recipe in `out`, unless it is to `wait` for that
     one, DataError when data is missing, TrainingDiverged when the loss is not finite.
+
+    Where torch.distributed is in use, all processes call this, and all must see `out`; only the first writes there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     forget_peak_rss()
     out = Path(out)
-    with locked_folder(recipe, out, wait=wait) as folder:
+    with common_folder(recipe, out, wait=wait) as folder:
         manner = Manner(progress, tensorboard, checkpoint_steps)
-        if (folder / RESULT).exists():
+        if processes.gathered((folder / RESULT).exists())[0]:
             result = replace(RunResult.read(folder), reused=True)
         else:
             result = _run(recipe, out, folder, manner)
         if aims and not result.is_complete:
             result = replace(result, aims=_aims(recipe, out, folder, manner), reused=False)
+        if processes.rank() > 0:
+            return result
         if not result.reused:
             result.save()
         # Whatever went wrong before, it has not in the end.
@@ -123,7 +137,7 @@ def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
         outputs=outputs(folder, "training"),
         start=recipe.schedule_at,
     )
-    if not (folder / MODEL).exists():
+    if processes.rank() == 0 and not (folder / MODEL).exists():
         save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict()})
     return _result(recipe, folder, problem.shapes, trained)
 
@@ -176,6 +190,7 @@ def _result(recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]],
         epochs=recipe.epochs,
         steps=trained.steps,
         threads=torch.get_num_threads(),
+        processes=processes.count(),
         versions=versions(),
     )
 
