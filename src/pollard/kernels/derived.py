@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -45,7 +44,9 @@ class _Derived:
         self.by_columns: tuple[Topology, Tensor] | None = None
 
 
-_derived: WeakKeyDictionary[Topology, _Derived] = WeakKeyDictionary()
+# Where a topology keeps what is derived from it. Not in a table of ours: prepared calls lead back to their topology, so a
+# table would hold both for ever.
+_PLACE = "_derived"
 
 
 def tiling(topology: Topology, width: int) -> Tiling:
@@ -103,6 +104,14 @@ def forget(topology: Topology, unused: set[int]) -> None:
         del _of(topology).tilings[width]
 
 
+def let_go(topology: Topology) -> None:
+    """Drop all that was derived from `topology`, its transpose too: nobody will multiply by it soon."""
+    own = topology.__dict__.pop(_PLACE, None)
+    if own is not None and own.by_columns is not None:
+        let_go(own.by_columns[0])
+    topology.drop_transpose()
+
+
 def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
     own = _of(topology)
@@ -111,9 +120,9 @@ def derived_bytes(topology: Topology) -> int:
 
 
 def _of(topology: Topology) -> _Derived:
-    found = _derived.get(topology)
+    found: _Derived | None = topology.__dict__.get(_PLACE)
     if found is None:
-        found = _derived[topology] = _Derived()
+        found = topology.__dict__[_PLACE] = _Derived()
     return found
 
 

@@ -15,7 +15,7 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
-from pollard.ops.matmul import carriers, product, topology_of
+from pollard.ops.matmul import carriers, let_go, product, topology_of
 
 
 class SparseLinear(nn.Module):
@@ -188,7 +188,10 @@ class SparseLinear(nn.Module):
             # size. A change of dtype, unlike one of size, makes torch let go of it.
             self.values.data = values.new_empty(0, dtype=torch.half if values.dtype != torch.half else torch.float)
         self.values.data = values
+        before = self.topology
         self.row_pointers, self.columns = carriers(topology)
+        if topology is not before:
+            let_go(before)
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch
+from pollard.kernels import derived, dispatch
 
 PLAIN = (Tensor, torch.nn.Parameter)
 CARRIED = "_pollard"  # the attribute of an index tensor that holds its topology
@@ -105,6 +105,16 @@ def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, rows: i
     topology = Topology(shape, Pattern(rows), row_pointers, columns)
     _carry(columns, row_pointers, topology)
     return topology
+
+
+def let_go(topology: Topology) -> None:
+    """Free what was made for `topology` at once, where it is replaced by another; whoever still uses it makes it again.
+
+    An index tensor and the topology that it carries hold each other: Python would free both only at its next full round.
+    """
+    if hasattr(topology.columns, CARRIED):
+        delattr(topology.columns, CARRIED)
+    derived.let_go(topology)
 
 
 class _Carried:
@@ -329,4 +339,4 @@ for _name, _run, _fake, _backward, _context in _OPERATORS:
     # Kernels compute in fp32: under autocast their operands are brought to it.
     torch.library.register_autocast(f"pollard::{_name}", "cpu", torch.float32, lib=_library)
 
-__all__ = ["carriers", "input_grad", "linear", "product", "topology_of", "value_grad"]
+__all__ = ["carriers", "input_grad", "let_go", "linear", "product", "topology_of", "value_grad"]

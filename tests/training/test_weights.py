@@ -1,0 +1,82 @@
+"""A weight that moves: in place where it can, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import torch
+from torch import nn
+
+import pollard
+from pollard.nn import SparseLinear
+
+
+def layer_in_training(method="set", **options):
+    layer = SparseLinear.random(40, 30, 0.2, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(layer)
+    optimizer = torch.optim.Adam(model.parameters())
+    sparse = pollard.sparse_training(model, optimizer, method, density=0.2, steps=100, every=1, **options)
+    return layer, sparse
+
+
+def step(layer, sparse):
+    sparse.optimizer.zero_grad()
+    layer(torch.randn(8, 40)).square().mean().backward()
+    sparse.step()
+
+
+def test_an_old_topology_is_freed_at_once():
+    layer, sparse = layer_in_training()
+    step(layer, sparse)
+    gc.collect()
+    gc.disable()
+    try:
+        before = weakref.ref(layer.topology)
+        step(layer, sparse)
+        assert before() is None
+    finally:
+        gc.enable()
+
+
+def test_topologies_that_were_multiplied_by_can_be_collected():
+    layer = SparseLinear.random(40, 30, 0.2)
+    layer(torch.randn(8, 40)).sum().backward()
+    used = weakref.ref(layer.topology)
+    del layer
+    gc.collect()
+    assert used() is None
+
+
+def test_a_copy_of_a_layer_outlives_the_move_of_the_other():
+    layer, sparse = layer_in_training()
+    twin = copy.deepcopy(layer)
+    x = torch.randn(8, 40)
+    expected = twin(x)
+    step(layer, sparse)
+    assert not layer.topology.same_as(twin.topology)
+    torch.testing.assert_close(twin(x), expected)
+
+
+def test_held_sizes_are_written_in_place():
+    layer, sparse = layer_in_training()
+    step(layer, sparse)
+    state = sparse.optimizer.state[layer.values]
+    places = [layer.values.data_ptr(), *(state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq"))]
+    step(layer, sparse)
+    assert places == [layer.values.data_ptr(), *(state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq"))]
+
+
+def test_sizes_that_change_leave_the_parameter_the_same_object():
+    layer, sparse = layer_in_training("gmp", start_density=0.6)
+    # An old loss keeps torch's node for the parameter alive, with its size.
+    old = layer(torch.randn(8, 40)).square().mean()
+    old.backward()
+    sparse.step()
+    parameter, kept = layer.values, layer.values.numel()
+    for _ in range(60):
+        step(layer, sparse)
+    assert layer.values is parameter
+    assert layer.values.numel() == 240 < kept
+    assert old.isfinite()
