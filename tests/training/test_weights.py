@@ -75,8 +75,8 @@ def test_sizes_that_change_leave_the_parameter_the_same_object():
     old.backward()
     sparse.step()
     parameter, kept = layer.values, layer.values.numel()
-    for _ in range(60):
+    for _ in range(80):
         step(layer, sparse)
     assert layer.values is parameter
-    assert layer.values.numel() == 240 < kept
+    assert [layer.values.numel(), kept > 240] == [240, True]
     assert old.isfinite()
