@@ -115,11 +115,12 @@ class Sparsifier:
 
     def _require_ready(self) -> None:
         """Raises InvalidInput where an update could not be gone through with: before anything has moved, a step included."""
-        faults = [
-            (weight.passes.fault() if self.method.window else None) or weight.fault(scored=self.method.scores_gradient)
-            for weight in self.weights.values()
-        ]
-        processes.fail_together(next(filter(None, faults), None))
+        weights = self.weights.values()
+        # Passes are of one process, gradients of all: who first has a fault in its passes is the one to be named.
+        passes = (weight.passes.fault() for weight in weights if self.method.window)
+        processes.fail_together(next(filter(None, passes), None))
+        held = (weight.fault(scored=self.method.scores_gradient) for weight in weights)
+        processes.fail_together(next(filter(None, held), None))
 
     def _update(self) -> None:
         fraction = self.method.fraction(self.steps)
