@@ -74,11 +74,11 @@ def strided(draw: st.DrawFn, dense: Tensor) -> Tensor:
 
 @st.composite
 def changes(draw: st.DrawFn, topology: Topology) -> tuple[Tensor, Tensor]:
-    """What may stay of `topology`, as indices of grains, and what may come, as positions: none, some or all of either."""
+    """Which grains stay of `topology`, bool, and what may come, as positions: none, some or all of either; some come back."""
     generator = torch.Generator().manual_seed(draw(seeds))
     stays = torch.rand(topology.grains, generator=generator) < draw(densities)
     free = torch.ones(topology.groups * topology.shape[1], dtype=torch.bool)
     free[topology.positions()[stays]] = False
     absent = free.nonzero().view(-1)
     comes = torch.rand(len(absent), generator=generator) < draw(densities)
-    return stays.nonzero().view(-1), absent[comes]
+    return stays, absent[comes]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput
 from pollard.pruning import masks
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import top_mask, top_positions
 
 # Few distinct numbers, so that most examples are full of ties.
 SCORES = st.lists(st.sampled_from([-float("inf"), -1.0, -0.0, 0.0, 1e-30, 0.5, 2.0, float("inf")]), max_size=60)
@@ -22,7 +22,11 @@ def oracle(scores: list[float], count: int) -> list[int]:
 @given(SCORES, st.data())
 def test_equals_a_full_sort(scores, data):
     count = data.draw(st.integers(0, len(scores)))
-    assert top_positions(torch.tensor(scores), count).tolist() == oracle(scores, count)
+    best = oracle(scores, count)
+    assert top_positions(torch.tensor(scores), count).tolist() == best
+    mask = top_mask(torch.tensor(scores), count)
+    assert mask.tolist() == [position in best for position in range(len(scores))]
+    assert mask.dtype is torch.bool
 
 
 @given(SCORES, st.data(), st.sampled_from([1, 2, 3, 8]), st.sampled_from([0.0, 0.5, 3.0]))

@@ -256,13 +256,20 @@ class Topology:
             and torch.equal(self.columns, other.columns)
         )
 
-    def positions(self) -> Tensor:
-        """Flat grain positions `group * in + column`, ascending int64 `(grains,)`.
+    def positions(self, only: Tensor | None = None) -> Tensor:
+        """Flat grain positions `group * in + column`, ascending int64 `(grains,)`; of those in bool `only` `(grains,)`.
 
         >>> Topology.full((4, 2), "v2").positions().tolist()
         [0, 1, 2, 3]
+        >>> Topology.full((2, 2)).positions(torch.tensor([True, False, False, True])).tolist()
+        [0, 3]
         """
-        return torch.from_numpy(self._group_starts(self.shape[1]) + self.columns.numpy())
+        if only is None:
+            return torch.from_numpy(self._group_starts(self.shape[1]) + self.columns.numpy())
+        chosen = np.flatnonzero(only.numpy())
+        counts = np.diff(np.searchsorted(chosen, self.row_pointers.numpy()))
+        starts = np.repeat(np.arange(self.groups, dtype=np.int64) * self.shape[1], counts)
+        return torch.from_numpy(starts + self.columns.numpy()[chosen])
 
     def weight_positions(self) -> Tensor:
         """Flat weight positions `row * in + column` of every value, int64 `(nnz,)` in the order of values.
@@ -328,21 +335,21 @@ class Topology:
         here, there = (Rows(side.row_pointers.numpy(), side.columns.numpy()) for side in (self, other))
         return compare(here, there, self.shape[1])
 
-    def rewired(self, kept: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
-        """What is left when only the grains `kept` stay and grains come at `grown`, and where each grain was before.
+    def rewired(self, stays: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
+        """The topology of what stays and what comes, and where each of its grains was before.
 
-        kept: indices of grains, int64 `(k,)`, strictly ascending. grown: flat grain positions `group * in + column`,
-        int64 `(g,)`, strictly ascending, none of them kept; a dropped grain may grow again. The second result is int32
-        `(k + g,)`: the index of each new grain in this topology, -1 where it was grown. Memory is proportional to both.
-        Raises TopologyError on indices out of order or range, and on a position that is kept already.
+        stays: bool `(grains,)`. grown: flat grain positions `group * in + column`, int64 `(g,)`, strictly ascending, none of
+        them staying. The second result is int32, one for each new grain: its index in this topology, be it that it stays or
+        that it went and came back at once; -1 where it was not kept. Memory is proportional to both. Raises TopologyError
+        on flags or positions of other kinds, and on a position that also stays.
 
         >>> here = Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4]))
-        >>> there, source = here.rewired(torch.tensor([1, 2]), torch.tensor([0, 5]))
+        >>> there, source = here.rewired(torch.tensor([False, True, False]), torch.tensor([1, 4]))
         >>> there.positions().tolist(), source.tolist()
-        ([0, 2, 4, 5], [-1, 1, 2, -1])
+        ([1, 2, 4], [-1, 1, 2])
         """
-        rows = Rows(self.row_pointers.numpy(), self.columns.numpy())
-        moved = rewire(rows, self.shape[1], *checked_change(self.grains, self.groups * self.shape[1], kept, grown))
+        change = checked_change(self.grains, self.groups * self.shape[1], stays, grown)
+        moved = rewire(Rows(self.row_pointers.numpy(), self.columns.numpy()), self.shape[1], *change)
         pointers, columns, source = (torch.from_numpy(array) for array in moved)
         return self.trusted(self.shape, self.pattern, pointers, columns), source
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.formats.indices import checked_positions
-from pollard.formats.rewiring import Positions, checked_change
+from pollard.formats.indices import check_count
+from pollard.formats.rewiring import Flags, Positions, checked_change, checked_flags
 from pollard.formats.sampling import sample_absent, sample_ranks
 from pollard.formats.topology import Topology
 from pollard.kernels.fallback import attempt
@@ -20,83 +20,109 @@ from pollard.kernels.target import Target
 from pollard.kernels.turning import even
 
 
-def rewire(topology: Topology, kept: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
+def rewire(topology: Topology, stays: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
     """As `Topology.rewired`, to the bit.
 
     >>> here = Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4]))
-    >>> there, source = rewire(here, torch.tensor([1, 2]), torch.tensor([0, 5]))
+    >>> there, source = rewire(here, torch.tensor([False, True, False]), torch.tensor([1, 4]))
     >>> there.positions().tolist(), source.tolist()
-    ([0, 2, 4, 5], [-1, 1, 2, -1])
+    ([1, 2, 4], [-1, 1, 2])
     """
-    if not len(kept):
-        return topology.rewired(kept, grown)
-    change = checked_change(topology.grains, topology.groups * topology.shape[1], kept, grown)
-    made = attempt(partial(_merged, topology, *change))
-    return topology.rewired(kept, grown) if made is None else made
+    change = checked_change(topology.grains, topology.groups * topology.shape[1], stays, grown)
+    made = attempt(partial(_merged, topology, *change)) if topology.grains else None
+    return topology.rewired(stays, grown) if made is None else made
 
 
 def sample_grown(
-    topology: Topology, count: int, generator: torch.Generator | None = None, *, kept: Tensor | None = None
+    topology: Topology, count: int, generator: torch.Generator | None = None, *, stays: Tensor | None = None
 ) -> Tensor:
     """`count` positions for grains to grow at, ascending int64 `(count,)`, drawn uniformly from those not taken.
 
-    Taken are the grains of `topology` at the indices `kept`, int64 `(k,)`, strictly ascending; all of them by default.
-    As `sample_absent` of their positions, to the bit, with any number of threads. Raises TopologyError on `kept` out of
-    order or range, InvalidInput where fewer positions are free.
+    Taken are the grains of `topology` that bool `stays` `(grains,)` names; all of them by default. As `sample_absent` of
+    their positions, to the bit, with any number of threads. Raises TopologyError on `stays` of another kind, InvalidInput
+    where fewer positions are free.
 
     >>> here = Topology.from_positions((2, 2), "unstructured", torch.tensor([0, 3]))
-    >>> sample_grown(here, 2).tolist(), sample_grown(here, 3, kept=torch.tensor([1])).tolist()
+    >>> sample_grown(here, 2).tolist(), sample_grown(here, 3, stays=torch.tensor([False, True])).tolist()
     ([1, 2], [0, 1, 2])
     """
     total = topology.groups * topology.shape[1]
-    if kept is not None:
-        kept = checked_positions(kept, topology.grains, name="kept").long()
+    flags = None if stays is None else checked_flags(stays, topology.grains)
     # The state is put back before the twin draws again: the result must not tell which of them ran.
     generator = torch.default_generator if generator is None else generator
     state = generator.get_state()
-    made = attempt(partial(_positions, topology, count, generator, kept))
+    made = attempt(partial(_positions, topology, count, generator, flags))
     if made is None:
         generator.set_state(state)
-        present = topology.positions()
-        taken = present if kept is None else present[kept]
-        made = torch.from_numpy(sample_absent(total, taken.numpy(), count, generator))
+        made = torch.from_numpy(sample_absent(total, topology.positions(stays).numpy(), count, generator))
     return made
 
 
-def _merged(topology: Topology, kept: Positions, grown: Positions, target: Target) -> tuple[Topology, Tensor] | None:
+def _merged(topology: Topology, stays: Flags, grown: Positions, target: Target) -> tuple[Topology, Tensor] | None:
     # None where a grain both stays and comes: the twin says which.
-    threads, width = torch.get_num_threads(), topology.shape[1]
-    stays = torch.from_numpy(np.searchsorted(kept, topology.row_pointers.numpy()).astype(np.int32))
-    comes = _row_starts(grown, topology.groups, width)
-    pointers = stays + comes
-    columns, source = (torch.empty(len(kept) + len(grown), dtype=torch.int32) for _ in range(2))
-    clash, room = torch.zeros(1, dtype=torch.int32), 2 * (int(stays.diff().max()) + target.lanes)
+    threads, width, groups = torch.get_num_threads(), topology.shape[1], topology.groups
+    old, comes = topology.row_pointers, _row_starts(grown, groups, width)
+    flags = torch.from_numpy(np.append(stays, False))
+    longest, pointers = int(old.diff().max()), torch.zeros(groups + 1, dtype=torch.int32)
+    clash, room = torch.zeros(1, dtype=torch.int32), longest + 1 + target.lanes
+    walk: dict[str, Tensor | int] = {
+        "grown": torch.from_numpy(grown), "columns": topology.columns, "pointers": old, "comes": comes, "flags": flags,
+        "bounds": even(old.long() + comes, threads), "PASSES": 1, "WIDTH": width,
+    }  # fmt: skip
     Launch(
-        KernelSpec("rewire", target.isa), threads, threads, kept=torch.from_numpy(kept), grown=torch.from_numpy(grown),
-        columns=topology.columns, stays=stays, comes=comes, fresh=columns, source=source, clash=clash,
-        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(pointers, threads),
-        PASSES=1, WIDTH=width, ROOM=room,
+        KernelSpec("mark", target.isa), threads, threads, **walk, counts=pointers[1:], clash=clash,
+        scratch=torch.empty(threads * room, dtype=torch.int32), GRAINS=topology.grains, ROOM=room,
     )()  # fmt: skip
-    return None if clash.item() else (Topology.trusted(topology.shape, topology.pattern, pointers, columns), source)
+    if clash.item():
+        return None
+    room = 4 * (max(longest, int(pointers.max())) + 1 + target.lanes)
+    total = int(pointers.sum())
+    check_count(total)
+    torch.cumsum(pointers, 0, dtype=torch.int32, out=pointers)
+    columns, source = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    Launch(
+        KernelSpec("rewire", target.isa), threads, threads, **walk, starts=pointers, fresh=columns, source=source,
+        scratch=torch.empty(threads * room, dtype=torch.int32), ROOM=room,
+    )()  # fmt: skip
+    return Topology.trusted(topology.shape, topology.pattern, pointers, columns), source
 
 
 def _positions(
-    topology: Topology, count: int, generator: torch.Generator, kept: Tensor | None, target: Target
+    topology: Topology, count: int, generator: torch.Generator, stays: Flags | None, target: Target
 ) -> Tensor:
-    threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.row_pointers.numpy()
-    taken = topology.grains if kept is None else len(kept)
-    ranks = sample_ranks(topology.groups * width - taken, count, generator)
-    stays = pointers if kept is None else np.searchsorted(kept.numpy(), pointers).astype(np.int32)
-    free = np.arange(topology.groups + 1, dtype=np.int64) * width - stays
+    threads, width, groups, pointers = (
+        torch.get_num_threads(),
+        topology.shape[1],
+        topology.groups,
+        topology.row_pointers,
+    )
+    taken = pointers.numpy() if stays is None else _tally(topology, stays, target)
+    free = np.arange(groups + 1, dtype=np.int64) * width - taken
+    ranks = sample_ranks(int(free[-1]), count, generator)
     comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
-    positions, room = torch.empty(count, dtype=torch.int64), int(np.diff(stays).max(initial=0)) + target.lanes
+    positions, room = (
+        torch.empty(count, dtype=torch.int64),
+        int(np.diff(pointers.numpy()).max(initial=0)) + 1 + target.lanes,
+    )
     Launch(
-        KernelSpec("absent", target.isa, permuted=kept is not None), threads, threads, kept=0 if kept is None else kept,
-        ranks=torch.from_numpy(ranks), columns=topology.columns, stays=torch.from_numpy(stays), comes=comes,
-        positions=positions, scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(comes, threads),
+        KernelSpec("absent", target.isa, permuted=stays is not None), threads, threads,
+        flags=0 if stays is None else torch.from_numpy(stays), ranks=torch.from_numpy(ranks), free=torch.from_numpy(free),
+        columns=topology.columns, pointers=pointers, comes=comes, positions=positions,
+        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(comes, threads),
         PASSES=1, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return positions
+
+
+def _tally(topology: Topology, stays: Flags, target: Target) -> Positions:
+    """How many grains stay in the row groups before each, and in all."""
+    threads, counts = torch.get_num_threads(), torch.zeros(topology.groups + 1, dtype=torch.int32)
+    Launch(
+        KernelSpec("tally", target.isa), threads, threads, flags=torch.from_numpy(stays), pointers=topology.row_pointers,
+        counts=counts[1:], bounds=even(topology.row_pointers, threads), PASSES=1,
+    )()  # fmt: skip
+    starts: Positions = counts.cumsum(0).numpy()
+    return starts
 
 
 def _row_starts(positions: Positions, groups: int, width: int) -> Tensor:

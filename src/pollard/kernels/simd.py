@@ -92,10 +92,26 @@ class Code:
         address = self.offset(pointer, self.mul(position, 4))
         self.ir.store(self.ir.trunc(self.integer(value), I32), self.ir.bitcast(address, I32.as_pointer()))
 
+    def byte_at(self, pointer: Value, position: Value | int) -> Value:
+        """The byte at `position`, widened."""
+        return self.ir.zext(self.ir.load(self.offset(pointer, position)), I64)
+
+    def put_byte(self, value: Value | int, pointer: Value, position: Value | int) -> None:
+        """Write `value`, narrowed to 8 bits, at `position`."""
+        self.ir.store(self.ir.trunc(self.integer(value), BYTE), self.offset(pointer, position))
+
     def put_long(self, value: Value | int, pointer: Value, position: Value | int) -> None:
         """Write `value`, of 64 bits, at `position`."""
         address = self.offset(pointer, self.mul(position, 8))
         self.ir.store(self.integer(value), self.ir.bitcast(address, I64.as_pointer()))
+
+    def copy_indices(self, source: Value, target: Value, count: Value) -> None:
+        """Copy `count` 32-bit indices to other memory."""
+        self.call("llvm.memcpy.p0.p0.i64", VOID, [target, source, self.mul(count, 4), ir.IntType(1)(0)])
+
+    def one_bits(self, value: Value) -> Value:
+        """How many bits of a 64-bit integer are set."""
+        return self.call("llvm.ctpop.i64", I64, [value])
 
     def one_if(self, condition: Value) -> Value:
         """1 where `condition` holds, else 0."""

@@ -8,7 +8,7 @@ from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, Criterion, criterion
 from pollard.pruning.decision import prune, prune_at_init
 from pollard.pruning.isometry import restore_isometry
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import top_mask, top_positions
 from pollard.pruning.measurements import MEASUREMENTS, measurement
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
@@ -28,6 +28,7 @@ __all__ = [
     "prune_at_init",
     "restore_isometry",
     "shuffle",
+    "top_mask",
     "top_positions",
     "trainability",
 ]

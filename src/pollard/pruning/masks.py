@@ -22,15 +22,24 @@ Scores = NDArray[np.floating[Any]]
 
 
 def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
-    """The positions of the `count` highest of `scores` `(n,)`, ascending, int64, on the CPU.
-
-    Exactly `count` of them: of equal scores the lowest positions are taken, so growing `count` only ever adds positions.
-    Infinities rank as numbers do. Linear time; memory beyond the result is one copy of the scores.
-    Raises InvalidInput for NaN (naming `layer` where given), for scores that are not 1-D floats, and for a count
-    outside [0, n].
+    """The positions of the `count` highest of `scores` `(n,)`, ascending, int64, on the CPU: those that `top_mask` marks.
 
     >>> top_positions(torch.tensor([0.5, 2.0, 0.5, -1.0, 0.5]), 3)
     tensor([0, 1, 2])
+    """
+    return torch.from_numpy(np.flatnonzero(top_mask(scores, count, layer=layer).numpy()))
+
+
+def top_mask(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
+    """Which are the `count` highest of `scores` `(n,)`: bool `(n,)`, on the CPU.
+
+    Exactly `count` of them: of equal scores the lowest positions are taken, so growing `count` only ever adds positions.
+    Infinities rank as numbers do. Linear time; memory beyond the result is a copy of the scores at most.
+    Raises InvalidInput for NaN (naming `layer` where given), for scores that are not 1-D floats, and for a count
+    outside [0, n].
+
+    >>> top_mask(torch.tensor([0.5, 2.0, 0.5, -1.0, 0.5]), 3)
+    tensor([ True,  True,  True, False, False])
     """
     values = _ranked(scores, layer)
     if not 0 <= count <= values.size:
@@ -40,24 +49,20 @@ def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Te
             "Ask for at most as many grains as there are.",
         )
     if count in (0, values.size):
-        return torch.arange(count)
+        return torch.full((values.size,), count > 0)
     threshold, above, through = _threshold(values, count)
     reached = np.greater if count < through else np.greater_equal
     ties = count - above if count < through else 0
-    kept = np.empty(count, np.int64)
-    filled = 0
+    best = np.empty(values.size, np.bool_)
     # Part by part, so that the positions of many tied scores never exist all at once.
     for start in range(0, values.size, _PART):
         part = values[start : start + _PART]
-        keep = reached(part, threshold)
+        chosen = reached(part, threshold, out=best[start : start + _PART])
         if ties:
             tied = np.flatnonzero(part == threshold)[:ties]
-            keep[tied] = True
+            chosen[tied] = True
             ties -= tied.size
-        found = np.flatnonzero(keep)
-        np.add(found, start, out=kept[filled : filled + found.size])
-        filled += found.size
-    return torch.from_numpy(kept)
+    return torch.from_numpy(best)
 
 
 def shares(count: int, sizes: Tensor) -> list[int]:

@@ -35,19 +35,25 @@ class Exploration:
         self.add(topology.positions())
 
     def add(self, positions: Tensor) -> None:
-        """Mark the grains at these flat positions."""
+        """Mark the grains at these flat positions, ascending."""
         if self._every > 1:
-            groups = positions // self._width
-            counted = groups % self._every == 0
-            positions = (
-                positions[counted] - groups[counted] * self._width + groups[counted] // self._every * self._width
-            )
+            positions = self._counted(positions)
         self._marks[positions] = True
+
+    def _counted(self, positions: Tensor) -> Tensor:
+        """Where the marks stand of those of `positions`, ascending, that have any."""
+        firsts = torch.arange(len(self._marks) // self._width) * (self._every * self._width)
+        starts = torch.searchsorted(positions, firsts)
+        lengths = torch.searchsorted(positions, firsts + self._width) - starts
+        before = lengths.cumsum(0) - lengths
+        found = torch.arange(int(lengths.sum())) + (starts - before).repeat_interleave(lengths)
+        skipped = torch.arange(len(firsts)) * ((self._every - 1) * self._width)
+        return positions[found] - skipped.repeat_interleave(lengths)
 
     @property
     def rate(self) -> float:
         """The fraction of grains that were ever kept (R_s of Liu et al. 2021)."""
-        return int(self._marks.sum()) / max(1, len(self._marks))
+        return int(self._marks.count_nonzero()) / max(1, len(self._marks))
 
     def state_dict(self) -> dict[str, Any]:
         """The marks."""

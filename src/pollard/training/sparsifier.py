@@ -15,7 +15,7 @@ from pollard.errors import InvalidInput, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels.rewire import rewire
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import top_mask
 from pollard.selection import LayerFilter
 from pollard.training import processes
 from pollard.training.exploration import Exploration
@@ -126,36 +126,36 @@ class Sparsifier:
         fraction = self.method.fraction(self.steps)
         counts = self.method.counts(self.weights, self._targets(), fraction)
         last = list(self.weights)[-1]
-        changed = total = 0
+        found = []
         for name, weight in self.weights.items():
             keep, target = counts[name]
             draw = generator(self.seed, f"update {self.updates} of {name}")
             change = Change(weight, keep, target, fraction, draw, last=name == last)
-            kept, grown = self.method.exchange(change)
-            changed += self._exchange(change, kept, grown)
-            total += weight.topology.grains
+            found.append((change, *self.method.exchange(change)))
             weight.passes.stop()
+        # An error so far has left all as it was: nothing moves before every layer knows what stays and what comes.
+        changed = total = 0
+        for change, stays, grown in found:
+            changed += self._move(change.weight, stays, grown, change.generator)
+            total += change.weight.topology.grains
+            self._explored[change.weight.name].add(grown)
         self.flips = changed / max(1, total)
         self.updates += 1
         self.method.after_update(self.weights, self.steps)
         self._require_agreement()
 
-    def _exchange(self, change: Change, kept: Tensor, grown: Tensor) -> int:
-        """Move to what stays and what comes; the number of grains that came."""
-        weight = change.weight
-        kept, grown = _without_returns(weight, kept, grown)
-        self._move(weight, kept, grown, change.generator)
-        self._explored[weight.name].add(grown)
-        return len(grown)
-
-    def _move(self, weight: Weight, kept: Tensor, grown: Tensor, draw: torch.Generator) -> None:
-        if not len(grown) and len(kept) == weight.topology.grains:
-            return
-        after, source = rewire(weight.topology, kept, grown)
-        fill = self.method.starting(len(grown) * weight.rows, draw)
+    def _move(self, weight: Weight, stays: Tensor, grown: Tensor, draw: torch.Generator) -> int:
+        """Move to what stays and what comes; the number of grains that came and were not there."""
+        if not len(grown) and bool(stays.all()):
+            return 0
+        after, source = rewire(weight.topology, stays, grown)
+        came = source < 0
+        count = int(came.count_nonzero())
+        fill = self.method.starting(count * weight.rows, draw)
         if weight.memory is not None:
-            fill = SparseMatrix.from_dense(weight.memory, after).values[(source < 0).repeat_interleave(weight.rows)]
+            fill = SparseMatrix.from_dense(weight.memory, after).values[came.repeat_interleave(weight.rows)]
         weight.move(after, source, fill)
+        return count
 
     def _targets(self) -> dict[str, int]:
         """Grains to keep of each layer at this step."""
@@ -173,10 +173,8 @@ class Sparsifier:
         scores = [weight.by_grain(weight.values().abs()) for weight in weights]
         total = sum(math.prod(weight.topology.shape) // weight.rows for weight in weights)
         count = min(round(density * total), sum(map(len, scores)))
-        best = top_positions(torch.cat(scores), count)
-        ends = torch.tensor([len(each) for each in scores]).cumsum(0)
-        won = torch.searchsorted(best, ends).diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
-        return dict(zip(self.weights, won, strict=True))
+        best = top_mask(torch.cat(scores), count).split([len(each) for each in scores])
+        return {name: int(won.count_nonzero()) for name, won in zip(self.weights, best, strict=True)}
 
     def _watch(self) -> None:
         """Watch the passes of the next step if its growth, or a later one's, looks at them."""
@@ -260,13 +258,3 @@ class Sparsifier:
             self._explored[name].load_state_dict(state["explored"][name])
             weight.passes.load_state_dict(state["passes"][name])
         self._watch()
-
-
-def _without_returns(weight: Weight, kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
-    """What stays and what comes, where a grain that was dropped and grown at once counts as staying."""
-    positions = weight.topology.positions()
-    places = torch.searchsorted(positions, grown)
-    back = positions.take(places.clamp(max=max(0, len(positions) - 1))) == grown if len(positions) else grown < 0
-    if not bool(back.any()):
-        return kept, grown
-    return torch.cat((kept, places[back])).sort().values, grown[~back]

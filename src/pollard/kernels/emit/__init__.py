@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from pollard.kernels.emit import find as _find
 from pollard.kernels.emit import gather as _gather
 from pollard.kernels.emit import merge as _merge
 from pollard.kernels.emit import move as _move
@@ -20,26 +19,28 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "absent": _merge.absent,
     "count": _turn.count,
     "cut": _turn.cut,
-    "find": _find.find,
     "gather": _gather.gather,
+    "mark": _merge.mark,
     "move": _move.move,
     "pack": _pack.pack,
     "rewire": _merge.rewire,
     "sample": _sample.sample,
     "scatter": _scatter.scatter,
+    "tally": _merge.tally,
     "turn": _turn.turn,
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "absent": _merge.ABSENT,
     "count": _turn.COUNT,
     "cut": _turn.CUT,
-    "find": _find.FIND,
     "gather": _gather.ARGUMENTS,
+    "mark": _merge.MARK,
     "move": _move.ARGUMENTS,
     "pack": _pack.ARGUMENTS,
     "rewire": _merge.REWIRE,
     "sample": _sample.ARGUMENTS,
     "scatter": _scatter.ARGUMENTS,
+    "tally": _merge.TALLY,
     "turn": _turn.TURN,
 }
 

@@ -5,8 +5,6 @@ Nobody can predict which of two grains is the lower: a whole vector of those tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llvmlite import ir
 
 from pollard.formats.indices import LIMIT
@@ -17,110 +15,91 @@ from pollard.kernels.simd import I64, Code, Value
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import TARGETS
 
-# kept: indices of the grains that stay; grown, ranks: 64-bit too. `stays` and `comes` hold where each row group begins in
-# them. fresh, source: the new columns, and where each grain was. clash: set where a grain both stays and comes. scratch:
-# ROOM indices for each unit of work, to hold what stays of a row group and one vector more, for `rewire` twice.
+# flags: a byte for each grain, 1 where it stays. grown, ranks: 64-bit, ascending. `pointers` and `comes` hold where each
+# row group begins in the grains and in them, `free` how many absent grains are in the row groups before. scratch: for each unit of work ROOM indices, which hold a row group and one
+# vector more, for `rewire` four times.
+MARK = (
+    "grown", "columns", "pointers", "comes", "flags", "counts", "clash", "scratch", "bounds", "PASSES", "WIDTH", "GRAINS", "ROOM",
+)  # fmt: skip
 REWIRE = (
-    "kept", "grown", "columns", "stays", "comes", "fresh", "source", "clash", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
+    "grown", "columns", "pointers", "comes", "flags", "starts", "fresh", "source", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
 )  # fmt: skip
 ABSENT = (
-    "kept", "ranks", "columns", "stays", "comes", "positions", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
+    "flags", "ranks", "free", "columns", "pointers", "comes", "positions", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
 )  # fmt: skip
+TALLY = ("flags", "pointers", "counts", "bounds", "PASSES")
 
 
-def rewire(spec: KernelSpec) -> ir.Module:
-    """The module that merges kept and grown grains into new rows; a unit of work is a run of row groups."""
+def mark(spec: KernelSpec) -> ir.Module:
+    """The module that flags the grains that come back, too, and counts the grains of the new rows; a unit is a run of rows.
+
+    flags: has one byte more than there are grains, which may be written to. clash: set where a grain both stays and comes.
+    """
     lanes = TARGETS[spec.isa].lanes
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        first, last = run_of_groups(code, arguments, *work)
-        limit = code.add(code.index_at(arguments["stays"], last), code.index_at(arguments["comes"], last))
-        scratch = code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 4))
-        with code.loop(first, last) as row:
-            stays, comes = (Run.of(code, arguments[name], row.index) for name in ("stays", "comes"))
-            merge = _Merge(code, arguments, stays, comes, code.mul(row.index, arguments["WIDTH"]))
-            # Whole vectors are written, past the end of the row: the next one writes over that, but not what another
-            # thread has written.
-            safe = code.add(code.add(stays.end, comes.end), lanes)
-            with code.ir.if_else(code.less(limit, safe)) as (one_by_one, by_vectors):
-                with one_by_one:
-                    merge.one_by_one()
-                with by_vectors:
-                    merge.by_vectors(scratch, lanes)
+        flags, scratch = arguments["flags"], _scratch(code, arguments, work)
+        with code.loop(*run_of_groups(code, arguments, *work)) as row:
+            there, comes = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes"))
+            code.copy_indices(code.offset(arguments["columns"], code.mul(there.start, 4)), scratch, there.length(code))
+            _close(code, scratch, there.length(code), lanes)
+            base = code.mul(row.index, arguments["WIDTH"])
+            with code.loop(comes.start, comes.end, carried=[code.integer(0)] * 3) as each:
+                taken, returned, clash = each.carried
+                wanted = code.sub(code.long_at(arguments["grown"], each.index), base)
+                taken = _advance(code, scratch, (taken, wanted), lanes)
+                same = code.equal(code.index_at(scratch, taken), wanted)
+                # What is no grain of this row is marked beyond all: another thread may be at the row that follows.
+                grain = code.ir.select(same, code.add(there.start, taken), arguments["GRAINS"])
+                stays = code.only_if(same, code.byte_at(flags, grain))
+                code.put_byte(1, flags, grain)
+                each.carry([taken, code.add(returned, code.one_if(same)), code.ir.or_(clash, stays)])
+            _, returned, clash = each.carried
+            with code.when(code.less(0, clash)):
+                code.put_index(1, arguments["clash"], 0)
+            kept = _flagged(code, flags, there)
+            code.put_index(code.sub(code.add(kept, comes.length(code)), returned), arguments["counts"], row.index)
+
+    return kernel_module(MARK, unit, x86=spec.isa != "neon")
+
+
+def rewire(spec: KernelSpec) -> ir.Module:
+    """The module that merges flagged and grown grains into new rows; a unit of work is a run of row groups."""
+    lanes = TARGETS[spec.isa].lanes
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        scratch, quarter = _scratch(code, arguments, work), code.ir.lshr(arguments["ROOM"], I64(2))
+        kept, merged = (
+            tuple(code.offset(scratch, code.mul(code.mul(quarter, part), 4)) for part in parts)
+            for parts in ((0, 1), (2, 3))
+        )
+        with code.loop(*run_of_groups(code, arguments, *work)) as row:
+            there, comes, new = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes", "starts"))
+            with code.loop(there.start, there.end, carried=[code.integer(0)]) as each:
+                (count,) = each.carried
+                code.put_index(code.index_at(arguments["columns"], each.index), kept[0], count)
+                code.put_index(each.index, kept[1], count)
+                each.carry([code.add(count, code.byte_at(arguments["flags"], each.index))])
+            (count,) = each.carried
+            _close(code, kept[0], count, lanes)
+            base = code.mul(row.index, arguments["WIDTH"])
+            # A vector goes past the next grain that comes, which is then written over it; so is what comes but is there
+            # already, by the vector that follows.
+            with code.loop(comes.start, comes.end, carried=[code.integer(0)] * 2) as each:
+                taken, came = each.carried
+                wanted = code.sub(code.long_at(arguments["grown"], each.index), base)
+                taken = _advance(code, kept[0], (taken, wanted), lanes, (kept, merged, came))
+                place, same = code.add(taken, came), code.equal(code.index_at(kept[0], taken), wanted)
+                code.put_index(wanted, merged[0], place)
+                code.put_index(-1, merged[1], place)
+                each.carry([taken, code.sub(code.add(came, 1), code.one_if(same))])
+            taken, came = each.carried
+            for own, both, name in zip(kept, merged, ("fresh", "source"), strict=True):
+                rest, place = code.sub(count, taken), code.add(taken, came)
+                code.copy_indices(code.offset(own, code.mul(taken, 4)), code.offset(both, code.mul(place, 4)), rest)
+                code.copy_indices(both, code.offset(arguments[name], code.mul(new.start, 4)), new.length(code))
 
     return kernel_module(REWIRE, unit, x86=spec.isa != "neon")
-
-
-@dataclass(frozen=True, slots=True)
-class _Merge:
-    """One row group, whose grains lie from flat position `base` on."""
-
-    code: Code
-    arguments: Arguments
-    stays: Run
-    comes: Run
-    base: Value
-
-    def one_by_one(self) -> None:
-        """Every grain is compared and written by itself."""
-        code, stays, comes = self.code, self.stays, self.comes
-        with code.loop(comes.start, comes.end, carried=[stays.start]) as each:
-            wanted = self._grown(each.index)
-            below = code.scan(each.carried[0], stays.end, lambda position: code.less(self._column(position), wanted))
-            with below as kept:
-                self._keep(kept.index, each.index)
-            same = code.scan(kept.index, stays.end, lambda position: code.equal(self._column(position), wanted))
-            with same as both:
-                code.put_index(1, self.arguments["clash"], 0)
-            self._put(code.add(both.index, each.index), wanted, -1)
-            each.carry([both.index])
-        self._rest(each.carried[0])
-
-    def by_vectors(self, scratch: Value, lanes: int) -> None:
-        """Grains that stay are copied a vector at a time: those past the next grown one are written over by it."""
-        code, stays, comes = self.code, self.stays, self.comes
-        columns, sources = scratch, code.offset(scratch, code.mul(code.ir.lshr(self.arguments["ROOM"], I64(1)), 4))
-        with code.loop(stays.start, stays.end) as each:
-            place = code.sub(each.index, stays.start)
-            code.put_index(self._column(each.index), columns, place)
-            code.put_index(self._kept(each.index), sources, place)
-        code.put_indices(code.splat_index(code.integer(LIMIT), lanes), columns, stays.length(code))
-        with code.loop(comes.start, comes.end, carried=[code.integer(0)]) as each:
-            wanted, start = self._grown(each.index), code.add(stays.start, each.index)
-            border = code.splat_index(wanted, lanes)
-
-            def passed(position: Value, start: Value = start, border: Value = border) -> Value:
-                found, target = code.indices(columns, position, lanes), code.add(start, position)
-                code.put_indices(found, self.arguments["fresh"], target)
-                code.put_indices(code.indices(sources, position, lanes), self.arguments["source"], target)
-                return code.ir.icmp_signed("<", found, border)
-
-            taken = code.advance(each.carried[0], passed)
-            with code.when(code.equal(code.index_at(columns, taken), wanted)):
-                code.put_index(1, self.arguments["clash"], 0)
-            self._put(code.add(start, taken), wanted, -1)
-            each.carry([taken])
-        self._rest(code.add(stays.start, each.carried[0]))
-
-    def _rest(self, first: Value) -> None:
-        with self.code.loop(first, self.stays.end) as kept:
-            self._keep(kept.index, self.comes.end)
-
-    def _kept(self, position: Value) -> Value:
-        return self.code.long_at(self.arguments["kept"], position)
-
-    def _column(self, position: Value) -> Value:
-        return self.code.index_at(self.arguments["columns"], self._kept(position))
-
-    def _grown(self, position: Value) -> Value:
-        return self.code.sub(self.code.long_at(self.arguments["grown"], position), self.base)
-
-    def _keep(self, position: Value, came: Value) -> None:
-        self._put(self.code.add(position, came), self._column(position), self._kept(position))
-
-    def _put(self, place: Value, column: Value, source: Value | int) -> None:
-        self.code.put_index(column, self.arguments["fresh"], place)
-        self.code.put_index(source, self.arguments["source"], place)
 
 
 def absent(spec: KernelSpec) -> ir.Module:
@@ -131,20 +110,18 @@ def absent(spec: KernelSpec) -> ir.Module:
     lanes = TARGETS[spec.isa].lanes
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        def column(position: Value) -> Value:
-            grain = code.long_at(arguments["kept"], position) if spec.permuted else position
-            return code.index_at(arguments["columns"], grain)
-
-        scratch = code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 4))
+        scratch = _scratch(code, arguments, work)
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
-            stays, comes = (Run.of(code, arguments[name], row.index) for name in ("stays", "comes"))
+            there, comes = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes"))
             base = code.mul(row.index, arguments["WIDTH"])
-            with code.loop(stays.start, stays.end) as each:
-                below = code.sub(each.index, stays.start)
-                code.put_index(code.sub(column(each.index), below), scratch, below)
-            code.put_indices(code.splat_index(code.integer(LIMIT), lanes), scratch, stays.length(code))
-            # Ranks of earlier rows count all of their grains but those there.
-            before = code.sub(base, stays.start)
+            with code.loop(there.start, there.end, carried=[code.integer(0)]) as each:
+                (below,) = each.carried
+                code.put_index(code.sub(code.index_at(arguments["columns"], each.index), below), scratch, below)
+                stays = code.byte_at(arguments["flags"], each.index) if spec.permuted else code.integer(1)
+                each.carry([code.add(below, stays)])
+            (stays,) = each.carried
+            _close(code, scratch, stays, lanes)
+            before = code.long_at(arguments["free"], row.index)
             with code.loop(comes.start, comes.end, carried=[code.integer(0)]) as each:
                 free = code.sub(code.long_at(arguments["ranks"], each.index), before)
                 wanted = code.splat_index(free, lanes)
@@ -157,3 +134,58 @@ def absent(spec: KernelSpec) -> ir.Module:
                 each.carry([taken])
 
     return kernel_module(ABSENT, unit, x86=spec.isa != "neon")
+
+
+def tally(spec: KernelSpec) -> ir.Module:
+    """The module that counts the flags of each row group; a unit of work is a run of row groups."""
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        with code.loop(*run_of_groups(code, arguments, *work)) as row:
+            flagged = _flagged(code, arguments["flags"], Run.of(code, arguments["pointers"], row.index))
+            code.put_index(flagged, arguments["counts"], row.index)
+
+    return kernel_module(TALLY, unit, x86=spec.isa != "neon")
+
+
+def _scratch(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> Value:
+    return code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 4))
+
+
+def _close(code: Code, columns: Value, length: Value, lanes: int) -> None:
+    # No column is as high: nothing goes past it.
+    code.put_indices(code.splat_index(code.integer(LIMIT), lanes), columns, length)
+
+
+def _advance(
+    code: Code,
+    columns: Value,
+    search: tuple[Value, Value],
+    lanes: int,
+    copying: tuple[tuple[Value, ...], tuple[Value, ...], Value] | None = None,
+) -> Value:
+    """The first index from the first of `search` on at which `columns` are not below the second.
+
+    copying: arrays from which all that is passed is copied to others, so many places further on.
+    """
+    start, wanted = search
+    border = code.splat_index(wanted, lanes)
+
+    def passed(position: Value) -> Value:
+        for source, target in zip(*copying[:2], strict=True) if copying else ():
+            place = code.add(position, copying[2]) if copying else position
+            code.put_indices(code.indices(source, position, lanes), target, place)
+        return code.ir.icmp_signed("<", code.indices(columns, position, lanes), border)
+
+    return code.advance(start, passed)
+
+
+def _flagged(code: Code, flags: Value, run: Run) -> Value:
+    # Eight flags at a time, each a byte of 0 or 1.
+    stop = code.sub(run.end, 7)
+    with code.loop(run.start, stop, 8, carried=[code.integer(0)]) as eight:
+        address = code.ir.bitcast(code.offset(flags, eight.index), I64.as_pointer())
+        eight.carry([code.add(eight.carried[0], code.one_bits(code.ir.load(address, align=1)))])
+    with code.loop(eight.index, run.end, carried=eight.carried) as each:
+        each.carry([code.add(each.carried[0], code.byte_at(flags, each.index))])
+    (count,) = each.carried
+    return count

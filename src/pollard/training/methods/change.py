@@ -31,6 +31,6 @@ class Change:
         topology = self.weight.topology
         return topology.groups * topology.shape[1]
 
-    def positions(self, kept: Tensor) -> Tensor:
-        """The flat positions of the grains at indices `kept`, ascending int64."""
-        return self.weight.topology.positions().index_select(0, kept)
+    def positions(self, stays: Tensor) -> Tensor:
+        """The flat positions of the grains that bool `stays` names, ascending int64."""
+        return self.weight.topology.positions(stays)

@@ -1,15 +1,13 @@
-"""Which grains stay: rules from a `Change` to the indices of `keep` grains, ascending."""
+"""Which grains stay: rules from a `Change` to bool `(grains,)`, True for `keep` of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import top_mask
 from pollard.training.methods.change import Change
 
 Drop = Callable[[Change], Tensor]
@@ -18,7 +16,7 @@ Drop = Callable[[Change], Tensor]
 def by_magnitude(change: Change) -> Tensor:
     """Those with the largest `|w|`, summed over a grain; of equal ones the first."""
     weight = change.weight
-    return top_positions(weight.by_grain(weight.values().abs()), change.keep, layer=weight.name)
+    return top_mask(weight.by_grain(weight.values().abs()), change.keep, layer=weight.name)
 
 
 def by_signed_magnitude(change: Change) -> Tensor:
@@ -28,20 +26,19 @@ def by_signed_magnitude(change: Change) -> Tensor:
     grain is that of its sum.
     """
     weight = change.weight
-    sums = weight.by_grain(weight.values())
-    scores = weight.by_grain(weight.values().abs())
-    positive, negative = sums > 0, sums < 0
-    counts = [int(signed.sum()) for signed in (positive, negative)]
-    keep = min(change.keep, sum(counts))
-    share = round(keep * counts[0] / max(sum(counts), 1))
-    kept = (sums == 0) if keep < change.keep else torch.zeros(len(sums), dtype=torch.bool)
+    scores = weight.by_grain(weight.values())
+    if weight.rows > 1:
+        scores = scores.sign() * weight.by_grain(weight.values().abs())
+    positive, negative = (int(signed.count_nonzero()) for signed in (scores > 0, scores < 0))
+    keep = min(change.keep, positive + negative)
+    share = round(keep * positive / max(positive + negative, 1))
+    stays = top_mask(scores, share, layer=weight.name)
+    stays |= top_mask(-scores, keep - share, layer=weight.name)
     if keep < change.keep:
         # All that is not zero stays, and the first of the zeros.
-        spare = np.flatnonzero(kept.numpy())[change.keep - keep :]
-        kept[torch.from_numpy(spare)] = False
-    for signed, count in ((positive, share), (negative, keep - share)):
-        kept[top_positions(torch.where(signed, scores, -torch.inf), count, layer=weight.name)] = True
-    return torch.from_numpy(np.flatnonzero(kept.numpy()))
+        zeros = (scores == 0).nonzero().view(-1)
+        stays[zeros[: change.keep - keep]] = True
+    return stays
 
 
 def by_magnitude_and_gradient(strength: float) -> Drop:
@@ -57,6 +54,6 @@ def by_magnitude_and_gradient(strength: float) -> Drop:
                 "Call loss.backward() before step().",
             )
         scores = weight.by_grain(weight.values().abs() + strength * gradient.abs())
-        return top_positions(scores, change.keep, layer=weight.name)
+        return top_mask(scores, change.keep, layer=weight.name)
 
     return rule

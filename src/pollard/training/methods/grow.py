@@ -19,26 +19,25 @@ Grow = Callable[[Change, Tensor, int], Tensor]
 Start = Callable[[int, torch.Generator], "float | Tensor"]
 
 
-def at_random(change: Change, kept: Tensor, count: int) -> Tensor:
+def at_random(change: Change, stays: Tensor, count: int) -> Tensor:
     """`count` of all that does not stay, each choice equally likely."""
-    return sample_grown(change.weight.topology, count, change.generator, kept=kept)
+    return sample_grown(change.weight.topology, count, change.generator, stays=stays)
 
 
-def by_gradient(change: Change, kept: Tensor, count: int) -> Tensor:
+def by_gradient(change: Change, stays: Tensor, count: int) -> Tensor:
     """The largest `|dL/dw|` of all that does not stay, exactly, streamed by row blocks; ties by position.
 
     Memory O(count + block): the dense gradient never exists. A grain's score is the sum over its weights.
     """
     passes, topology = change.weight.passes, change.weight.topology
     width, pointers, columns = topology.shape[1], topology.row_pointers.numpy(), topology.columns.numpy()
-    stays = np.zeros(topology.grains, np.bool_)
-    stays[kept.numpy()] = True
+    flags = stays.numpy()
     running = RunningTop(count)
     for group, block in passes.blocks(topology):
         held = slice(pointers[group], pointers[group + len(block)])
         rows = np.repeat(np.arange(len(block)) * width, np.diff(pointers[group : group + len(block) + 1]))
         scores = block.view(-1)
-        scores.numpy()[(rows + columns[held])[stays[held]]] = EXCLUDED
+        scores.numpy()[(rows + columns[held])[flags[held]]] = EXCLUDED
         running.add(group * width, scores)
     return running.positions()
 

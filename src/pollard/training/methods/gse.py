@@ -32,13 +32,13 @@ class GuidedExploration(Method):
         weight = change.weight
         drawn = _candidates(change, math.ceil(self.candidates * weight.topology.grains), self.guide)
         grown = min(change.target - change.keep, len(drawn))
-        kept = self.drop(replace(change, keep=change.target - grown))
+        stays = self.drop(replace(change, keep=change.target - grown))
         scores = torch.zeros(0)
         if len(drawn):
             shape, pattern = weight.topology.shape, weight.topology.pattern
             topology = Topology.from_positions(shape, pattern, drawn)
             scores = weight.by_grain(weight.passes.at(topology).abs())
-        return kept, drawn[top_positions(scores, grown, layer=weight.name)]
+        return stays, drawn[top_positions(scores, grown, layer=weight.name)]
 
     def update_cost(self, forward: float, dense: float) -> float:
         """The gradients of the candidates besides."""

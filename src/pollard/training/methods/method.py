@@ -94,9 +94,9 @@ class Method:
         return found
 
     def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
-        """Indices of the grains that stay and positions of those that come, both ascending."""
-        kept = self.drop(change)
-        return kept, self.grow(change, kept, change.target - len(kept))
+        """Which grains stay, bool `(grains,)`, and positions of those that come, ascending."""
+        stays = self.drop(change)
+        return stays, self.grow(change, stays, change.target - int(stays.count_nonzero()))
 
     def require(self, topologies: Mapping[str, Topology]) -> None:
         """Raises PatternError where layers of these topologies, by name, cannot be trained so."""

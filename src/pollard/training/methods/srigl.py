@@ -51,13 +51,13 @@ class ConstantFanIn(GradientGrowth):
     def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
         """Ablate, spread what is to be kept over the neurons that are left, drop by `|w|`, grow by gradient within each."""
         weight, topology = change.weight, change.weight.topology
-        stay = self.drop(change)
-        staying = change.positions(stay)
-        coming = grow.by_gradient(change, stay, change.target - len(stay))
+        stays = self.drop(change)
+        staying = change.positions(stays)
+        coming = grow.by_gradient(change, stays, change.target - len(staying))
         most = self._fan_in(change, _per_row(staying, topology) + _per_row(coming, topology))
-        kept = stay[_best_of_rows(weight.values().abs()[stay], staying // topology.shape[1], most)]
-        taken = change.positions(kept)
-        return kept, _grown_in_rows(weight, taken, most - _per_row(taken, topology))
+        best = _best_of_rows(weight.values().abs()[stays], staying // topology.shape[1], most)
+        stays, taken = stays.masked_scatter(stays, best), staying[best]
+        return stays, _grown_in_rows(weight, taken, most - _per_row(taken, topology))
 
     def _fan_in(self, change: Change, salient: Tensor) -> Tensor:
         """The fan-in of each neuron afterwards: the same for all that live, 0 for the others, for good."""
@@ -75,14 +75,14 @@ def _evened(weight: Weight, generator: torch.Generator) -> tuple[Tensor, Tensor]
     topology = weight.topology
     (out, width), scores = topology.shape, weight.values().abs()
     fan_in = max(1, topology.grains // out)
-    kept, grown = [], []
+    stays, grown = torch.zeros(topology.grains, dtype=torch.bool), []
     for row, (first, last) in enumerate(pairwise(topology.row_pointers.tolist())):
         stay = top_positions(scores[first:last], min(fan_in, last - first))
         present = topology.columns[first:last][stay].long().numpy()
-        kept.append(stay + first)
+        stays[stay + first] = True
         drawn = sample_absent(width, present, fan_in - len(stay), generator)
         grown.append(torch.from_numpy(drawn) + row * width)
-    return torch.cat(kept), torch.cat(grown)
+    return stays, torch.cat(grown)
 
 
 def _per_row(positions: Tensor, topology: Topology) -> Tensor:
@@ -90,11 +90,12 @@ def _per_row(positions: Tensor, topology: Topology) -> Tensor:
 
 
 def _best_of_rows(scores: Tensor, rows: Tensor, most: Tensor) -> Tensor:
-    """Indices, ascending, of the `most[row]` highest scores of each row; ties by index. rows: ascending."""
+    """Which are the `most[row]` highest scores of each row; ties by index. rows: ascending."""
     order = np.lexsort((-scores.float().numpy(), rows.numpy()))
     first = np.searchsorted(rows.numpy(), rows.numpy())
-    best = np.arange(len(order)) - first < most[rows].numpy()
-    return torch.from_numpy(np.sort(order[best]))
+    best = np.empty(len(order), np.bool_)
+    best[order] = np.arange(len(order)) - first < most[rows].numpy()
+    return torch.from_numpy(best)
 
 
 def _grown_in_rows(weight: Weight, taken: Tensor, wanted: Tensor) -> Tensor:

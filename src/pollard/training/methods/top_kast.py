@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import top_mask, top_positions
 from pollard.training.methods import drop, grow
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method, Weights, method
@@ -50,8 +50,7 @@ class ForwardSet(Method):
                 continue
             grains = weight.topology.grains
             scores = weight.by_grain(weight.values().abs())
-            read = torch.zeros(grains, dtype=torch.bool)
-            read[top_positions(scores, round(self.share * grains), layer=weight.name)] = True
+            read = top_mask(scores, round(self.share * grains), layer=weight.name)
             weight.use(read.repeat_interleave(weight.rows))
 
     def before_step(self, weights: Weights, step: int) -> None:
@@ -77,8 +76,8 @@ def _largest(weight: Weight, count: int) -> tuple[Tensor, Tensor]:
     memory.view(-1)[topology.weight_positions()] = weight.values()
     scores = memory.abs().view(topology.groups, weight.rows, -1).sum(1).view(-1)
     best = top_positions(scores, count, layer=weight.name)
-    here = torch.isin(best, topology.positions(), assume_unique=True)
-    return torch.searchsorted(topology.positions(), best[here]), best[~here]
+    here = topology.positions()
+    return torch.isin(here, best, assume_unique=True), best[~torch.isin(best, here, assume_unique=True)]
 
 
 @method
