@@ -50,7 +50,8 @@ def rebind(
 ) -> None:
     """Have `optimizer` step `new` where it stepped `old`; `convert` makes state of `old`'s shape fit `new`."""
     for group in optimizer.param_groups:
-        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+        # In place: LBFGS holds on to the list.
+        group["params"][:] = [new if parameter is old else parameter for parameter in group["params"]]
     if old in optimizer.state:
         state = optimizer.state.pop(old)
         for key, entry in state.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
@@ -54,7 +54,7 @@ class Weight(ABC):
         None before the first step. Raises InvalidInput where the optimizer keeps no momentum.
         """
         state = self.optimizer.state.get(self.parameter, {})
-        if not state:
+        if not state and not any(group.get("momentum") == 0 for group in self.optimizer.param_groups):
             return None
         first = state.get("momentum_buffer", state.get("exp_avg"))
         if not isinstance(first, Tensor):
@@ -131,6 +131,8 @@ class Weight(ABC):
                     "finite numbers to choose by",
                     "Skip the step, as the optimizer would spoil its weights too; look for NaN in inputs and loss.",
                 )
+        if isinstance(self.optimizer, LBFGS):  # even before it has a state
+            return self._unmovable("of all weights together")
         try:
             self._per_weight()
         except InvalidInput as error:
@@ -148,8 +150,11 @@ class Weight(ABC):
         if isinstance(entry, Tensor) and entry.shape == self.parameter.shape:
             return True
         shape = f"of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else "of several tensors"
-        raise InvalidInput(
-            f"{type(self.optimizer).__name__} with state {key!r} {shape} for layer {self.name!r}, "
+        raise self._unmovable(f"{key!r} {shape}")
+
+    def _unmovable(self, state: str) -> InvalidInput:
+        return InvalidInput(
+            f"{type(self.optimizer).__name__} with state {state} for layer {self.name!r}, "
             f"whose parameter has shape {tuple(self.parameter.shape)}",
             "state with one entry for each weight, or one for all",
             "Use an optimizer that works weight by weight: SGD, Adam, AdamW, RMSprop, Adagrad and others.",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
+from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_positions
 from pollard.training.methods.change import Change
@@ -32,13 +33,19 @@ class GuidedExploration(Method):
         weight = change.weight
         drawn = _candidates(change, math.ceil(self.candidates * weight.topology.grains), self.guide)
         grown = min(change.target - change.keep, len(drawn))
-        stays = self.drop(replace(change, keep=change.target - grown))
+        stays = self.drop(replace(change, keep=min(weight.topology.grains, change.target - grown)))
         scores = torch.zeros(0)
         if len(drawn):
             shape, pattern = weight.topology.shape, weight.topology.pattern
             topology = Topology.from_positions(shape, pattern, drawn)
             scores = weight.by_grain(weight.passes.at(topology).abs())
-        return stays, drawn[top_positions(scores, grown, layer=weight.name)]
+        chosen = drawn[top_positions(scores, grown, layer=weight.name)]
+        # Where the density rises by more than there are candidates, nothing goes, and the rest comes blindly.
+        if (short := change.target - int(stays.count_nonzero()) - grown) > 0:
+            taken = np.union1d(weight.topology.positions().numpy(), chosen.numpy())
+            blind = sample_absent(change.total, taken, short, change.generator)
+            chosen = torch.from_numpy(np.union1d(chosen.numpy(), blind))
+        return stays, chosen
 
     def update_cost(self, forward: float, dense: float) -> float:
         """The gradients of the candidates besides."""

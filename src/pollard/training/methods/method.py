@@ -60,9 +60,11 @@ class Method:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InvalidInput(f"an update every {self.every} steps", "at least 1", "Published choices: 100 to 1500.")
-        fraction = self.fraction(self.start or self.every)
-        if not 0.0 <= fraction <= 1.0:
-            raise InvalidInput(f"a fraction of {fraction}", "a fraction in [0, 1]", "Published choices: 0.1 to 0.5.")
+        for fraction in (self.fraction(0), self.fraction(self.start or self.every)):
+            if not 0.0 <= fraction <= 1.0:
+                raise InvalidInput(
+                    f"a fraction of {fraction}", "a fraction in [0, 1]", "Published choices: 0.1 to 0.5."
+                )
 
     @property
     def resizes(self) -> bool:
