@@ -113,6 +113,10 @@ class Code:
         """How many bits of a 64-bit integer are set."""
         return self.call("llvm.ctpop.i64", I64, [value])
 
+    def first_bit(self, value: Value) -> Value:
+        """The place of the lowest bit that is set, of a 64-bit integer that is not 0."""
+        return self.call("llvm.cttz.i64", I64, [value, ir.IntType(1)(1)])
+
     def one_if(self, condition: Value) -> Value:
         """1 where `condition` holds, else 0."""
         return self.ir.zext(condition, I64)

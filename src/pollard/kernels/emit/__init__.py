@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from pollard.kernels.emit import draw as _draw
 from pollard.kernels.emit import gather as _gather
 from pollard.kernels.emit import merge as _merge
 from pollard.kernels.emit import move as _move
@@ -19,6 +20,8 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "absent": _merge.absent,
     "count": _turn.count,
     "cut": _turn.cut,
+    "deal": _draw.deal,
+    "draw": _draw.draw,
     "gather": _gather.gather,
     "mark": _merge.mark,
     "move": _move.move,
@@ -33,6 +36,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "absent": _merge.ABSENT,
     "count": _turn.COUNT,
     "cut": _turn.CUT,
+    "deal": _draw.DEAL,
+    "draw": _draw.DRAW,
     "gather": _gather.ARGUMENTS,
     "mark": _merge.MARK,
     "move": _move.ARGUMENTS,

@@ -13,7 +13,8 @@ from torch import Tensor
 from pollard.errors import InvalidInput
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
-from pollard.pruning.masks import top_positions
+from pollard.kernels.candidates import candidates
+from pollard.pruning.masks import top_mask
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method, method
 from pollard.training.schedules import cosine
@@ -32,14 +33,10 @@ class GuidedExploration(Method):
         """Drop as many as there are candidates worth growing, up to the fraction asked for."""
         weight = change.weight
         drawn = _candidates(change, math.ceil(self.candidates * weight.topology.grains), self.guide)
-        grown = min(change.target - change.keep, len(drawn))
+        grown = min(change.target - change.keep, drawn.grains)
         stays = self.drop(replace(change, keep=min(weight.topology.grains, change.target - grown)))
-        scores = torch.zeros(0)
-        if len(drawn):
-            shape, pattern = weight.topology.shape, weight.topology.pattern
-            topology = Topology.from_positions(shape, pattern, drawn)
-            scores = weight.by_grain(weight.passes.at(topology).abs())
-        chosen = drawn[top_positions(scores, grown, layer=weight.name)]
+        scores = weight.by_grain(weight.passes.at(drawn).abs_()) if grown else torch.zeros(drawn.grains)
+        chosen = drawn.positions(top_mask(scores, grown, layer=weight.name))
         # Where the density rises by more than there are candidates, nothing goes, and the rest comes blindly.
         if (short := change.target - int(stays.count_nonzero()) - grown) > 0:
             taken = np.union1d(weight.topology.positions().numpy(), chosen.numpy())
@@ -52,29 +49,15 @@ class GuidedExploration(Method):
         return self.step_cost(forward, dense) + self.candidates * forward
 
 
-def _candidates(change: Change, count: int, guide: Guide) -> Tensor:
-    """About `count` inactive positions, ascending: drawn with replacement, doubles and active ones left out."""
+def _candidates(change: Change, count: int, guide: Guide) -> Topology:
+    """About `count` inactive grains: drawn with replacement, doubles and active ones left out."""
     topology, passes = change.weight.topology, change.weight.passes
     if guide == "uniform":
         inputs, outputs = torch.ones(topology.shape[1]), torch.ones(topology.groups)
     else:
         flows = passes.flow() if guide == "grabo" else passes.signed_flow(change.generator)
         inputs, outputs = flows[0], flows[1].view(topology.groups, -1).sum(1)
-    columns, groups = (_draw(each.double(), count, change.generator) for each in (inputs, outputs))
-    drawn = np.unique((groups * topology.shape[1] + columns).numpy())
-    active = topology.positions().numpy()
-    taken = np.searchsorted(active, drawn)
-    inactive = active.take(taken, mode="clip") != drawn if len(active) else np.ones(len(drawn), np.bool_)
-    return torch.from_numpy(drawn[inactive])
-
-
-def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` indices, each with probability in proportion to its weight; all alike where no weight is above 0."""
-    total = weights.cumsum(0)
-    if not float(total[-1]) > 0.0:
-        return torch.randint(len(weights), (count,), generator=generator)
-    places = torch.rand(count, dtype=torch.float64, generator=generator) * total[-1]
-    return torch.searchsorted(total, places, right=True).clamp_(max=len(weights) - 1)
+    return candidates(topology, count, outputs, inputs, change.generator)
 
 
 @method
