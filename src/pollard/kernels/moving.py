@@ -28,19 +28,28 @@ def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, 
     """
     old, source = old.detach().contiguous(), source.contiguous()
     new = old.new_empty(len(source) * rows) if out is None else out
-    fills = fill.detach().to(old.dtype).contiguous() if isinstance(fill, Tensor) else old.new_full((rows,), fill)
+    _check(old, source, new, rows)
     chunks = torch.get_num_threads()
     bounds = [len(source) * chunk // chunks for chunk in range(chunks + 1)]
-    grown = [int(np.count_nonzero(source[first:last].numpy() < 0)) for first, last in pairwise(bounds)]
-    _check(old, source, new, rows)
-    if isinstance(fill, Tensor) and fills.shape != (sum(grown) * rows,):
-        raise InvalidInput(
-            f"fill of shape {tuple(fill.shape)}", f"({sum(grown) * rows},)", "Give one value for each grown weight."
-        )
-    starts = list(accumulate(grown, initial=0))
+    starts = [0] * (chunks + 1)
+    if isinstance(fill, Tensor):
+        grown = [int(np.count_nonzero(source[first:last].numpy() < 0)) for first, last in pairwise(bounds)]
+        starts = list(accumulate(grown, initial=0))
+        if fill.shape != (starts[-1] * rows,):
+            raise InvalidInput(
+                f"fill of shape {tuple(fill.shape)}", f"({starts[-1] * rows},)", "Give one value for each grown weight."
+            )
+    fills = fill.detach().to(old.dtype).contiguous() if isinstance(fill, Tensor) else old.new_full((rows,), fill)
     step = rows * old.element_size() if isinstance(fill, Tensor) else 0
-    if not attempt(partial(_fast, old, source, fills, new.detach(), cuts=(bounds, starts), step=step)):
-        _slow(old, source, fills, new.detach())
+    fits = attempt(partial(_fast, old, source, fills, new.detach(), cuts=(bounds, starts), step=step))
+    if fits is None:
+        fits = _slow(old, source, fills, new.detach())
+    if not fits:
+        raise InvalidInput(
+            f"a source of {int(source.max())}",
+            f"at most {len(old) // rows - 1}",
+            "The values belong to another topology.",
+        )
     return new
 
 
@@ -54,12 +63,6 @@ def _check(old: Tensor, source: Tensor, new: Tensor, rows: int) -> None:
             f"values {tuple(old.shape)} at {source.dtype} {tuple(source.shape)}",
             f"values (grains * {rows},) at int32 (grains,)",
             "Pass what `rewire` returned, and the rows of the pattern.",
-        )
-    if len(source) and int(source.max()) >= len(old) // rows:
-        raise InvalidInput(
-            f"a source of {int(source.max())}",
-            f"at most {len(old) // rows - 1}",
-            "The values belong to another topology.",
         )
     if new.shape != (len(source) * rows,) or new.dtype != old.dtype or not new.is_contiguous():
         raise InvalidInput(
@@ -79,28 +82,23 @@ def _fast(
     cuts: tuple[list[int], list[int]],
     step: int,
 ) -> bool:
-    chunks, rows = torch.get_num_threads(), len(new) // max(len(source), 1)
+    # Whether every source is a grain of `old`.
+    chunks, rows = torch.get_num_threads(), max(1, len(new) // max(len(source), 1))
     bounds, starts = (torch.tensor(cut, dtype=torch.int32) for cut in cuts)
-    spec = KernelSpec("move", target.isa, rows=max(rows, 1), size=old.element_size())
+    wrong = torch.zeros(1, dtype=torch.int32)
     Launch(
-        spec,
-        chunks,
-        chunks,
-        old=old,
-        new=new,
-        source=source,
-        fill=fills,
-        grown=starts,
-        bounds=bounds,
-        PASSES=1,
-        STEP=step,
-    )()
-    return True
+        KernelSpec("move", target.isa, rows=rows, size=old.element_size()), chunks, chunks, old=old, new=new, source=source,
+        fill=fills, grown=starts, bounds=bounds, wrong=wrong, PASSES=1, STEP=step, GRAINS=len(old) // rows,
+    )()  # fmt: skip
+    return not wrong.item()
 
 
-def _slow(old: Tensor, source: Tensor, fills: Tensor, new: Tensor) -> None:
+def _slow(old: Tensor, source: Tensor, fills: Tensor, new: Tensor) -> bool:
     if not len(source):
-        return
+        return True
     stays, places = source >= 0, new.view(len(source), -1)
+    if int(source.max()) >= len(old) // places.shape[1]:
+        return False
     places[stays] = old.view(-1, places.shape[1])[source[stays]]
     places[~stays] = fills.view(-1, places.shape[1])
+    return True

@@ -20,7 +20,7 @@ from pollard.kernels.rewire import gather
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.selection import LayerFilter, select
-from pollard.training.passes import Passes
+from pollard.training.passes import Passes, is_finite
 
 Fill = float | Tensor
 
@@ -125,7 +125,7 @@ class Weight(ABC):
                 "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
             )
         for what, numbers in (("weights", self.values()), ("gradients", gradient)):
-            if numbers is not None and not bool(numbers.isfinite().all()):
+            if numbers is not None and not is_finite(numbers):
                 return InvalidInput(
                     f"{what} of layer {self.name!r} that are not finite",
                     "finite numbers to choose by",
@@ -169,6 +169,7 @@ class CompressedWeight(Weight):
     def __init__(self, name: str, layer: SparseLinear, optimizer: Optimizer) -> None:
         super().__init__(name, optimizer, layer.topology)
         self.layer, self.passes = layer, Passes(name, layer)
+        self._spare: Tensor | None = None
 
     @property
     def parameter(self) -> nn.Parameter:  # type: ignore[override]  # loading a checkpoint may not replace it, but reading it is cheap
@@ -193,10 +194,17 @@ class CompressedWeight(Weight):
         self.layer.active = active
 
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
-        new = gather(old, source, fill, rows=after.pattern.rows)
-        return old.copy_(new) if old.shape == new.shape else new
+        spare, self._spare = self._spare, None
+        fits = spare is not None and spare.shape == (after.nnz,) and spare.dtype == old.dtype
+        new = gather(old, source, fill, rows=after.pattern.rows, out=spare if fits else None)
+        if old.shape != new.shape:
+            return new
+        # One tensor serves all that moves: fresh memory costs more than all else.
+        self._spare = new
+        return old.copy_(new)
 
     def _keep(self, after: Topology, values: Tensor) -> None:
+        self._spare = None
         self.layer.keep_(after, values)
 
 
