@@ -1,9 +1,10 @@
-"""The studies behind docs/folk-knowledge.md, at a size that takes seconds: every series of every file, on digits."""
+"""The studies behind docs/, at a size that takes seconds: every series of every file, on digits."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pollard.recipes.points import failures, points
 from pollard.recipes.study import Series, Study
 from pollard.report.accuracy import labels
 from pollard.report.correlation import AIMS
+from pollard.training.methods import METHODS
 
 FILES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 EPOCHS = 2
@@ -26,7 +28,10 @@ def shrunk(study):
     def fields(given):
         scale = EPOCHS / given.get("epochs", study.recipe["epochs"])
         epochs = {name: value * scale for name, value in given.items() if name.endswith("_at") and value > 0}
-        return {name: value for name, value in given.items() if name not in SMALL} | epochs
+        # A run of few steps has few between its updates.
+        moves = "every" in signature(METHODS.get(given.get("method", ""), dict.fromkeys)).parameters
+        often = {"update_every": 5} if moves else {}
+        return {name: value for name, value in given.items() if name not in SMALL} | epochs | often
 
     series = [Series(one.label, fields(one.fields)) for one in study.series]
     # One title: all of them share a folder, and the runs they have in common.

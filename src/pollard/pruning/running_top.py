@@ -46,7 +46,7 @@ class RunningTop:
         np.take(values, found, out=self._scores[room], mode="clip")
         np.add(found, first, out=self._positions[room])
         self._held += len(found)
-        if self._held > 2 * self.count:
+        if self._held > self.count + self.count // 2:
             self._narrow()
 
     def positions(self) -> Tensor:
@@ -55,9 +55,9 @@ class RunningTop:
         return torch.from_numpy(self._positions[: self._held].copy())
 
     def _make_room(self, more: int, dtype: np.dtype[np.floating[Any]]) -> None:
-        # Twice what is chosen, and what one piece may bring: room that stays, since fresh memory costs more than all else.
+        # Half as much again as is chosen, and what one piece may bring: room that stays, since fresh memory costs more than all else.
         if self._held + more > len(self._scores):
-            size = max(2 * self.count, self._held) + more
+            size = max(self.count + self.count // 2, self._held) + more
             scores, positions = np.empty(size, dtype), np.empty(size, np.int64)
             scores[: self._held], positions[: self._held] = self._scores[: self._held], self._positions[: self._held]
             self._scores, self._positions = scores, positions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from pollard.errors import InvalidInput, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels.rewire import rewire
+from pollard.kernels.workspace import trim
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
 from pollard.pruning.masks import top_mask
 from pollard.selection import LayerFilter
@@ -108,7 +110,7 @@ class Sparsifier:
         self._count_cost(due=due)
         self.steps = step
         if due:
-            with torch.no_grad():
+            with torch.no_grad(), self._lean():
                 self._update()
         self._watch()
         return loss
@@ -121,6 +123,20 @@ class Sparsifier:
         processes.fail_together(next(filter(None, passes), None))
         held = (weight.fault(scored=self.method.scores_gradient) for weight in weights)
         processes.fail_together(next(filter(None, held), None))
+
+    @contextmanager
+    def _lean(self) -> Iterator[None]:
+        if self.method.instead_of_step and not self.method.scores_gradient:
+            # Nobody looks at them again: they are of the topology that goes.
+            for weight in self.weights.values():
+                weight.parameter.grad = None
+        # What forward and backward left free lies between what they need again: an update fits into none of it, and would
+        # come on top. Fresh memory is cheap beside the dense products of a method that looks at gradients, and only there.
+        if self.method.window:
+            trim()
+        yield
+        if self.method.window:
+            trim()
 
     def _update(self) -> None:
         fraction = self.method.fraction(self.steps)
