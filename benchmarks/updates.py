@@ -3,7 +3,8 @@
 One layer, 4096 x 4096 at 10 % density and batch 128 by default: forward, both gradients, Adam. Per method, steps and updates
 are timed in turns in one process: a round is some steps with the topology at rest, then one step with an update, then the
 step after it, which makes anew whatever kernels derive from a topology. The cost of an update is the time of these two steps
-beyond two ordinary ones; for RigL, whose update takes the place of the optimizer's step, the same. Prints JSON.
+beyond two ordinary ones; for RigL, whose update takes the place of the optimizer's step, the same. Prints JSON, and writes
+records/updates.json with --record.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -18,6 +21,7 @@ import torch
 import pollard
 from pollard.training.methods import METHODS
 
+RECORD = Path(__file__).parent / "records" / "updates.json"
 STEADY = 9
 
 
@@ -30,7 +34,8 @@ class Loop:
         model = torch.nn.Sequential(self.layer)
         self.optimizer = torch.optim.Adam(model.parameters(), fused=True)
         made = METHODS[method](density, 10**6, **({} if method == "static" else {"every": STEADY + 2}))
-        self.sparsifier = pollard.Sparsifier(model, self.optimizer, made)
+        # So that the update is the first of the two steps that end a round.
+        self.sparsifier = pollard.Sparsifier(model, self.optimizer, replace(made, start=STEADY + 1))
         # Features first, as the layers of a network hand them on; a leaf, so that its gradient is computed.
         self.x = torch.randn(size, batch, generator=generator).t().requires_grad_()
         self.target = torch.randn(size, batch, generator=generator).t()
@@ -72,6 +77,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--record", action="store_true", help="write records/updates.json")
     given = parser.parse_args()
     told = []
     for threads in map(int, given.threads.split(",")):
@@ -80,6 +86,8 @@ def main() -> None:
             loop = Loop(method, given.size, given.density, given.batch)
             told.append({"method": method, "threads": threads, **cost(loop, given.rounds)})
             print(json.dumps(told[-1]), flush=True)
+    if given.record:
+        RECORD.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
