@@ -76,7 +76,7 @@ def sparse_training(
         _refuse_wrapper(model)
         first = made.density(0) if made.density else density
         assert first is not None
-        shared = "erk" if made.allocation == "global" else made.allocation
+        shared = "erk" if made.allocation == "global" and criterion == "random" else made.allocation
         plan = prune(
             model,
             criterion,

@@ -30,6 +30,8 @@ COSTS = {
     "held_bytes": "bytes of weights, indices, gradients and optimizer",
     "peak_rss_bytes": "peak memory of the process, bytes",
     "explored_rate": "fraction of weights ever trained",
+    "training_flops": "multiply-adds of training, of dense training's",
+    "dead_neurons": "outputs that keep no weight",
 }
 
 
