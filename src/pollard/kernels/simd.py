@@ -151,6 +151,15 @@ class Code:
         """Write the lanes of `value` to `pointer`, no alignment asked."""
         self.ir.store(value, self.ir.bitcast(pointer, value.type.as_pointer()), align=4)
 
+    def store_one(self, value: Value, pointer: Value) -> None:
+        """Write one fp32 number to `pointer`."""
+        self.ir.store(value, self.ir.bitcast(pointer, F32.as_pointer()), align=4)
+
+    def bits_of(self, mask: Value) -> Value:
+        """The lanes of a mask as the lowest bits of an integer."""
+        lanes = int(mask.type.count)
+        return self.ir.zext(self.ir.bitcast(mask, ir.IntType(lanes)), I64)
+
     def zero(self, lanes: int) -> Value:
         """A vector of zeros."""
         return ir.Constant(F32, 0.0) if lanes == 1 else ir.Constant(vector(lanes), [0.0] * lanes)
@@ -257,14 +266,6 @@ class Code:
         stop = self.integer(stop)
         with self._turns(
             self.integer(start), carried, lambda index: self.less(index, stop), lambda index: self.add(index, step)
-        ) as running:
-            yield running
-
-    @contextmanager
-    def halving(self, length: Value, carried: Sequence[Value]) -> Iterator[Loop]:
-        """``while length > 1: ...; length -= length // 2``; the index is the length of the turn."""
-        with self._turns(
-            length, carried, lambda left: self.less(1, left), lambda left: self.sub(left, self.ir.lshr(left, I64(1)))
         ) as running:
             yield running
 

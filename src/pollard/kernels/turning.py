@@ -37,10 +37,12 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
     One more tile, at the end, says where the last one ends. Takes a topology with at least one column.
     """
     tiles, threads = -(-topology.shape[1] // width), torch.get_num_threads()
+    room = int(np.diff(topology.row_pointers.numpy()).max(initial=0)) + target.lanes
     table = torch.empty((tiles + 1) * topology.groups, dtype=torch.int32)
     Launch(
         KernelSpec("cut", target.isa), threads, threads, pointers=topology.row_pointers, columns=topology.columns, table=table,
-        bounds=even(topology.row_pointers, threads), PASSES=1, TILES=tiles, GROUPS=topology.groups, WIDTH=width,
+        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(topology.row_pointers, threads), PASSES=1,
+        TILES=tiles, GROUPS=topology.groups, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return table
 

@@ -30,22 +30,24 @@ class RunningTop:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        # What is not above it has no part in the choice.
+        self.least = EXCLUDED
         self._scores: NDArray[np.floating[Any]] = np.empty(0, np.float32)
         self._positions: NDArray[np.int64] = np.empty(0, np.int64)
         self._held = 0
-        self._least = -0.0
 
     def add(self, first: int, scores: Tensor) -> None:
         """Take in the `scores` `(n,)`, 0 or above, of positions `first` and following; EXCLUDED for one that is no candidate."""
-        values = scores.numpy()
         # At the same score an earlier position wins, and all that are held are earlier.
-        better = values > self._least if self._held >= self.count else values >= 0.0
-        found = np.flatnonzero(better)
-        self._make_room(len(found), values.dtype)
-        room = slice(self._held, self._held + len(found))
-        np.take(values, found, out=self._scores[room], mode="clip")
-        np.add(found, first, out=self._positions[room])
-        self._held += len(found)
+        found = np.flatnonzero(scores.numpy() > self.least)
+        self.take(torch.from_numpy(found + first), scores[torch.from_numpy(found)])
+
+    def take(self, positions: Tensor, scores: Tensor) -> None:
+        """Take in these `scores` `(n,)`, above `least`, of ascending int64 `positions`; others in between are no candidates."""
+        self._make_room(len(scores), scores.numpy().dtype)
+        room = slice(self._held, self._held + len(scores))
+        self._scores[room], self._positions[room] = scores.numpy(), positions.numpy()
+        self._held += len(scores)
         if self._held > self.count + self.count // 2:
             self._narrow()
 
@@ -70,4 +72,4 @@ class RunningTop:
             self._scores[: self.count] = self._scores[best]
             self._positions[: self.count] = self._positions[best]
             self._held = self.count
-        self._least = float(self._scores[: self.count].min()) if self.count else math.inf
+        self.least = float(self._scores[: self.count].min()) if self.count else math.inf

@@ -132,7 +132,12 @@ class Passes:
             # Under autocast passes may come in bfloat16, in which sums would tie.
             inputs = x.to(torch.promote_types(x.dtype, torch.float32))
             upstream = dy[:, first:last].to(inputs.dtype).t()
-            total = upstream @ inputs * share if total is None else total.addmm_(upstream, inputs, alpha=share)
+            if total is None:
+                total = upstream @ inputs
+                if share != 1.0:
+                    total *= share
+            else:
+                total.addmm_(upstream, inputs, alpha=share)
         assert total is not None
         return total
 
@@ -148,7 +153,9 @@ class Passes:
         """The gradient at the weights that `topology` keeps, `(nnz,)`: one kernel, no gradient of the others."""
         total: Tensor | None = None
         for step, x, dy in self.seen:
-            found = value_grad(dy.to(x.dtype), x, topology) * self.decay ** (self._step - step)
+            found = value_grad(dy.to(x.dtype), x, topology)
+            if step != self._step:
+                found *= self.decay ** (self._step - step)
             total = found if total is None else total.add_(found)
         assert total is not None
         return processes.mean(total)

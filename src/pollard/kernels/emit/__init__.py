@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from pollard.kernels.emit import choose as _choose
 from pollard.kernels.emit import draw as _draw
 from pollard.kernels.emit import gather as _gather
 from pollard.kernels.emit import merge as _merge
@@ -18,6 +19,7 @@ from pollard.kernels.spec import KernelSpec
 
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "absent": _merge.absent,
+    "choose": _choose.choose,
     "count": _turn.count,
     "cut": _turn.cut,
     "deal": _draw.deal,
@@ -34,6 +36,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "absent": _merge.ABSENT,
+    "choose": _choose.CHOOSE,
     "count": _turn.COUNT,
     "cut": _turn.CUT,
     "deal": _draw.DEAL,

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from pollard.formats.indices import LIMIT
 from pollard.kernels.emit.frame import Arguments, kernel_module
-from pollard.kernels.emit.search import Run
+from pollard.kernels.emit.search import Run, close, hold, pass_below
 from pollard.kernels.emit.tiles import run_of_groups
 from pollard.kernels.simd import I64, Code, Value
 from pollard.kernels.spec import KernelSpec
@@ -41,13 +40,12 @@ def mark(spec: KernelSpec) -> ir.Module:
         flags, scratch = arguments["flags"], _scratch(code, arguments, work)
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             there, comes = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes"))
-            code.copy_indices(code.offset(arguments["columns"], code.mul(there.start, 4)), scratch, there.length(code))
-            _close(code, scratch, there.length(code), lanes)
+            hold(code, arguments["columns"], there, scratch, lanes)
             base = code.mul(row.index, arguments["WIDTH"])
             with code.loop(comes.start, comes.end, carried=[code.integer(0)] * 3) as each:
                 taken, returned, clash = each.carried
                 wanted = code.sub(code.long_at(arguments["grown"], each.index), base)
-                taken = _advance(code, scratch, (taken, wanted), lanes)
+                taken = pass_below(code, scratch, (taken, wanted), lanes)
                 same = code.equal(code.index_at(scratch, taken), wanted)
                 # What is no grain of this row is marked beyond all: another thread may be at the row that follows.
                 grain = code.ir.select(same, code.add(there.start, taken), arguments["GRAINS"])
@@ -81,14 +79,14 @@ def rewire(spec: KernelSpec) -> ir.Module:
                 code.put_index(each.index, kept[1], count)
                 each.carry([code.add(count, code.byte_at(arguments["flags"], each.index))])
             (count,) = each.carried
-            _close(code, kept[0], count, lanes)
+            close(code, kept[0], count, lanes)
             base = code.mul(row.index, arguments["WIDTH"])
             # A vector goes past the next grain that comes, which is then written over it; so is what comes but is there
             # already, by the vector that follows.
             with code.loop(comes.start, comes.end, carried=[code.integer(0)] * 2) as each:
                 taken, came = each.carried
                 wanted = code.sub(code.long_at(arguments["grown"], each.index), base)
-                taken = _advance(code, kept[0], (taken, wanted), lanes, (kept, merged, came))
+                taken = pass_below(code, kept[0], (taken, wanted), lanes, (kept, merged, came))
                 place, same = code.add(taken, came), code.equal(code.index_at(kept[0], taken), wanted)
                 code.put_index(wanted, merged[0], place)
                 code.put_index(-1, merged[1], place)
@@ -120,7 +118,7 @@ def absent(spec: KernelSpec) -> ir.Module:
                 stays = code.byte_at(arguments["flags"], each.index) if spec.permuted else code.integer(1)
                 each.carry([code.add(below, stays)])
             (stays,) = each.carried
-            _close(code, scratch, stays, lanes)
+            close(code, scratch, stays, lanes)
             before = code.long_at(arguments["free"], row.index)
             with code.loop(comes.start, comes.end, carried=[code.integer(0)]) as each:
                 free = code.sub(code.long_at(arguments["ranks"], each.index), before)
@@ -149,34 +147,6 @@ def tally(spec: KernelSpec) -> ir.Module:
 
 def _scratch(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> Value:
     return code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 4))
-
-
-def _close(code: Code, columns: Value, length: Value, lanes: int) -> None:
-    # No column is as high: nothing goes past it.
-    code.put_indices(code.splat_index(code.integer(LIMIT), lanes), columns, length)
-
-
-def _advance(
-    code: Code,
-    columns: Value,
-    search: tuple[Value, Value],
-    lanes: int,
-    copying: tuple[tuple[Value, ...], tuple[Value, ...], Value] | None = None,
-) -> Value:
-    """The first index from the first of `search` on at which `columns` are not below the second.
-
-    copying: arrays from which all that is passed is copied to others, so many places further on.
-    """
-    start, wanted = search
-    border = code.splat_index(wanted, lanes)
-
-    def passed(position: Value) -> Value:
-        for source, target in zip(*copying[:2], strict=True) if copying else ():
-            place = code.add(position, copying[2]) if copying else position
-            code.put_indices(code.indices(source, position, lanes), target, place)
-        return code.ir.icmp_signed("<", code.indices(columns, position, lanes), border)
-
-    return code.advance(start, passed)
 
 
 def _flagged(code: Code, flags: Value, run: Run) -> Value:

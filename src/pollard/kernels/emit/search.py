@@ -1,10 +1,10 @@
-"""Binary search in kernels: every query of a row takes the same turns, so that many are under way at a time."""
+"""Searches in kernels: a row group is held where a whole vector may be read past its end, and gone through by vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+from pollard.formats.indices import LIMIT
 from pollard.kernels.simd import Code, Value
 
 
@@ -24,15 +24,35 @@ class Run(NamedTuple):
         return code.sub(self.end, self.start)
 
 
-def search(code: Code, run: Run, goes_on: Callable[[Value], Value]) -> Value:
-    """How many entries of a `run` that is not empty `goes_on` holds for: those before the first it does not hold for.
+def hold(code: Code, columns: Value, run: Run, scratch: Value, lanes: int) -> None:
+    """Copy the `columns` of `run` to `scratch`, and close them."""
+    code.copy_indices(code.offset(columns, code.mul(run.start, 4)), scratch, run.length(code))
+    close(code, scratch, run.length(code), lanes)
 
-    Where there is one it does not hold for, that is the last entry asked about.
+
+def close(code: Code, columns: Value, length: Value, lanes: int) -> None:
+    """Put a vector of what is above every column after the last of `columns`: no search goes past it."""
+    code.put_indices(code.splat_index(code.integer(LIMIT), lanes), columns, length)
+
+
+def pass_below(
+    code: Code,
+    columns: Value,
+    search: tuple[Value, Value],
+    lanes: int,
+    copying: tuple[tuple[Value, ...], tuple[Value, ...], Value] | None = None,
+) -> Value:
+    """The first place, from the first of `search` on, where closed `columns` are not below the second of `search`.
+
+    copying: arrays from which all that is passed is copied to others, so many places further on, in whole vectors.
     """
-    with code.halving(run.length(code), [run.start]) as turn:
-        (low,) = turn.carried
-        half = code.ir.lshr(turn.index, code.integer(1))
-        probe = code.sub(code.add(low, half), 1)
-        turn.carry([code.add(low, code.only_if(goes_on(probe), half))])
-    (low,) = turn.carried
-    return code.sub(code.add(low, code.one_if(goes_on(low))), run.start)
+    start, wanted = search
+    border = code.splat_index(wanted, lanes)
+
+    def passed(position: Value) -> Value:
+        for source, target in zip(*copying[:2], strict=True) if copying else ():
+            place = code.add(position, copying[2]) if copying else position
+            code.put_indices(code.indices(source, position, lanes), target, place)
+        return code.ir.icmp_signed("<", code.indices(columns, position, lanes), border)
+
+    return code.advance(start, passed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
-from pollard.kernels.emit.search import Run, search
+from pollard.kernels.emit.search import Run, hold, pass_below
 from pollard.kernels.emit.tiles import run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import TARGETS
 
-CUT = ("pointers", "columns", "table", "bounds", "PASSES", "TILES", "GROUPS", "WIDTH")
+# scratch: for each unit of work ROOM indices, which hold a row group and one vector more.
+CUT = ("pointers", "columns", "table", "scratch", "bounds", "PASSES", "TILES", "GROUPS", "WIDTH", "ROOM")
 COUNT = ("tiles", "columns", "counts", "PASSES", "GROUPS")
 # at: the first grain of each tile in each row group that has not been placed yet; next: where the next grain of each column
 # goes. A tile of WIDE columns is walked STEP columns at a time.
@@ -21,26 +23,24 @@ TURN = (
 
 def cut(spec: KernelSpec) -> ir.Module:
     """The module that finds the first grain of each tile in each row group; a unit of work is a run of row groups."""
+    lanes = TARGETS[spec.isa].lanes
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        scratch = code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 4))
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             run = Run.of(code, arguments["pointers"], row.index)
+            hold(code, arguments["columns"], run, scratch, lanes)
 
             def put(value: Value, tile: Value | int, row: Value = row.index) -> None:
                 code.put_index(value, arguments["table"], code.add(code.mul(tile, arguments["GROUPS"]), row))
 
             put(run.start, 0)
             put(run.end, arguments["TILES"])
-            with code.ir.if_else(code.less(run.start, run.end)) as (some, none):
-                with some, code.loop(1, arguments["TILES"]) as tile:
-                    border = code.mul(tile.index, arguments["WIDTH"])
-
-                    def before(position: Value, border: Value = border) -> Value:
-                        return code.less(code.index_at(arguments["columns"], position), border)
-
-                    put(code.add(run.start, search(code, run, before)), tile.index)
-                with none, code.loop(1, arguments["TILES"]) as tile:
-                    put(run.start, tile.index)
+            with code.loop(1, arguments["TILES"], carried=[code.integer(0)]) as tile:
+                border = code.mul(tile.index, arguments["WIDTH"])
+                passed = pass_below(code, scratch, (tile.carried[0], border), lanes)
+                put(code.add(run.start, passed), tile.index)
+                tile.carry([passed])
 
     return kernel_module(CUT, unit, x86=spec.isa != "neon")
 

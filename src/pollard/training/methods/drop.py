@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
 from pollard.errors import InvalidInput
@@ -29,7 +30,7 @@ def by_signed_magnitude(change: Change) -> Tensor:
     scores = weight.by_grain(weight.values())
     if weight.rows > 1:
         scores = scores.sign() * weight.by_grain(weight.values().abs())
-    positive, negative = (int(signed.count_nonzero()) for signed in (scores > 0, scores < 0))
+    positive, negative = (int(np.count_nonzero(signed.numpy())) for signed in (scores > 0, scores < 0))
     keep = min(change.keep, positive + negative)
     share = round(keep * positive / max(positive + negative, 1))
     stays = top_mask(scores, share, layer=weight.name)

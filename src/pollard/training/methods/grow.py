@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pollard.kernels.choosing import choose
 from pollard.kernels.rewire import sample_grown
-from pollard.pruning.running_top import EXCLUDED, RunningTop
+from pollard.pruning.running_top import RunningTop
 from pollard.training.methods.change import Change
 
 Grow = Callable[[Change, Tensor, int], Tensor]
@@ -30,15 +30,9 @@ def by_gradient(change: Change, stays: Tensor, count: int) -> Tensor:
     Memory O(count + block): the dense gradient never exists. A grain's score is the sum over its weights.
     """
     passes, topology = change.weight.passes, change.weight.topology
-    width, pointers, columns = topology.shape[1], topology.row_pointers.numpy(), topology.columns.numpy()
-    flags = stays.numpy()
     running = RunningTop(count)
     for group, block in passes.blocks(topology):
-        held = slice(pointers[group], pointers[group + len(block)])
-        rows = np.repeat(np.arange(len(block)) * width, np.diff(pointers[group : group + len(block) + 1]))
-        scores = block.view(-1)
-        scores.numpy()[(rows + columns[held])[flags[held]]] = EXCLUDED
-        running.add(group * width, scores)
+        running.take(*choose(topology, stays, group, block, running.least))
     return running.positions()
 
 

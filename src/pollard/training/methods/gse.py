@@ -32,17 +32,24 @@ class GuidedExploration(Method):
     def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
         """Drop as many as there are candidates worth growing, up to the fraction asked for."""
         weight = change.weight
-        drawn = _candidates(change, math.ceil(self.candidates * weight.topology.grains), self.guide)
-        grown = min(change.target - change.keep, drawn.grains)
-        stays = self.drop(replace(change, keep=min(weight.topology.grains, change.target - grown)))
-        scores = weight.by_grain(weight.passes.at(drawn).abs_()) if grown else torch.zeros(drawn.grains)
-        chosen = drawn.positions(top_mask(scores, grown, layer=weight.name))
+        chosen = self._chosen(change)
+        stays = self.drop(replace(change, keep=min(weight.topology.grains, change.target - len(chosen))))
         # Where the density rises by more than there are candidates, nothing goes, and the rest comes blindly.
-        if (short := change.target - int(stays.count_nonzero()) - grown) > 0:
+        if (short := change.target - int(stays.count_nonzero()) - len(chosen)) > 0:
             taken = np.union1d(weight.topology.positions().numpy(), chosen.numpy())
             blind = sample_absent(change.total, taken, short, change.generator)
             chosen = torch.from_numpy(np.union1d(chosen.numpy(), blind))
         return stays, chosen
+
+    def _chosen(self, change: Change) -> Tensor:
+        """The positions of the candidates with the largest gradients, as many as shall come, or all there are."""
+        weight = change.weight
+        drawn = _candidates(change, math.ceil(self.candidates * weight.topology.grains), self.guide)
+        if not drawn.grains:
+            return drawn.positions()
+        scores = weight.by_grain(weight.passes.at(drawn).abs_())
+        most = min(change.target - change.keep, drawn.grains)
+        return drawn.positions(top_mask(scores, most, layer=weight.name))
 
     def update_cost(self, forward: float, dense: float) -> float:
         """The gradients of the candidates besides."""
