@@ -13,8 +13,6 @@ from rich.console import RenderableType
 from pollard.cli.output import JsonFlag, emit
 from pollard.cli.recipe_options import recipe_of, recipe_options
 from pollard.formats.store import write_atomic
-from pollard.pruning.plan import Plan
-from pollard.recipes.folder import PLAN
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
 from pollard.recipes.run import run
@@ -108,8 +106,8 @@ def _tell(experiment: Recipe, result: RunResult, out: Path, *, as_json: bool) ->
 
 
 def _plan(result: RunResult) -> list[RenderableType]:
-    file = result.folder / PLAN
-    return [Plan.load(file).table(), ""] if file.exists() else []
+    kept = result.kept()
+    return [] if kept is None else [kept.table(), ""]
 
 
 def _where(result: RunResult, plot: Path) -> list[str]:

@@ -10,12 +10,16 @@ from torch import nn
 
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_tensors
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
 from pollard.pruning.aims import Aims
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import trained_network
 from pollard.recipes.folder import MODEL, PLAN, RESULT, read_json, write_json
 from pollard.recipes.recipe import Recipe
 from pollard.report.measure import ModuleBytes
+
+SPARSE = (SparseLinear, MaskedLinear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,16 @@ class RunResult:
         """The trained network, of sparse layers where the run was sparse; raises StoreError where its files are damaged."""
         plan = Plan.load(self.folder / PLAN) if self.recipe.method != "dense" else None
         return trained_network(self.recipe, plan, load_tensors(self.folder / MODEL)[0])
+
+    def kept(self) -> Plan | None:
+        """What the trained network keeps; other than the plan it began with, where the topology moved. None for a dense one."""
+        if self.recipe.method == "dense":
+            return None
+        if not self.recipe.moves:
+            return Plan.load(self.folder / PLAN)
+        layers = {name: layer for name, layer in self.model().named_modules() if isinstance(layer, SPARSE)}
+        topologies = {name: layer.topology for name, layer in layers.items()}
+        return Plan(topologies, criterion=self.recipe.method, asked=self.recipe.density)
 
     def save(self) -> None:
         """Write result.json into `folder`, atomically."""

@@ -19,7 +19,7 @@ def schedule_view(method: Method, steps: int, density: float) -> tuple[dict[str,
     density: what is held where the method holds what there is.
 
     >>> from pollard.training.methods.rigl import rigl
-    >>> answer, _ = schedule_view(rigl(0.1, 1000), 1000, 0.1)
+    >>> answer, _ = schedule_view(rigl(0.1, 1000, every=100), 1000, 0.1)
     >>> answer["count"], answer["updates"][0]
     (7, {'step': 100, 'density': 0.1, 'fraction': 0.287031...})
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pollard.errors import InvalidInput
-from pollard.training.methods.method import Method, method
+from pollard.training.methods.method import Method, method, often
 from pollard.training.schedules import between, delayed, piecewise
 
 
@@ -12,7 +12,7 @@ def gmp(
     density: float,
     steps: int,
     *,
-    every: int = 100,
+    every: int = 0,
     first: float = 0.0,
     until: float = 0.75,
     start_density: float = 1.0,
@@ -21,7 +21,7 @@ def gmp(
 ) -> Method:
     """Gradual magnitude pruning: the smallest `|w|` go, a few every 100 steps, along a cubic; nothing comes back.
 
-    The density falls from `start_density` to `density` between the fractions `first` and `until` of `steps`. allocation:
+    every: steps between updates; 0 for 100, or ten updates in a short run. The density falls from `start_density` to `density` between the fractions `first` and `until` of `steps`. allocation:
     uniform, as published, er, erk, or global, one ranking of the magnitudes of all layers.
     Source: Zhu & Gupta, To prune, or not to prune, 2017, equation 1.
 
@@ -29,7 +29,7 @@ def gmp(
     [1.0, 0.213, 0.1]
     """
     begin, end = round(first * steps), round(until * steps)
-    every = min(every, max(1, end - begin))
+    every = min(often(every, 100, end - begin), max(1, end - begin))
     return Method(
         name="gmp",
         cite="zhu2017prune",

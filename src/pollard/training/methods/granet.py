@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pollard.training.methods import grow
-from pollard.training.methods.method import Method, method
+from pollard.training.methods.method import Method, method, often
 from pollard.training.methods.rigl import GradientGrowth
 from pollard.training.schedules import between, cosine
 
@@ -13,7 +13,7 @@ def granet(
     density: float,
     steps: int,
     *,
-    every: int = 1000,
+    every: int = 0,
     fraction: float = 0.5,
     until: float = 0.75,
     start_density: float = 0.5,
@@ -22,7 +22,7 @@ def granet(
 ) -> Method:
     """Gradual pruning with neuroregeneration: prune to a density that falls along a cubic, then exchange as RigL does.
 
-    The density falls from `start_density` to `density` over the first `until` of `steps`, what goes is ranked over all
+    every: steps between updates; 0 for 1000, or ten updates in a short run. The density falls from `start_density` to `density` over the first `until` of `steps`, what goes is ranked over all
     layers; then a `fraction` of each layer, falling along a cosine, is dropped by magnitude and grown by gradient.
     Source: Liu et al., Sparse training via boosting pruning plasticity with neuroregeneration, NeurIPS 2021.
 
@@ -30,7 +30,7 @@ def granet(
     [0.5, 0.219, 0.1]
     """
     end = round(until * steps)
-    every = min(every, max(1, end))
+    every = min(often(every, 1000, end), max(1, end))
     return GradientGrowth(
         name="granet",
         cite="liu2021granet",

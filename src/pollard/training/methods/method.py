@@ -152,6 +152,15 @@ def method_name(builder: Callable[..., Any]) -> str:
     return builder.__name__.rstrip("_").replace("_", "-")
 
 
+def often(every: int, published: int, span: int) -> int:
+    """Steps between updates: `every`, or where that is 0 the `published` number, or a tenth of their `span` if that is less.
+
+    >>> often(0, 100, span=45_000), often(0, 100, span=75), often(20, 100, span=75)
+    (100, 7, 20)
+    """
+    return every or min(published, max(1, span // 10))
+
+
 def update_steps(every: int, epoch: int | None, steps: int) -> int:
     """Steps between updates: `every`, or where that is 0 an epoch, or a hundredth of `steps`."""
     return every or epoch or max(1, steps // 100)

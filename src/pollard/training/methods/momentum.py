@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.training.methods import drop, grow
-from pollard.training.methods.method import Method, Weights, method, require_one_pattern, update_steps
+from pollard.training.methods.method import Method, Weights, method, often, require_one_pattern, update_steps
 from pollard.training.schedules import cosine
 
 # Of the exponential mean that is left out of the window, at most.
@@ -112,7 +112,7 @@ def snfs(
     density: float,
     steps: int,
     *,
-    every: int = 100,
+    every: int = 0,
     fraction: float = 0.3,
     until: float = 0.75,
     decay: float = 0.9,
@@ -121,16 +121,17 @@ def snfs(
 ) -> Method:
     """Grow where the exponential mean of the dense gradient is large; else as RigL.
 
-    decay: of the mean. window: how many steps back it looks, 0 for those that hold 95 % of it. The passes of these steps are
+    every: steps between updates; 0 for 100, or ten updates in a short run. decay: of the mean. window: how many steps back it looks, 0 for those that hold 95 % of it. The passes of these steps are
     kept, so that the mean is streamed by rows like a single gradient, and no dense momentum exists. dense_memory: hold the
     dense momentum of all steps, as published, at dense memory and a dense gradient each step.
     Source: as Evci et al. 2020 compare with Dettmers & Zettlemoyer, Sparse networks from scratch, 2019.
 
-    >>> snfs(0.1, steps=1000).watches(72), snfs(0.1, steps=1000).watches(71)
+    >>> snfs(0.1, steps=2000).watches(72), snfs(0.1, steps=2000).watches(71)
     (True, False)
     """
     del density
     end = round(until * steps)
+    every = often(every, 100, end)
     return MomentumGrowth(
         name="snfs",
         cite="dettmers2019sparse",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pollard.training.methods import drop, grow
-from pollard.training.methods.method import Method, method
+from pollard.training.methods.method import Method, method, often
 from pollard.training.schedules import cosine
 
 
@@ -19,19 +19,20 @@ class GradientGrowth(Method):
 
 
 @method
-def rigl(density: float, steps: int, *, every: int = 100, fraction: float = 0.3, until: float = 0.75) -> Method:
+def rigl(density: float, steps: int, *, every: int = 0, fraction: float = 0.3, until: float = 0.75) -> Method:
     """Rigging the lottery: every 100 steps the smallest `|w|` go and the largest `|dL/dw|` come, at zero.
 
     The fraction exchanged falls from `fraction` to 0 along half a cosine, over the first `until` of `steps`. An update takes
-    the place of the optimizer's step. Gradients of inactive weights are those of the step's own passes.
+    the place of the optimizer's step. every: steps between updates; 0 for 100, or ten updates in a short run. Gradients of inactive weights are those of the step's own passes.
     Source: Evci et al., Rigging the lottery: making all tickets winners, ICML 2020, algorithm 1.
 
-    >>> lottery = rigl(0.1, steps=1000)
+    >>> lottery = rigl(0.1, steps=1000, every=100)
     >>> lottery.due(700), lottery.due(800), round(lottery.fraction(375), 2)
     (True, False, 0.15)
     """
     del density
     end = round(until * steps)
+    every = often(every, 100, end)
     return GradientGrowth(
         name="rigl",
         cite="evci2020rigging",

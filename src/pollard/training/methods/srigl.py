@@ -17,7 +17,7 @@ from pollard.pruning.masks import top_positions
 from pollard.pruning.running_top import EXCLUDED
 from pollard.training.methods import grow
 from pollard.training.methods.change import Change
-from pollard.training.methods.method import Method, Weights, method
+from pollard.training.methods.method import Method, Weights, method, often
 from pollard.training.methods.rigl import GradientGrowth
 from pollard.training.schedules import cosine
 from pollard.training.weights import Weight
@@ -113,19 +113,21 @@ def _grown_in_rows(weight: Weight, taken: Tensor, wanted: Tensor) -> Tensor:
 
 @method
 def srigl(
-    density: float, steps: int, *, every: int = 100, fraction: float = 0.3, until: float = 0.75, salient: float = 0.3
+    density: float, steps: int, *, every: int = 0, fraction: float = 0.3, until: float = 0.75, salient: float = 0.3
 ) -> Method:
     """Structured RigL: a constant fan-in, and no neuron that has too few salient weights.
 
     Salient are the largest `|w|` that stay and the largest `|dL/dw|` that would come. A neuron with fewer of them than
     `salient` times the fan-in is ablated for good, except in the last layer; the others share its weights. 0 ablates none.
+    every: steps between updates; 0 for 100, or ten updates in a short run.
     Source: Lasby et al., Dynamic sparse training with structured sparsity, ICLR 2024.
 
-    >>> srigl(0.1, steps=1000).due(100)
+    >>> srigl(0.1, steps=2000).due(100)
     True
     """
     del density
     end = round(until * steps)
+    every = often(every, 100, end)
     return ConstantFanIn(
         name="srigl",
         cite="lasby2024srigl",

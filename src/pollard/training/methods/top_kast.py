@@ -11,7 +11,7 @@ from torch import Tensor
 from pollard.pruning.masks import top_mask, top_positions
 from pollard.training.methods import drop, grow
 from pollard.training.methods.change import Change
-from pollard.training.methods.method import Method, Weights, method
+from pollard.training.methods.method import Method, Weights, method, often
 from pollard.training.schedules import cosine, piecewise
 from pollard.training.weights import Weight
 
@@ -85,7 +85,7 @@ def top_kast(
     density: float,
     steps: int,
     *,
-    every: int = 100,
+    every: int = 0,
     margin: float = 0.0,
     fraction: float = 0.3,
     penalty: float = 1e-4,
@@ -95,14 +95,14 @@ def top_kast(
 
     `density` is that of A, and of the network at the end; B holds `margin` more (0: as much again). At an update a
     `fraction` of B, falling along a cosine, gives way to random newcomers at zero. The last update keeps A alone.
-    dense_memory: as published: hold the dense weight, and let B be the largest of it; what leaves B stays as it was.
+    every: steps between updates; 0 for 100, or ten in a short run. dense_memory: as published: hold the dense weight, and let B be the largest of it; what leaves B stays as it was.
     Source: Jayakumar et al., Top-KAST: Top-K always sparse training, NeurIPS 2020.
 
     >>> top_kast(0.1, steps=1000).density(0), top_kast(0.1, steps=1000).density(1000)
     (0.2, 0.1)
     """
     kept = min(1.0, density + (margin or density))
-    every = min(every, steps)
+    every = min(often(every, 100, steps), steps)
     end = steps // every * every
     exchange = cosine(fraction * (1.0 - density / kept), end)
     return ForwardSet(
