@@ -147,6 +147,22 @@ def test_values_move_with_their_grains(target, data):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.8, 1.0])
+def test_many_values_move_in_order_and_out_of_it(target, threads, share):
+    torch.set_num_threads(threads)
+    stays = some(30_007, share, 1)
+    source = torch.where(stays, torch.arange(30_007), -1).int()[some(30_007, 0.7, 2)]
+    values = torch.rand(30_007)
+    for places in (source, source.flip(0), source[torch.randperm(len(source), generator=seeded())]):
+        expected = torch.where(places < 0, 0.5, values[places])
+        assert torch.equal(gather(values, places, 0.5), expected)
+        fill = torch.rand(int((places < 0).sum()))
+        assert torch.equal(gather(values, places, fill), expected.masked_scatter(places < 0, fill))
+        with pytest.raises(InvalidInput, match="belong to another topology"):
+            gather(values[: int(places.max())], places, 0.5)
+
+
 def test_parameters_and_strided_values_move_too(target):
     source = torch.tensor([2, -1, 0], dtype=torch.int32)
     for values in (torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])), torch.arange(1.0, 7.0)[::2].sub(0).mul(1)):

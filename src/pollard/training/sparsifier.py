@@ -22,6 +22,7 @@ from pollard.selection import LayerFilter
 from pollard.training import processes
 from pollard.training.exploration import Exploration
 from pollard.training.methods.change import Change
+from pollard.training.methods.grow import by_gradient
 from pollard.training.methods.method import Method
 from pollard.training.randomness import generator
 from pollard.training.weights import CompressedWeight, Weight, sparse_weights
@@ -132,10 +133,11 @@ class Sparsifier:
                 weight.parameter.grad = None
         # What forward and backward left free lies between what they need again: an update fits into none of it, and would
         # come on top. Fresh memory is cheap beside the dense products of a method that looks at gradients, and only there.
-        if self.method.window:
+        dense = self.method.window > 0 and self.method.grow is by_gradient
+        if dense:
             trim()
         yield
-        if self.method.window:
+        if dense:
             trim()
 
     def _update(self) -> None:
@@ -148,10 +150,12 @@ class Sparsifier:
             draw = generator(self.seed, f"update {self.updates} of {name}")
             change = Change(weight, keep, target, fraction, draw, last=name == last)
             found.append((change, *self.method.exchange(change)))
-            weight.passes.stop()
         # An error so far has left all as it was: nothing moves before every layer knows what stays and what comes.
         changed = total = 0
-        for change, stays, grown in found:
+        for weight in self.weights.values():
+            weight.passes.stop()
+        while found:
+            change, stays, grown = found.pop(0)
             changed += self._move(change.weight, stays, grown, change.generator)
             total += change.weight.topology.grains
             self._explored[change.weight.name].add(grown)

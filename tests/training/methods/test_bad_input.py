@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ ARGUMENTS = {
     "option of another": ("static", {"every": 10}, "every"),
     "fraction above 1": ("rigl", {"fraction": 1.5}, r"fraction of 1\.5"),
     "negative fraction": ("set", {"fraction": -0.1}, r"fraction of -0\.1"),
-    "no steps between": ("rigl", {"every": 0}, "every 0 steps"),
+    "steps back in time": ("rigl", {"every": -5}, "every -5 steps"),
     "unknown curve": ("gmp", {"curve": "quintic"}, "quintic"),
     "unknown guide": ("gse", {"guide": "compass"}, "compass"),
     "unknown allocation": ("gmp", {"allocation": "fair"}, "fair"),
@@ -184,3 +185,26 @@ def test_the_state_of_another_method_is_refused():
     _, _, other = until_due("set")
     with pytest.raises(StoreError, match="'set'"):
         sparse.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+def test_a_rule_that_fails_in_the_last_layer_moves_no_other(storage):
+    model = network()
+    optimizer = optim.Adam(model.parameters())
+    sparse = pollard.sparse_training(model, optimizer, "rigl", density=0.5, steps=100, every=2, storage=storage)
+    learn(model)
+    sparse.step()
+    learn(model)
+    grow, before = sparse.method.grow, everything(model, optimizer)
+    topologies = [weight.topology for weight in sparse.weights.values()]
+
+    def failing(change, stays, count):
+        if change.last:
+            raise InvalidInput("no room", "some", "Think again.")
+        return grow(change, stays, count)
+
+    sparse.method = dataclasses.replace(sparse.method, grow=failing)
+    with pytest.raises(InvalidInput, match="no room"):
+        sparse.step()
+    assert same(before, everything(model, optimizer))
+    assert topologies == [weight.topology for weight in sparse.weights.values()]

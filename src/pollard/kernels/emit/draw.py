@@ -76,11 +76,14 @@ def _outcome(code: Code, arguments: Arguments, counter: Value) -> Value:
         number = code.mul(code.ir.xor(number, code.ir.lshr(number, I64(shift))), factor)
     number = code.ir.lshr(number, I64(WORD - BITS))
     start = code.index_at(arguments["guide"], code.ir.lshr(number, arguments["SHIFT"]))
-    # The last end is above every random number.
     ends = arguments["ends"]
-    with code.scan(
-        start, code.integer(1 << 31), lambda place: code.ir.icmp_signed("<=", code.long_at(ends, place), number)
-    ) as found:
+
+    def past(place: Value) -> Value:
+        return code.ir.icmp_signed("<=", code.long_at(ends, place), number)
+
+    # Whether the first end is passed nobody can predict, that the second is not is a safe bet. The last is above all numbers.
+    start = code.add(start, code.one_if(past(start)))
+    with code.scan(start, code.integer(1 << 31), past) as found:
         pass
     return found.index
 
