@@ -59,7 +59,11 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise InvalidInput(f"an update every {self.every} steps", "at least 1", "Published choices: 100 to 1500.")
+            raise InvalidInput(
+                f"an update every {self.every} steps",
+                "at least 1",
+                "Published choices: 100 to 1500; 0 is the method's own.",
+            )
         for fraction in (self.fraction(0), self.fraction(self.start or self.every)):
             if not 0.0 <= fraction <= 1.0:
                 raise InvalidInput(
