@@ -110,8 +110,8 @@ def _drawn(topology: Topology, count: int, rows: _Distribution, across: _Distrib
     starts, pointers = (torch.zeros(groups + 1, dtype=torch.int32) for _ in range(2))
     torch.cumsum(dealt.sum(0), 0, dtype=torch.int32, out=starts[1:])
     guide, shift = across.guide()
-    words = -(-width // WORD)
-    room, bounds, columns = words + -(-words // WORD), even(starts, threads), torch.empty(count, dtype=torch.int32)
+    words = -(-width // WORD**2) * WORD
+    room, bounds, columns = words + words // WORD, even(starts, threads), torch.empty(count, dtype=torch.int32)
     Launch(
         KernelSpec("draw", target.isa), threads, threads, ends=across.ends, guide=guide, columns=topology.columns,
         pointers=topology.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],

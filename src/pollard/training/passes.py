@@ -29,6 +29,8 @@ def is_finite(numbers: Tensor) -> bool:
     >>> is_finite(torch.tensor([1.0, torch.inf])), is_finite(torch.empty(0))
     (False, True)
     """
+    if numbers.dim() == 2 and not numbers.is_contiguous():
+        numbers = numbers.t()  # features-first: gone through as it lies
     return not numbers.numel() or all(map(math.isfinite, map(float, torch.aminmax(numbers))))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -170,7 +171,7 @@ class Sparsifier:
             return 0
         after, source = rewire(weight.topology, stays, grown)
         came = source < 0
-        count = int(came.count_nonzero())
+        count = int(np.count_nonzero(came.numpy()))
         fill = self.method.starting(count * weight.rows, draw)
         if weight.memory is not None:
             fill = SparseMatrix.from_dense(weight.memory, after).values[came.repeat_interleave(weight.rows)]

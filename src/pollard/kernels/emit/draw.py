@@ -23,7 +23,8 @@ WORD = 64
 # number that begins with each of some bits: those from SHIFT on.
 DEAL = ("ends", "guide", "counts", "bounds", "PASSES", "KEY", "SHIFT", "GROUPS")
 # starts: where the draws of each row group begin; fresh: room for as many columns, filled from the first of each unit of work
-# on; counts: how many of each row group. scratch: for each unit of work a bit for each column, then one for each word of these.
+# on; counts: how many of each row group. scratch: for each unit of work a bit for each column, in WORDS words, a multiple of 64,
+# then a bit for each of these words.
 DRAW = (
     "ends", "guide", "columns", "pointers", "starts", "fresh", "counts", "scratch", "bounds", "PASSES", "KEY", "SHIFT",
     "WORDS", "ROOM",
@@ -52,11 +53,20 @@ def draw(spec: KernelSpec) -> ir.Module:
         with code.loop(first, last, carried=[code.index_at(arguments["starts"], first)]) as row:
             there, drawn = (Run.of(code, arguments[name], row.index) for name in ("pointers", "starts"))
             counter = code.ir.shl(row.index, I64(32))
-            with code.loop(0, drawn.length(code)) as each:
-                column = _outcome(code, arguments, code.add(counter, each.index))
-                word = code.ir.lshr(column, I64(6))
-                _set(code, bits, word, column)
-                _set(code, words, code.ir.lshr(word, I64(6)), word)
+            # Which words are in use need not be known where nearly all are.
+            full = code.less(arguments["WORDS"], drawn.length(code))
+            with code.ir.if_else(full) as (all_words, some_words):
+                with all_words:
+                    with code.loop(0, arguments["WORDS"], WORD) as word:
+                        code.put_long(-1, words, code.ir.lshr(word.index, I64(6)))
+                    with code.loop(0, drawn.length(code)) as each:
+                        column = _outcome(code, arguments, code.add(counter, each.index))
+                        _set(code, bits, code.ir.lshr(column, I64(6)), column)
+                with some_words, code.loop(0, drawn.length(code)) as each:
+                    column = _outcome(code, arguments, code.add(counter, each.index))
+                    word = code.ir.lshr(column, I64(6))
+                    _set(code, bits, word, column)
+                    _set(code, words, code.ir.lshr(word, I64(6)), word)
             with code.loop(there.start, there.end) as grain:
                 column = code.index_at(arguments["columns"], grain.index)
                 word = code.ir.lshr(column, I64(6))
@@ -91,7 +101,7 @@ def _outcome(code: Code, arguments: Arguments, counter: Value) -> Value:
 def _listed(code: Code, arguments: Arguments, maps: tuple[Value, Value], start: Value) -> Value:
     """Write the columns whose bits are set from `start` on, and clear all; where they end."""
     bits, words = maps
-    with code.loop(0, code.ir.lshr(code.add(arguments["WORDS"], WORD - 1), I64(6)), carried=[start]) as turn:
+    with code.loop(0, code.ir.lshr(arguments["WORDS"], I64(6)), carried=[start]) as turn:
         filled = code.long_at(words, turn.index)
         code.put_long(0, words, turn.index)
         with code.loop(0, code.one_bits(filled), carried=[filled, turn.carried[0]]) as outer:

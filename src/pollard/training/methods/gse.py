@@ -35,7 +35,7 @@ class GuidedExploration(Method):
         chosen = self._chosen(change)
         stays = self.drop(replace(change, keep=min(weight.topology.grains, change.target - len(chosen))))
         # Where the density rises by more than there are candidates, nothing goes, and the rest comes blindly.
-        if (short := change.target - int(stays.count_nonzero()) - len(chosen)) > 0:
+        if (short := change.target - int(np.count_nonzero(stays.numpy())) - len(chosen)) > 0:
             taken = np.union1d(weight.topology.positions().numpy(), chosen.numpy())
             blind = sample_absent(change.total, taken, short, change.generator)
             chosen = torch.from_numpy(np.union1d(chosen.numpy(), blind))

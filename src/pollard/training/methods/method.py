@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,7 +103,7 @@ class Method:
     def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
         """Which grains stay, bool `(grains,)`, and positions of those that come, ascending."""
         stays = self.drop(change)
-        return stays, self.grow(change, stays, change.target - int(stays.count_nonzero()))
+        return stays, self.grow(change, stays, change.target - int(np.count_nonzero(stays.numpy())))
 
     def require(self, topologies: Mapping[str, Topology]) -> None:
         """Raises PatternError where layers of these topologies, by name, cannot be trained so."""
