@@ -259,10 +259,9 @@ class Topology:
     def positions(self, only: Tensor | None = None) -> Tensor:
         """Flat grain positions `group * in + column`, ascending int64 `(grains,)`; of those in bool `only` `(grains,)`.
 
-        >>> Topology.full((4, 2), "v2").positions().tolist()
-        [0, 1, 2, 3]
-        >>> Topology.full((2, 2)).positions(torch.tensor([True, False, False, True])).tolist()
-        [0, 3]
+        >>> full = Topology.full((4, 2), "v2")
+        >>> full.positions().tolist(), full.positions(torch.tensor([True, False, False, True])).tolist()
+        ([0, 1, 2, 3], [0, 3])
         """
         if only is None:
             return torch.from_numpy(self._group_starts(self.shape[1]) + self.columns.numpy())
