@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pollard.errors import InvalidInput
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import Method
+from pollard.training.methods.method import Method, options_of
 
 
 class Span(NamedTuple):
@@ -31,11 +30,7 @@ def moving_method(
     100
     """
     builder = METHODS[name]
-    known = {
-        option: parameter
-        for option, parameter in inspect.signature(builder).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    known = options_of(builder)
     chosen: dict[str, Any] = {option: value for option, value in given.items() if value}
     chosen |= {
         option: text for option, _, text in (part.strip().partition("=") for part in options.split(",")) if option
@@ -47,7 +42,7 @@ def moving_method(
                 "one of " + (", ".join(each for each in known if each != "epoch") or "none: it has no options"),
                 "Leave it out for the method's own choice.",
             )
-    values = {option: _value(option, value, known[option].default) for option, value in chosen.items()}
+    values = {option: _value(option, value, known[option]) for option, value in chosen.items()}
     if allocation and "allocation" in known:
         values.setdefault("allocation", allocation)
     return builder(density, span.steps, **values, **({"epoch": span.epoch} if "epoch" in known else {}))

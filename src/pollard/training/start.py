@@ -19,10 +19,10 @@ from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import Storage, sparsify_
 from pollard.pruning.decision import PatternChoice, prune
 from pollard.pruning.plan import Plan
-from pollard.selection import LayerFilter, linear_layers, listed, select
+from pollard.selection import LayerFilter, linear_layers, select
 from pollard.training import processes
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import Method
+from pollard.training.methods.method import Method, options_of
 from pollard.training.optimizers import rebind
 from pollard.training.sparsifier import Sparsifier
 
@@ -106,12 +106,15 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
         raise InvalidInput(
             f"steps={steps}", "how many steps training will take, at least 1", "Pass epochs * len(loader)."
         )
-    try:
-        return METHODS[method](density, steps, **options)
-    except TypeError as error:
-        raise InvalidInput(
-            f"options {listed(options)} of {method}: {error}", "its own", f"See help({method})."
-        ) from error
+    known = options_of(METHODS[method])
+    for option in options:
+        if option not in known:
+            raise InvalidInput(
+                f"option {option!r} of {method}",
+                "one of " + (", ".join(known) or "none: it has no options"),
+                "Leave it out for the method's own choice.",
+            )
+    return METHODS[method](density, steps, **options)
 
 
 def _refuse_wrapper(model: nn.Module) -> None:
@@ -159,10 +162,14 @@ def _shorthand(name: str) -> Start:
 
     builder = METHODS[name]
     start.__name__ = start.__qualname__ = builder.__name__
-    start.__doc__ = (
-        f"`sparse_training` by {name}: `step()` of what is returned takes the place of `optimizer.step()`.\n\n"
-        f"    options: those of `sparse_training`, and of the method:\n\n    {(builder.__doc__ or '').split('>>>')[0].strip()}\n    "
-    )
+    text = (builder.__doc__ or "").split(">>>")[0].strip()
+    own = ", ".join(f"{option}={default!r}" for option, default in options_of(builder).items()) or "none"
+    start.__doc__ = f"""{text.splitlines()[0]}
+
+    Makes the linear layers of `model` sparse; `step()` of what is returned takes the place of `optimizer.step()`.
+    options of the method: {own}. All others are those of `sparse_training`.
+    {"".join(text.splitlines(keepends=True)[1:])}
+    """
     return start
 
 

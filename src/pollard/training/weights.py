@@ -100,8 +100,7 @@ class Weight(ABC):
         """
         state = self.optimizer.state.get(self.parameter, {})
         moved = {key: self._moved(state[key], after, source, 0.0) for key in self._per_weight()}
-        values = self._moved(self.parameter.detach(), after, source, fill)
-        self._keep(after, values)
+        self._keep(after, self._moved_values(after, source, fill))
         for key, entry in moved.items():
             state[key] = entry
         self.parameter.grad = None
@@ -109,7 +108,11 @@ class Weight(ABC):
 
     @abstractmethod
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
-        """`old`, of the parameter's shape, on `after`: the same tensor where its size does not change."""
+        """`old`, of the parameter's shape, on `after`: to take its place, and it may be written over."""
+
+    def _moved_values(self, after: Topology, source: Tensor, fill: Fill) -> Tensor:
+        """The parameter's values on `after`, in its own memory where its size does not change."""
+        return self._moved(self.parameter.detach(), after, source, fill)
 
     @abstractmethod
     def _keep(self, after: Topology, values: Tensor) -> None:
@@ -197,11 +200,15 @@ class CompressedWeight(Weight):
         spare, self._spare = self._spare, None
         fits = spare is not None and spare.shape == (after.nnz,) and spare.dtype == old.dtype
         new = gather(old, source, fill, rows=after.pattern.rows, out=spare if fits else None)
-        if old.shape != new.shape:
-            return new
-        # One tensor serves all that moves: fresh memory costs more than all else.
-        self._spare = new
-        return old.copy_(new)
+        # What moved out of a tensor leaves it to the next that moves: fresh memory costs more than all else.
+        self._spare = old if old.is_contiguous() else None
+        return new
+
+    def _moved_values(self, after: Topology, source: Tensor, fill: Fill) -> Tensor:
+        # Others hold on to the parameter's memory, as DistributedDataParallel does.
+        old = self.parameter.detach()
+        new = self._moved(old, after, source, fill)
+        return old.copy_(new) if old.shape == new.shape else new
 
     def _keep(self, after: Topology, values: Tensor) -> None:
         self._spare = None

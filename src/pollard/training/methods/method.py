@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,17 @@ def method(builder: Builder) -> Builder:
 def method_name(builder: Callable[..., Any]) -> str:
     """What a method is called: `set_` is set, `top_kast` is top-kast."""
     return builder.__name__.rstrip("_").replace("_", "-")
+
+
+def options_of(builder: Builder) -> dict[str, Any]:
+    """The options of a method by name, with their defaults.
+
+    >>> from pollard.training.methods.rigl import rigl
+    >>> options_of(rigl)
+    {'every': 0, 'fraction': 0.3, 'until': 0.75}
+    """
+    found = signature(builder).parameters.values()
+    return {each.name: each.default for each in found if each.kind is each.KEYWORD_ONLY}
 
 
 def often(every: int, published: int, span: int) -> int:
