@@ -12,7 +12,7 @@ from pollard.errors import InvalidInput, KernelError, KernelFallback, TopologyEr
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.kernels import derived, fallback, jit
-from pollard.kernels.rewire import gather, rewire, sample_grown
+from pollard.kernels.rewire import gather, positions_of, rewire, sample_grown
 from pollard.kernels.target import host_isas
 from strategies import changes, seeds, topologies
 
@@ -111,6 +111,27 @@ def test_a_large_sample_is_the_same_for_any_number_of_threads(target, threads, c
     stays = some(here.grains, 0.7, 1)
     slow = sample_absent(600_000, here.positions(stays).numpy(), count, seeded())
     assert np.array_equal(sample_grown(here, count, seeded(), stays=stays).numpy(), slow)
+
+
+@shared
+@given(data=st.data())
+def test_positions_of_some_grains_equal_their_twin(target, data):
+    here = data.draw(topologies())
+    only, _ = data.draw(changes(here))
+    found = positions_of(here, only)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, here.positions(only))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.7, 1.0])
+def test_positions_of_many_grains_equal_their_twin(target, threads, share):
+    torch.set_num_threads(threads)
+    here = large()
+    only = some(here.grains, share, 1)
+    assert torch.equal(positions_of(here, only), here.positions(only))
+    with pytest.raises(TopologyError, match="whether it stays"):
+        positions_of(here, only[1:])
 
 
 def test_no_more_grows_than_there_is_room(target):

@@ -58,6 +58,34 @@ def sample_grown(
     return made
 
 
+def positions_of(topology: Topology, only: Tensor) -> Tensor:
+    """As `Topology.positions` of the grains in bool `only` `(grains,)`, to the bit. Raises TopologyError on flags of another kind.
+
+    >>> positions_of(Topology.full((4, 2), "v2"), torch.tensor([True, False, False, True])).tolist()
+    [0, 3]
+    """
+    flags = checked_flags(only, topology.grains)
+    made = attempt(partial(_placed, topology, flags))
+    return topology.positions(only) if made is None else made
+
+
+def _placed(topology: Topology, flags: Flags, target: Target) -> Tensor:
+    threads, room = torch.get_num_threads(), _longest(topology) + target.lanes
+    starts = torch.from_numpy(_tally(topology, flags, target)).int()
+    positions = torch.empty(int(starts[-1]), dtype=torch.int64)
+    Launch(
+        KernelSpec("place", target.isa), threads, threads, flags=torch.from_numpy(flags), columns=topology.columns,
+        pointers=topology.row_pointers, starts=starts, positions=positions,
+        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(topology.row_pointers, threads), PASSES=1,
+        WIDTH=topology.shape[1], ROOM=room,
+    )()  # fmt: skip
+    return positions
+
+
+def _longest(topology: Topology) -> int:
+    return int(np.diff(topology.row_pointers.numpy()).max(initial=0))
+
+
 def _merged(topology: Topology, stays: Flags, grown: Positions, target: Target) -> tuple[Topology, Tensor] | None:
     # None where a grain both stays and comes: the twin says which.
     threads, width, groups = torch.get_num_threads(), topology.shape[1], topology.groups
@@ -90,20 +118,12 @@ def _merged(topology: Topology, stays: Flags, grown: Positions, target: Target) 
 def _positions(
     topology: Topology, count: int, generator: torch.Generator, stays: Flags | None, target: Target
 ) -> Tensor:
-    threads, width, groups, pointers = (
-        torch.get_num_threads(),
-        topology.shape[1],
-        topology.groups,
-        topology.row_pointers,
-    )
+    threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.row_pointers
     taken = pointers.numpy() if stays is None else _tally(topology, stays, target)
-    free = np.arange(groups + 1, dtype=np.int64) * width - taken
+    free = np.arange(topology.groups + 1, dtype=np.int64) * width - taken
     ranks = sample_ranks(int(free[-1]), count, generator)
     comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
-    positions, room = (
-        torch.empty(count, dtype=torch.int64),
-        int(np.diff(pointers.numpy()).max(initial=0)) + 1 + target.lanes,
-    )
+    positions, room = torch.empty(count, dtype=torch.int64), _longest(topology) + 1 + target.lanes
     Launch(
         KernelSpec("absent", target.isa, permuted=stays is not None), threads, threads,
         flags=0 if stays is None else torch.from_numpy(stays), ranks=torch.from_numpy(ranks), free=torch.from_numpy(free),
@@ -130,4 +150,4 @@ def _row_starts(positions: Positions, groups: int, width: int) -> Tensor:
     return torch.from_numpy(starts.astype(np.int32))
 
 
-__all__ = ["gather", "rewire", "sample_grown"]
+__all__ = ["gather", "positions_of", "rewire", "sample_grown"]

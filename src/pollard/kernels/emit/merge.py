@@ -8,6 +8,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
+from pollard.kernels.emit.press import entries_of, places, press
 from pollard.kernels.emit.search import Run, close, hold, pass_below
 from pollard.kernels.emit.tiles import run_of_groups
 from pollard.kernels.simd import I64, Code, Value
@@ -27,6 +28,7 @@ ABSENT = (
     "flags", "ranks", "free", "columns", "pointers", "comes", "positions", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
 )  # fmt: skip
 TALLY = ("flags", "pointers", "counts", "bounds", "PASSES")
+PLACE = ("flags", "columns", "pointers", "starts", "positions", "scratch", "bounds", "PASSES", "WIDTH", "ROOM")
 
 
 def mark(spec: KernelSpec) -> ir.Module:
@@ -73,12 +75,8 @@ def rewire(spec: KernelSpec) -> ir.Module:
         )
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             there, comes, new = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes", "starts"))
-            with code.loop(there.start, there.end, carried=[code.integer(0)]) as each:
-                (count,) = each.carried
-                code.put_index(code.index_at(arguments["columns"], each.index), kept[0], count)
-                code.put_index(each.index, kept[1], count)
-                each.carry([code.add(count, code.byte_at(arguments["flags"], each.index))])
-            (count,) = each.carried
+            streams = [(entries_of(code, arguments["columns"]), kept[0]), (places(code), kept[1])]
+            count = press(code, spec.isa, arguments["flags"], there, streams)
             close(code, kept[0], count, lanes)
             base = code.mul(row.index, arguments["WIDTH"])
             # A vector goes past the next grain that comes, which is then written over it; so is what comes but is there
@@ -112,12 +110,12 @@ def absent(spec: KernelSpec) -> ir.Module:
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             there, comes = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes"))
             base = code.mul(row.index, arguments["WIDTH"])
-            with code.loop(there.start, there.end, carried=[code.integer(0)]) as each:
-                (below,) = each.carried
-                code.put_index(code.sub(code.index_at(arguments["columns"], each.index), below), scratch, below)
-                stays = code.byte_at(arguments["flags"], each.index) if spec.permuted else code.integer(1)
-                each.carry([code.add(below, stays)])
-            (stays,) = each.carried
+            columns, stays = arguments["columns"], there.length(code)
+            if spec.permuted:
+                stays = press(code, spec.isa, arguments["flags"], there, [(entries_of(code, columns), scratch)])
+            source = scratch if spec.permuted else code.offset(columns, code.mul(there.start, 4))
+            with code.loop(0, stays) as each:
+                code.put_index(code.sub(code.index_at(source, each.index), each.index), scratch, each.index)
             close(code, scratch, stays, lanes)
             before = code.long_at(arguments["free"], row.index)
             with code.loop(comes.start, comes.end, carried=[code.integer(0)]) as each:
@@ -143,6 +141,26 @@ def tally(spec: KernelSpec) -> ir.Module:
             code.put_index(flagged, arguments["counts"], row.index)
 
     return kernel_module(TALLY, unit, x86=spec.isa != "neon")
+
+
+def place(spec: KernelSpec) -> ir.Module:
+    """The module that lists the flat positions of flagged grains; a unit of work is a run of row groups.
+
+    starts: where those of each row group go.
+    """
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        scratch = _scratch(code, arguments, work)
+        with code.loop(*run_of_groups(code, arguments, *work)) as row:
+            there = Run.of(code, arguments["pointers"], row.index)
+            streams = [(entries_of(code, arguments["columns"]), scratch)]
+            count = press(code, spec.isa, arguments["flags"], there, streams)
+            base = code.mul(row.index, arguments["WIDTH"])
+            place = code.offset(arguments["positions"], code.mul(code.index_at(arguments["starts"], row.index), 8))
+            with code.loop(0, count) as each:
+                code.put_long(code.add(base, code.index_at(scratch, each.index)), place, each.index)
+
+    return kernel_module(PLACE, unit, x86=spec.isa != "neon")
 
 
 def _scratch(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> Value:

@@ -14,6 +14,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.kernels.candidates import candidates
+from pollard.kernels.rewire import positions_of
 from pollard.pruning.masks import top_mask
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method, method, often
@@ -49,7 +50,7 @@ class GuidedExploration(Method):
             return drawn.positions()
         scores = weight.by_grain(weight.passes.at(drawn).abs_())
         most = min(change.target - change.keep, drawn.grains)
-        return drawn.positions(top_mask(scores, most, layer=weight.name))
+        return positions_of(drawn, top_mask(scores, most, layer=weight.name))
 
     def update_cost(self, forward: float, dense: float) -> float:
         """The gradients of the candidates besides."""
