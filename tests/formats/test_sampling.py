@@ -39,7 +39,7 @@ def test_every_part_of_the_range_is_as_likely(total):
 def test_every_subset_is_as_likely(monkeypatch):
     # The path for large totals, made to run on one small enough to count all its outcomes: 10 pairs out of 5.
     monkeypatch.setattr(sampling, "_SMALL", 4)
-    monkeypatch.setattr(sampling, "_distinct", lambda total, count, generator: drawn(total, count + 1, generator))
+    monkeypatch.setattr(sampling, "_distinct", lambda total, count, generator, settle: drawn(total, count + 1, generator))
     generator = seeded(2)
     pairs = Counter(tuple(sample(5, 2, generator).tolist()) for _ in range(5000))
     assert len(pairs) == 10
@@ -53,7 +53,7 @@ def drawn(total: int, draws: int, generator: torch.Generator) -> np.ndarray:
 def test_too_few_distinct_draws_are_drawn_again(monkeypatch):
     tries = []
 
-    def distinct(total, count, generator):
+    def distinct(total, count, generator, settle):
         tries.append(count)
         return np.arange(count - 1 if len(tries) == 1 else count)
 

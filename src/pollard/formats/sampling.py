@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,31 @@ _CHUNK = 1 << 16
 _QUICK = 1 << 20
 
 Integers = NDArray[np.signedinteger[Any]]
+# Makes numbers of `range(total)` distinct and ascending, and may spoil them.
+Settle = Callable[[Integers, int], Integers]
 
 
-def sample(total: int, count: int, generator: torch.Generator | None = None) -> Integers:
+def distinct(numbers: Integers, total: int) -> Integers:
+    """The distinct ones of `numbers`, all in `range(total)`, ascending; `numbers` is spoiled.
+
+    >>> distinct(np.array([5, 0, 5, 3]), 6).tolist()
+    [0, 3, 5]
+    """
+    del total
+    numbers = _ascending(numbers)
+    fresh = np.ones(len(numbers), np.bool_)
+    np.not_equal(numbers[1:], numbers[:-1], out=fresh[1:])
+    return numbers[fresh]
+
+
+def sample(total: int, count: int, generator: torch.Generator | None = None, settle: Settle = distinct) -> Integers:
     """`count` distinct integers of `range(total)`, ascending `(count,)`, every set of that size equally likely.
 
     Memory is proportional to `count`, never to `total` (up to `2**62`), as long as `count <= total / 2`: ask for the
     complement above that. The same generator state gives the same sample. Draws with replacement until the expected
     number of distinct integers, `total * (1 - exp(-draws / total))`, is safely past `count`, then drops a random
-    surplus: no step prefers one integer to another, so neither does the result.
+    surplus: no step prefers one integer to another, so neither does the result. `settle` may know a faster way than
+    `distinct` to the same integers.
 
     >>> sample(10**18, 3, torch.Generator().manual_seed(0)).shape
     (3,)
@@ -37,11 +54,11 @@ def sample(total: int, count: int, generator: torch.Generator | None = None) -> 
     if total <= _SMALL:
         chosen: Integers = torch.randperm(total, generator=generator)[:count].sort().values.numpy()
         return chosen
-    distinct = _distinct(total, count, generator)
-    while len(distinct) < count:
-        distinct = _distinct(total, count, generator)
-    surplus = len(distinct) - count
-    return np.delete(distinct, sample(len(distinct), surplus, generator)) if surplus else distinct
+    drawn = _distinct(total, count, generator, settle)
+    while len(drawn) < count:
+        drawn = _distinct(total, count, generator, settle)
+    surplus = len(drawn) - count
+    return np.delete(drawn, sample(len(drawn), surplus, generator, settle)) if surplus else drawn
 
 
 def sample_absent(
@@ -63,9 +80,12 @@ def sample_absent(
     return positions
 
 
-def sample_ranks(absent: int, count: int, generator: torch.Generator | None = None) -> NDArray[np.int64]:
+def sample_ranks(
+    absent: int, count: int, generator: torch.Generator | None = None, settle: Settle = distinct
+) -> NDArray[np.int64]:
     """`count` distinct integers of `range(absent)`, ascending, in memory proportional to `count`, however large.
 
+    settle: as of `sample`.
     Raises InvalidInput where `count` is none of `0 ... absent`.
     """
     if not 0 <= count <= absent:
@@ -73,11 +93,11 @@ def sample_ranks(absent: int, count: int, generator: torch.Generator | None = No
             f"a sample of {count} out of {absent} absent grains", f"a count in [0, {absent}]", "Ask for fewer."
         )
     if 2 * count <= absent:
-        return sample(absent, count, generator).astype(np.int64, copy=False)
-    return np.delete(np.arange(absent), sample(absent, absent - count, generator))
+        return sample(absent, count, generator, settle).astype(np.int64, copy=False)
+    return np.delete(np.arange(absent), sample(absent, absent - count, generator, settle))
 
 
-def _distinct(total: int, count: int, generator: torch.Generator | None) -> Integers:
+def _distinct(total: int, count: int, generator: torch.Generator | None, settle: Settle) -> Integers:
     dtype, limit = (torch.int32, 1 << 31) if total <= _NARROW else (torch.int64, 1 << 63)
     # Draws past the largest multiple of total go, so that every remainder is equally likely.
     bound = limit // total * total
@@ -86,10 +106,7 @@ def _distinct(total: int, count: int, generator: torch.Generator | None) -> Inte
     numbers: Integers = torch.empty(draws, dtype=dtype).random_(generator=generator).numpy()
     numbers = numbers[numbers < bound]
     _reduce(numbers, total)
-    numbers = _ascending(numbers)
-    fresh = np.ones(len(numbers), np.bool_)
-    np.not_equal(numbers[1:], numbers[:-1], out=fresh[1:])
-    return numbers[fresh]
+    return settle(numbers, total)
 
 
 def _reduce(numbers: Integers, total: int) -> None:

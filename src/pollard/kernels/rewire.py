@@ -15,6 +15,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.fallback import attempt
 from pollard.kernels.launch import Launch
 from pollard.kernels.moving import gather
+from pollard.kernels.settling import distinct
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 from pollard.kernels.turning import even
@@ -121,7 +122,7 @@ def _positions(
     threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.row_pointers
     taken = pointers.numpy() if stays is None else _tally(topology, stays, target)
     free = np.arange(topology.groups + 1, dtype=np.int64) * width - taken
-    ranks = sample_ranks(int(free[-1]), count, generator)
+    ranks = sample_ranks(int(free[-1]), count, generator, distinct)
     comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
     positions, room = torch.empty(count, dtype=torch.int64), _longest(topology) + 1 + target.lanes
     Launch(

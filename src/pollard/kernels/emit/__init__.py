@@ -14,6 +14,7 @@ from pollard.kernels.emit import move as _move
 from pollard.kernels.emit import pack as _pack
 from pollard.kernels.emit import sample as _sample
 from pollard.kernels.emit import scatter as _scatter
+from pollard.kernels.emit import settle as _settle
 from pollard.kernels.emit import turn as _turn
 from pollard.kernels.spec import KernelSpec
 
@@ -25,6 +26,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "deal": _draw.deal,
     "draw": _draw.draw,
     "gather": _gather.gather,
+    "list": _settle.listed,
     "mark": _merge.mark,
     "move": _move.move,
     "pack": _pack.pack,
@@ -33,6 +35,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "sample": _sample.sample,
     "scatter": _scatter.scatter,
     "tally": _merge.tally,
+    "tick": _settle.tick,
     "turn": _turn.turn,
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -43,6 +46,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "deal": _draw.DEAL,
     "draw": _draw.DRAW,
     "gather": _gather.ARGUMENTS,
+    "list": _settle.LIST,
     "mark": _merge.MARK,
     "move": _move.ARGUMENTS,
     "pack": _pack.ARGUMENTS,
@@ -51,6 +55,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "sample": _sample.ARGUMENTS,
     "scatter": _scatter.ARGUMENTS,
     "tally": _merge.TALLY,
+    "tick": _settle.TICK,
     "turn": _turn.TURN,
 }
 
