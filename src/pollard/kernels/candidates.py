@@ -111,7 +111,8 @@ def _drawn(topology: Topology, count: int, rows: _Distribution, across: _Distrib
     torch.cumsum(dealt.sum(0), 0, dtype=torch.int32, out=starts[1:])
     guide, shift = across.guide()
     words = -(-width // WORD**2) * WORD
-    room, bounds, columns = words + words // WORD, even(starts, threads), torch.empty(count, dtype=torch.int32)
+    room = words + words // WORD + (words * WORD + target.lanes) // 2
+    bounds, columns = even(starts, threads), torch.empty(count, dtype=torch.int32)
     Launch(
         KernelSpec("draw", target.isa), threads, threads, ends=across.ends, guide=guide, columns=topology.columns,
         pointers=topology.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],

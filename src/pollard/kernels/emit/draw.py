@@ -5,12 +5,17 @@ The n-th random number of a key is made from n alone: any thread can make it, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
+from pollard.kernels.emit.press import LANES as PRESSED
+from pollard.kernels.emit.press import places, pressed
 from pollard.kernels.emit.search import Run
 from pollard.kernels.emit.tiles import run_of_groups
-from pollard.kernels.simd import I64, Code, Value
+from pollard.kernels.simd import I32, I64, Code, Value
 from pollard.kernels.spec import KernelSpec
 
 # Of SplitMix64 (Steele, Lea and Flood 2014): the step of its counter, and the multipliers and shifts that mix it.
@@ -18,13 +23,14 @@ STEP = 0x9E3779B97F4A7C15
 MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 BITS = 53  # of a random number: what doubles hold exactly
 WORD = 64
+LANES = 8  # random numbers made at a time
 
 # ends: the random numbers, 64-bit, below which each outcome and those before it lie. guide: the outcome of the first random
 # number that begins with each of some bits: those from SHIFT on.
 DEAL = ("ends", "guide", "counts", "bounds", "PASSES", "KEY", "SHIFT", "GROUPS")
 # starts: where the draws of each row group begin; fresh: room for as many columns, filled from the first of each unit of work
 # on; counts: how many of each row group. scratch: for each unit of work a bit for each column, in WORDS words, a multiple of 64,
-# then a bit for each of these words.
+# then a bit for each of these words, then the columns of a row group and one vector more.
 DRAW = (
     "ends", "guide", "columns", "pointers", "starts", "fresh", "counts", "scratch", "bounds", "PASSES", "KEY", "SHIFT",
     "WORDS", "ROOM",
@@ -36,9 +42,10 @@ def deal(spec: KernelSpec) -> ir.Module:
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         counts = code.offset(arguments["counts"], code.mul(code.mul(work[0], arguments["GROUPS"]), 4))
-        with code.loop(*run_of_groups(code, arguments, *work)) as each:
-            group = _outcome(code, arguments, each.index)
+        def one_more(group: Value) -> None:
             code.put_index(code.add(code.index_at(counts, group), 1), counts, group)
+
+        _each_outcome(code, arguments, code.integer(0), run_of_groups(code, arguments, *work), one_more)
 
     return kernel_module(DEAL, unit, x86=spec.isa != "neon")
 
@@ -52,39 +59,61 @@ def draw(spec: KernelSpec) -> ir.Module:
         first, last = run_of_groups(code, arguments, *work)
         with code.loop(first, last, carried=[code.index_at(arguments["starts"], first)]) as row:
             there, drawn = (Run.of(code, arguments[name], row.index) for name in ("pointers", "starts"))
-            counter = code.ir.shl(row.index, I64(32))
+            counter, turns = code.ir.shl(row.index, I64(32)), (code.integer(0), drawn.length(code))
             # Which words are in use need not be known where nearly all are.
             full = code.less(arguments["WORDS"], drawn.length(code))
             with code.ir.if_else(full) as (all_words, some_words):
                 with all_words:
                     with code.loop(0, arguments["WORDS"], WORD) as word:
                         code.put_long(-1, words, code.ir.lshr(word.index, I64(6)))
-                    with code.loop(0, drawn.length(code)) as each:
-                        column = _outcome(code, arguments, code.add(counter, each.index))
-                        _set(code, bits, code.ir.lshr(column, I64(6)), column)
-                with some_words, code.loop(0, drawn.length(code)) as each:
-                    column = _outcome(code, arguments, code.add(counter, each.index))
-                    word = code.ir.lshr(column, I64(6))
-                    _set(code, bits, word, column)
-                    _set(code, words, code.ir.lshr(word, I64(6)), word)
+                    _each_outcome(code, arguments, counter, turns, partial(_set, code, bits))
+                with some_words:
+                    _each_outcome(code, arguments, counter, turns, partial(_set_both, code, bits, words))
             with code.loop(there.start, there.end) as grain:
                 column = code.index_at(arguments["columns"], grain.index)
                 word = code.ir.lshr(column, I64(6))
                 others = code.ir.not_(_bit(code, column))
                 code.put_long(code.ir.and_(code.long_at(bits, word), others), bits, word)
-            end = _listed(code, arguments, (bits, words), row.carried[0])
+            end = _listed(code, spec.isa, arguments, (bits, words), row.carried[0])
             code.put_index(code.sub(end, row.carried[0]), arguments["counts"], row.index)
             row.carry([end])
 
     return kernel_module(DRAW, unit, x86=spec.isa != "neon")
 
 
-def _outcome(code: Code, arguments: Arguments, counter: Value) -> Value:
-    """The outcome of the random number of `counter`."""
-    number = code.add(arguments["KEY"], code.mul(code.add(counter, 1), STEP))
+def _each_outcome(
+    code: Code, arguments: Arguments, base: Value, turns: tuple[Value, Value], use: Callable[[Value], None]
+) -> None:
+    """Give `use` the outcomes of the random numbers of ``base + turn``, for all `turns` from the first to the second."""
+    with code.loop(turns[0], code.sub(turns[1], LANES - 1), LANES) as some:
+        numbers = _numbers(code, arguments, code.add(base, some.index), LANES)
+        for lane in range(LANES):
+            use(_outcome(code, arguments, code.ir.extract_element(numbers, I32(lane))))
+    with code.loop(some.index, turns[1]) as each:
+        numbers = _numbers(code, arguments, code.add(base, each.index), 1)
+        use(_outcome(code, arguments, code.ir.extract_element(numbers, I32(0))))
+
+
+def _numbers(code: Code, arguments: Arguments, counter: Value, lanes: int) -> Value:
+    """The random numbers of `counter` and those that follow it, 64-bit lanes."""
+    kind = ir.VectorType(I64, lanes)
+
+    def all_lanes(value: Value) -> Value:
+        first = code.ir.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
+        return code.ir.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+    def constant(value: int) -> Value:
+        return ir.Constant(kind, [value] * lanes)
+
+    counters = code.ir.add(all_lanes(counter), ir.Constant(kind, list(range(1, lanes + 1))))
+    numbers = code.ir.add(all_lanes(arguments["KEY"]), code.ir.mul(counters, constant(STEP)))
     for shift, factor in MIXING:
-        number = code.mul(code.ir.xor(number, code.ir.lshr(number, I64(shift))), factor)
-    number = code.ir.lshr(number, I64(WORD - BITS))
+        numbers = code.ir.mul(code.ir.xor(numbers, code.ir.lshr(numbers, constant(shift))), constant(factor))
+    return code.ir.lshr(numbers, constant(WORD - BITS))
+
+
+def _outcome(code: Code, arguments: Arguments, number: Value) -> Value:
+    """The outcome of a random number."""
     start = code.index_at(arguments["guide"], code.ir.lshr(number, arguments["SHIFT"]))
     ends = arguments["ends"]
 
@@ -98,32 +127,58 @@ def _outcome(code: Code, arguments: Arguments, counter: Value) -> Value:
     return found.index
 
 
-def _listed(code: Code, arguments: Arguments, maps: tuple[Value, Value], start: Value) -> Value:
+def _listed(code: Code, isa: str, arguments: Arguments, maps: tuple[Value, Value], start: Value) -> Value:
     """Write the columns whose bits are set from `start` on, and clear all; where they end."""
     bits, words = maps
-    with code.loop(0, code.ir.lshr(arguments["WORDS"], I64(6)), carried=[start]) as turn:
+    row = code.offset(words, code.mul(code.ir.lshr(arguments["WORDS"], I64(6)), 8))
+    with code.loop(0, code.ir.lshr(arguments["WORDS"], I64(6)), carried=[code.integer(0)]) as turn:
         filled = code.long_at(words, turn.index)
         code.put_long(0, words, turn.index)
         with code.loop(0, code.one_bits(filled), carried=[filled, turn.carried[0]]) as outer:
             word = code.add(code.mul(turn.index, WORD), code.first_bit(outer.carried[0]))
             left = code.long_at(bits, word)
             code.put_long(0, bits, word)
-            with code.loop(0, code.one_bits(left), carried=[left, outer.carried[1]]) as inner:
-                left, place = inner.carried
-                column = code.add(code.mul(word, WORD), code.first_bit(left))
-                code.put_index(column, arguments["fresh"], place)
-                inner.carry([_without_first(code, left), code.add(place, 1)])
-            outer.carry([_without_first(code, outer.carried[0]), inner.carried[1]])
+            first = code.mul(word, WORD)
+            end = (_pressed if isa == "avx512" else _one_by_one)(code, row, (first, left), outer.carried[1])
+            outer.carry([_without_first(code, outer.carried[0]), end])
         turn.carry([outer.carried[1]])
-    return turn.carried[0]
+    (count,) = turn.carried
+    code.copy_indices(row, code.offset(arguments["fresh"], code.mul(start, 4)), count)
+    return code.add(start, count)
+
+
+def _one_by_one(code: Code, row: Value, word: tuple[Value, Value], start: Value) -> Value:
+    first, bits = word
+    with code.loop(0, code.one_bits(bits), carried=[bits, start]) as each:
+        left, place = each.carried
+        code.put_index(code.add(first, code.first_bit(left)), row, place)
+        each.carry([_without_first(code, left), code.add(place, 1)])
+    return each.carried[1]
+
+
+def _pressed(code: Code, row: Value, word: tuple[Value, Value], start: Value) -> Value:
+    # As one by one, without a branch that nobody could predict.
+    first, bits = word
+    for part in range(0, WORD, PRESSED):
+        some = code.ir.trunc(code.ir.lshr(bits, I64(part)), ir.IntType(PRESSED))
+        mask = code.ir.bitcast(some, ir.VectorType(ir.IntType(1), PRESSED))
+        code.put_indices(pressed(code, places(code)(code.add(first, part), PRESSED), mask), row, start)
+        start = code.add(start, code.one_bits(code.ir.zext(some, I64)))
+    return start
 
 
 def _bit(code: Code, index: Value) -> Value:
     return code.ir.shl(I64(1), code.ir.and_(index, I64(WORD - 1)))
 
 
-def _set(code: Code, bits: Value, word: Value, index: Value) -> None:
+def _set(code: Code, bits: Value, index: Value) -> None:
+    word = code.ir.lshr(index, I64(6))
     code.put_long(code.ir.or_(code.long_at(bits, word), _bit(code, index)), bits, word)
+
+
+def _set_both(code: Code, bits: Value, words: Value, index: Value) -> None:
+    _set(code, bits, index)
+    _set(code, words, code.ir.lshr(index, I64(6)))
 
 
 def _without_first(code: Code, bits: Value) -> Value:

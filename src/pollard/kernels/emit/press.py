@@ -27,9 +27,7 @@ def press(code: Code, isa: str, flags: Value, run: Run, streams: list[tuple[Entr
             address = code.ir.bitcast(code.offset(flags, some.index), ir.VectorType(BYTE, LANES).as_pointer())
             flagged = code.ir.trunc(code.ir.load(address, align=1), ir.VectorType(ir.IntType(1), LANES))
             for entries, target in streams:
-                values = entries(some.index, LANES)
-                name = f"llvm.x86.avx512.mask.compress.v{LANES}i32"
-                code.put_indices(code.call(name, values.type, [values, values, flagged]), target, some.carried[0])
+                code.put_indices(pressed(code, entries(some.index, LANES), flagged), target, some.carried[0])
             some.carry([code.add(some.carried[0], code.one_bits(code.bits_of(flagged)))])
         start, count = some.index, some.carried[0]
     with code.loop(start, run.end, carried=[count]) as each:
@@ -38,6 +36,11 @@ def press(code: Code, isa: str, flags: Value, run: Run, streams: list[tuple[Entr
         each.carry([code.add(each.carried[0], code.byte_at(flags, each.index))])
     (count,) = each.carried
     return count
+
+
+def pressed(code: Code, values: Value, mask: Value) -> Value:
+    """The lanes of `values` that `mask` allows, pushed together to the first ones; for AVX-512 alone."""
+    return code.call(f"llvm.x86.avx512.mask.compress.v{LANES}i32", values.type, [values, values, mask])
 
 
 def entries_of(code: Code, array: Value) -> Entries:
