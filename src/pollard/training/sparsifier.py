@@ -170,7 +170,7 @@ class Sparsifier:
         if not len(grown) and bool(stays.all()):
             return 0
         after, source = rewire(weight.topology, stays, grown)
-        came = source < 0
+        came = torch.from_numpy(source.numpy() < 0)
         count = int(np.count_nonzero(came.numpy()))
         fill = self.method.starting(count * weight.rows, draw)
         if weight.memory is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
@@ -30,7 +31,9 @@ def by_signed_magnitude(change: Change) -> Tensor:
     scores = weight.by_grain(weight.values())
     if weight.rows > 1:
         scores = scores.sign() * weight.by_grain(weight.values().abs())
-    positive, negative = (int(np.count_nonzero(signed.numpy())) for signed in (scores > 0, scores < 0))
+    # numpy compares several times faster than torch does
+    signed = (scores if scores.dtype == torch.float64 else scores.float()).numpy()
+    positive, negative = int(np.count_nonzero(signed > 0)), int(np.count_nonzero(signed < 0))
     keep = min(change.keep, positive + negative)
     share = round(keep * positive / max(positive + negative, 1))
     stays = top_mask(scores, share, layer=weight.name)
