@@ -39,7 +39,9 @@ def test_every_part_of_the_range_is_as_likely(total):
 def test_every_subset_is_as_likely(monkeypatch):
     # The path for large totals, made to run on one small enough to count all its outcomes: 10 pairs out of 5.
     monkeypatch.setattr(sampling, "_SMALL", 4)
-    monkeypatch.setattr(sampling, "_distinct", lambda total, count, generator, settle: drawn(total, count + 1, generator))
+    monkeypatch.setattr(
+        sampling, "_distinct", lambda total, count, generator, settle: drawn(total, count + 1, generator)
+    )
     generator = seeded(2)
     pairs = Counter(tuple(sample(5, 2, generator).tolist()) for _ in range(5000))
     assert len(pairs) == 10

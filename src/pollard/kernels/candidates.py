@@ -83,8 +83,10 @@ class _Distribution(NamedTuple):
     def guide(self) -> tuple[Tensor, int]:
         """The outcome of the first number with each beginning, for about twice as many beginnings as outcomes; other bits."""
         first = min(BITS, len(self.ends).bit_length() + 1)
-        beginnings = torch.arange(1 << first) << (BITS - first)
-        return torch.searchsorted(self.ends, beginnings, right=True).int(), BITS - first
+        shift = BITS - first
+        # As many ends are no more than a beginning as are no more once rounded up to one.
+        passed = (-(-self.ends >> shift)).bincount(minlength=1 << first)
+        return passed.cumsum(0)[: 1 << first].int(), shift
 
 
 def drawn_slowly(topology: Topology, count: int, rows: _Distribution, across: _Distribution) -> Topology:

@@ -42,6 +42,7 @@ def deal(spec: KernelSpec) -> ir.Module:
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         counts = code.offset(arguments["counts"], code.mul(code.mul(work[0], arguments["GROUPS"]), 4))
+
         def one_more(group: Value) -> None:
             code.put_index(code.add(code.index_at(counts, group), 1), counts, group)
 
