@@ -109,7 +109,8 @@ def test_data_path_follows_the_environment(tmp_path, monkeypatch):
 
 
 def test_explain_shows_what_a_method_does_over_time():
-    told = json.loads(invoke("explain", "gmp", "--density", "0.1", "--steps", "1000", "--json").stdout)
+    words = ("--density", "0.1", "--steps", "1000", "--method-options", "every=100")
+    told = json.loads(invoke("explain", "gmp", *words, "--json").stdout)
     assert [update["step"] for update in told["updates"]] == list(range(50, 751, 100))
     assert told["updates"][-1]["density"] == pytest.approx(0.1)
     shown = invoke("explain", "rigl", "--method-options", "every=50,fraction=0.2").stdout

@@ -14,7 +14,7 @@ from pollard.errors import DataError, InvalidInput, PollardError, StoreError
 from pollard.formats.store import load_tensors
 from pollard.pruning.plan import Plan
 from pollard.recipes import Recipe, RunResult, run
-from pollard.recipes.folder import locked_folder
+from pollard.recipes.folder import PLAN, locked_folder
 from pollard.training import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +153,17 @@ def test_kills_at_random_moments_change_nothing(tiny_data):
     done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 kills" in done.stdout.splitlines()[-1]
+
+
+def test_a_run_whose_topology_moves_shows_what_it_keeps_in_the_end(tmp_path):
+    recipe = Recipe(method="rigl", density=0.2, update_every=5, epochs=2, batch_size=64, model="mlp-64-32-10")
+    result = run(recipe, tmp_path, progress=False)
+    first, last = Plan.load(result.folder / PLAN), result.kept()
+    assert last.nnz == first.nnz == result.nnz
+    assert not all(last[name].same_as(first[name]) for name in first)
+    assert all(last[name].same_as(layer.topology) for name, layer in result.model().named_children() if name in last)
+    assert result.explored_rate > result.density
+    assert result.training_flops > result.density
+    assert run(recipe.twin(), tmp_path, progress=False).kept() is None
+    still = run(Recipe(method="random", density=0.2, epochs=1, model="mlp-64-32-10"), tmp_path, progress=False)
+    assert still.kept().nnz == still.nnz
