@@ -95,6 +95,91 @@ def correlations(study: str) -> str:
     return markdown(*texts(correlation_table(points(study))), left=2)
 
 
+def explored(study: str) -> str:
+    """How much of the dense weights a study's topologies have ever kept."""
+    found = points(study)
+    told = {cell: f"{100 * spread.mean:.0f} %" for cell, spread in cells(found, "explored_rate").items()}
+    return markdown(*grid(found, told))
+
+
+def anchor() -> str:
+    """SET's own small problem, beside the published accuracies."""
+    rows = [
+        [
+            f"{row['method']}, inputs {'in [0, 1]' if row['inputs'] == 'unit' else row['inputs']}",
+            f"{row['mean']:.2f}" + (f" ± {row['standard_deviation']:.2f}" if row["standard_deviation"] else ""),
+            str(len(row["test_accuracy_percent"])),
+            f"{row['published']:.2f} ± {row['published_standard_deviation']:.2f}",
+            f"{100 * row['explored_rate']:.0f} %",
+        ]
+        for row in load("set-anchor.json")
+    ]
+    return markdown(["", "test accuracy, %", "seeds", "published, % (5 seeds)", "weights ever kept"], rows)
+
+
+def updates() -> str:
+    """What an update costs in ordinary steps, and throughput with one every 100 steps."""
+    rows = [
+        [
+            row["method"],
+            str(row["threads"]),
+            f"{row['step_ms']:.1f} ms",
+            f"{row['update_ms']:.0f} ms",
+            f"{row['update_in_steps']:.1f}",
+            f"{100 * row['throughput_at_100']:.1f} %",
+        ]
+        for row in load("updates.json")
+    ]
+    head = [
+        "method",
+        "threads",
+        "an ordinary step",
+        "an update",
+        "in steps",
+        "throughput of static, an update every 100 steps",
+    ]
+    return markdown(head, rows)
+
+
+def moving_memory() -> str:
+    """Peak memory with and without updates, compressed and masked."""
+    rows = [
+        [
+            record["network"],
+            record["storage"],
+            "RigL, an update every 4 steps" if record["moving"] else "static",
+            *(f"{size / 1e6:,.0f} MB" for size in (record["counted"], record["peak_above_baseline"])),
+            f"{record['ratio']:.2f}",
+        ]
+        for record in load("moving-memory.json")
+    ]
+    head = [
+        "network",
+        "storage",
+        "topology",
+        "values, indices, gradients, moments, activations",
+        "peak above baseline",
+        "ratio",
+    ]
+    return markdown(head, rows, left=3)
+
+
+def wide() -> str:
+    """A network of 600,000 neurons in each hidden layer."""
+    told = load("wide.json")
+    held = sum(told["bytes"].values())
+    head = ["network", "neurons", "weights kept", "of", "held", "peak above baseline", "a step", "an update of SET"]
+    row = [
+        told["network"],
+        f"{told['neurons']:,}",
+        f"{told['weights_kept'] / 1e6:,.0f} million",
+        f"{told['weights_of_the_dense_form'] / 1e9:,.0f} billion",
+        *(f"{size / 1e6:,.0f} MB" for size in (held, told["peak_above_baseline"])),
+        *(f"{seconds:.2f} s" for seconds in (told["seconds_a_step"], told["seconds_an_update"])),
+    ]
+    return markdown(head, [row])
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed, "memory": memory, "snip": snip},
     "docs/folk-knowledge.md": {
@@ -103,6 +188,14 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "collapse layers": partial(collapse, "collapse"),
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
+    },
+    "docs/moving-topologies.md": {
+        "dynamic": partial(accuracies, "dynamic"),
+        "dynamic explored": partial(explored, "dynamic"),
+        "anchor": anchor,
+        "updates": updates,
+        "moving memory": moving_memory,
+        "wide": wide,
     },
 }
 

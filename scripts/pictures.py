@@ -50,6 +50,7 @@ PICTURES = {
     "scratch": Picture("scratch", "accuracy"),
     "ablations": Picture("ablations", "accuracy", only=COMPARED),
     "collapse": Picture("collapse", "accuracy"),
+    "dynamic": Picture("dynamic", "accuracy", choices=ERROR),
     "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
     "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
 }
