@@ -55,7 +55,7 @@ demo: .venv/installed data  ## LeNet-300-100 on MNIST: prune to 5 %, train truly
 
 studies: .venv/installed data  ## the studies behind docs/, two hours on two cores; goes on where it was stopped
 	$(BIN)/pollard data get fashion-mnist
-	for study in mnist fashion scratch ablations collapse aims-before aims-after dynamic; do \
+	for study in mnist fashion scratch ablations collapse aims-before aims-after dynamic set-annealed; do \
 		$(BIN)/pollard study studies/$$study.toml --out runs/studies/$$study || exit 1; \
 		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html --json studies/results/$$study.json \
 			|| exit 1; \

@@ -192,6 +192,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),
+        "set-annealed": partial(accuracies, "set-annealed"),
         "anchor": anchor,
         "updates": updates,
         "moving memory": moving_memory,
