@@ -58,6 +58,15 @@ def sparsify_(
     return model
 
 
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear | MaskedLinear]:
+    """The sparse layers of `model` by name, compressed and masked; one that is used in several places under its first.
+
+    >>> list(sparse_layers(sparsify_(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), {"0": Topology.full((3, 4))})))
+    ['0']
+    """
+    return {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear | MaskedLinear)}
+
+
 def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     """Replaces each sparse layer of `model`, compressed or masked, by the `nn.Linear` it equals; returns `model`.
 
@@ -71,7 +80,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     )
     """
     _refuse_root(model, (SparseLinear, MaskedLinear), "its to_dense()")
-    names = select({name: m for name, m in model.named_modules() if isinstance(m, SparseLinear | MaskedLinear)}, layers)
+    names = select(sparse_layers(model), layers)
     refuse_tied(model, names)
     _refuse_hooks(model, names)
     fused = [name for name in names if getattr(model.get_submodule(name), "relu", False)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pollard.errors import InvalidInput
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import Method, options_of
+from pollard.training.methods.method import Method, options_of, require_options
 
 
 class Span(NamedTuple):
@@ -35,13 +35,7 @@ def moving_method(
     chosen |= {
         option: text for option, _, text in (part.strip().partition("=") for part in options.split(",")) if option
     }
-    for option in chosen:
-        if option not in known or option == "epoch":
-            raise InvalidInput(
-                f"option {option!r} of method {name}",
-                "one of " + (", ".join(each for each in known if each != "epoch") or "none: it has no options"),
-                "Leave it out for the method's own choice.",
-            )
+    require_options(name, chosen, (each for each in known if each != "epoch"))
     values = {option: _value(option, value, known[option]) for option, value in chosen.items()}
     if allocation and "allocation" in known:
         values.setdefault("allocation", allocation)

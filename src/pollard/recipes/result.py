@@ -10,16 +10,13 @@ from torch import nn
 
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_tensors
-from pollard.nn.linear import SparseLinear
-from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import sparse_layers
 from pollard.pruning.aims import Aims
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import trained_network
 from pollard.recipes.folder import MODEL, PLAN, RESULT, read_json, write_json
 from pollard.recipes.recipe import Recipe
 from pollard.report.measure import ModuleBytes
-
-SPARSE = (SparseLinear, MaskedLinear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +101,7 @@ class RunResult:
             return None
         if not self.recipe.moves:
             return Plan.load(self.folder / PLAN)
-        layers = {name: layer for name, layer in self.model().named_modules() if isinstance(layer, SPARSE)}
-        topologies = {name: layer.topology for name, layer in layers.items()}
+        topologies = {name: layer.topology for name, layer in sparse_layers(self.model()).items()}
         return Plan(topologies, criterion=self.recipe.method, asked=self.recipe.density)
 
     def save(self) -> None:

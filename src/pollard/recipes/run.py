@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from pollard.formats.store import save_tensors
-from pollard.nn.linear import SparseLinear
-from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import sparse_layers
 from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
@@ -162,7 +160,7 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
 
 def _result(recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]], trained: Trained) -> RunResult:
     weights = {name: math.prod(shape) for name, shape in shapes.items()}
-    kept = {name: _kept(trained.model.get_submodule(name), weights[name]) for name in weights}
+    kept = weights | {name: layer.topology.nnz for name, layer in sparse_layers(trained.model).items()}
     density = sum(kept.values()) / sum(weights.values())
     record = trained.record
     own = read_metrics(folder / METRICS)
@@ -193,11 +191,6 @@ def _result(recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]],
         processes=processes.count(),
         versions=versions(),
     )
-
-
-def _kept(layer: nn.Module, weights: int) -> int:
-    """How many of its `weights` a layer keeps: all, if it is dense."""
-    return layer.topology.nnz if isinstance(layer, SparseLinear | MaskedLinear) else weights
 
 
 def versions() -> dict[str, str]:

@@ -18,8 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pollard.errors import InvalidInput, PollardError, StoreError
-from pollard.nn.linear import SparseLinear
-from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import sparse_layers
 from pollard.training import processes
 from pollard.training.checkpoint import Checkpoint
 from pollard.training.methods.method import Method
@@ -343,8 +342,8 @@ class _Run:
 
 
 def _fingerprints(model: nn.Module) -> dict[str, str]:
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear | MaskedLinear)}
-    return {name: layer.topology.fingerprint for name, layer in layers.items()} if processes.count() > 1 else {}
+    layers = sparse_layers(model) if processes.count() > 1 else {}
+    return {name: layer.topology.fingerprint for name, layer in layers.items()}
 
 
 def _check_pairs(name: str, examples: Examples) -> None:

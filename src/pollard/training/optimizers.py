@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from pollard.errors import InvalidInput
 from pollard.training.options import TrainingOptions
 
 
@@ -43,6 +44,18 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
             is_weight = leaf == "values" or (leaf == "weight" and parameter.ndim >= 2)
             (weights if is_weight else rest).append(parameter)
     return weights, rest
+
+
+def require_stepped(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
+    """Raises InvalidInput for the first of the weights `parameters`, by layer name, that `optimizer` does not step."""
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in parameters.items():
+        if id(parameter) not in stepped:
+            raise InvalidInput(
+                f"an optimizer without the weight of layer {name!r}",
+                "an optimizer of this model's parameters",
+                "Make it from model.parameters(), after layers were made sparse; or leave the layer out with layers=.",
+            )
 
 
 def rebind(

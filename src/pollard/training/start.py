@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,14 +15,14 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
-from pollard.nn.surgery import Storage, sparsify_
+from pollard.nn.surgery import Storage, sparse_layers, sparsify_
 from pollard.pruning.decision import PatternChoice, prune
 from pollard.pruning.plan import Plan
 from pollard.selection import LayerFilter, linear_layers, select
 from pollard.training import processes
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import Method, options_of
-from pollard.training.optimizers import rebind
+from pollard.training.methods.method import Method, options_of, require_options
+from pollard.training.optimizers import rebind, require_stepped
 from pollard.training.sparsifier import Sparsifier
 
 Start = Callable[..., Sparsifier]
@@ -65,10 +64,9 @@ def sparse_training(
     >>> model[0]
     SparseLinear(in_features=20, out_features=30, density=0.1433, pattern=unstructured, bias=True)
     """
-    sparse = [each for each in model.modules() if isinstance(each, SparseLinear | MaskedLinear)]
+    sparse = sparse_layers(model)
     if sparse and density is None:
-        topologies = [layer.topology for layer in sparse]
-        density = sum(each.nnz for each in topologies) / sum(math.prod(each.shape) for each in topologies)
+        density = Plan({name: layer.topology for name, layer in sparse.items()}).density
     made = _made(method, density, steps, options)
     if allocation is not None:
         made = replace(made, allocation=allocation)
@@ -106,14 +104,7 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
         raise InvalidInput(
             f"steps={steps}", "how many steps training will take, at least 1", "Pass epochs * len(loader)."
         )
-    known = options_of(METHODS[method])
-    for option in options:
-        if option not in known:
-            raise InvalidInput(
-                f"option {option!r} of {method}",
-                "one of " + (", ".join(known) or "none: it has no options"),
-                "Leave it out for the method's own choice.",
-            )
+    require_options(method, options, options_of(METHODS[method]))
     return METHODS[method](density, steps, **options)
 
 
@@ -130,14 +121,7 @@ def _make_sparse(model: nn.Module, optimizer: Optimizer, plan: Plan, storage: St
     """`sparsify_`, with `optimizer` following from the old parameters to the new."""
     linear = linear_layers(model)
     before = {name: linear[name] for name in select(linear, list(plan))}
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, layer in before.items():
-        if layer.weight.requires_grad and id(layer.weight) not in stepped:
-            raise InvalidInput(
-                f"an optimizer without the weight of layer {name!r}",
-                "an optimizer of this model's parameters",
-                "Make it from model.parameters(), or leave the layer out with layers=.",
-            )
+    require_stepped(optimizer, {name: layer.weight for name, layer in before.items() if layer.weight.requires_grad})
     sparsify_(model, plan, storage=storage)
     for name, layer in before.items():
         made = model.get_submodule(name)

@@ -19,7 +19,9 @@ from pollard.formats.topology import Topology
 from pollard.kernels.rewire import gather
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import sparse_layers
 from pollard.selection import LayerFilter, select
+from pollard.training.optimizers import require_stepped
 from pollard.training.passes import Passes, is_finite
 
 Fill = float | Tensor
@@ -271,28 +273,16 @@ def sparse_weights(model: nn.Module, optimizer: Optimizer, layers: LayerFilter =
 
     Raises NothingMatched where there is none, InvalidInput where `optimizer` does not step one of them.
     """
-    sparse = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear | MaskedLinear)}
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    found: dict[str, Weight] = {}
-    for name in select(sparse, layers):
-        layer = sparse[name]
-        made = _of(name, layer, optimizer)
-        if not made.parameter.requires_grad:
-            continue
-        if id(made.parameter) not in stepped:
-            raise InvalidInput(
-                f"an optimizer without the weight of layer {name!r}",
-                "an optimizer of this model's parameters",
-                "Make the optimizer from model.parameters(), after the layers were made sparse.",
-            )
-        found[name] = made
-    return found
+    sparse = sparse_layers(model)
+    weights = {name: _of(name, sparse[name], optimizer) for name in select(sparse, layers)}
+    trained = {name: weight for name, weight in weights.items() if weight.parameter.requires_grad}
+    require_stepped(optimizer, {name: weight.parameter for name, weight in trained.items()})
+    return trained
 
 
-def _of(name: str, layer: nn.Module, optimizer: Optimizer) -> Weight:
+def _of(name: str, layer: SparseLinear | MaskedLinear, optimizer: Optimizer) -> Weight:
     if isinstance(layer, SparseLinear):
         return CompressedWeight(name, layer, optimizer)
-    assert isinstance(layer, MaskedLinear)
     return MaskedWeight(name, layer, optimizer)
 
 

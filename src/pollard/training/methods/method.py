@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -167,6 +167,18 @@ def options_of(builder: Builder) -> dict[str, Any]:
     """
     found = signature(builder).parameters.values()
     return {each.name: each.default for each in found if each.kind is each.KEYWORD_ONLY}
+
+
+def require_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises InvalidInput for the first option of those `given` that method `name` does not have among the `known`."""
+    known = list(known)
+    for option in given:
+        if option not in known:
+            raise InvalidInput(
+                f"option {option!r} of method {name}",
+                "one of " + (", ".join(known) or "none: it has no options"),
+                "Leave it out for the method's own choice.",
+            )
 
 
 def often(every: int, published: int, span: int) -> int:
