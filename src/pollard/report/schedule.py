@@ -60,17 +60,8 @@ def _passes(window: int) -> str:
 def _curves(method: Method, steps: int, density: float) -> list[Series]:
     held, exchanged = [], []
     for step in sorted({round(steps * point / POINTS) for point in range(POINTS + 1)}):
-        before = _last_update(method, step)
-        now = method.density(before) if method.density is not None else density
+        now = density if method.density is None else method.density(method.last_due(step))
         held.append((float(step), 100.0 * now))
         exchanged.append((float(step), 100.0 * method.fraction(step) if step <= method.end else 0.0))
     curves = [Series("density", tuple(held)), Series("fraction exchanged", tuple(exchanged))]
     return curves if any(share for _, share in exchanged) else curves[:1]
-
-
-def _last_update(method: Method, step: int) -> int:
-    """The last step up to `step` that has an update; 0 where none has."""
-    first = method.start or method.every
-    if step < first:
-        return 0
-    return first + (min(step, method.end) - first) // method.every * method.every

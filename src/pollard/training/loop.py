@@ -119,7 +119,8 @@ def train(
 
     Where torch.distributed is in use all processes call this with the same arguments. They start from the weights of the
     first; each takes its part of every batch, and gradients are averaged. Only the first writes and is watched; all must
-    see its folder, and any number of them may go on from its checkpoint. A run killed at any moment and started again ends with the same weights, bit for bit, on the same number of threads.
+    see its folder, and any number of them may go on from its checkpoint. A run killed at any moment and started
+    again ends with the same weights, bit for bit, on the same number of threads.
     `loss_fn(output, target)` is a mean over the batch. Raises TrainingDiverged on a loss that is not finite, StoreError
     on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up,
     no step lies between `start` and `stop`, or `model` is a DistributedDataParallel.

@@ -21,8 +21,9 @@ def gmp(
 ) -> Method:
     """Gradual magnitude pruning: the smallest `|w|` go, a few every 100 steps, along a cubic; nothing comes back.
 
-    every: steps between updates; 0 for 100, or ten updates in a short run. The density falls from `start_density` to `density` between the fractions `first` and `until` of `steps`. allocation:
-    uniform, as published, er, erk, or global, one ranking of the magnitudes of all layers.
+    every: steps between updates; 0 for 100, or ten updates in a short run. The density falls from `start_density`
+    to `density` between the fractions `first` and `until` of `steps`. allocation: uniform, as published, er, erk,
+    or global, one ranking of the magnitudes of all layers.
     Source: Zhu & Gupta, To prune, or not to prune, 2017, equation 1.
 
     >>> [round(gmp(0.1, steps=1000).density(step), 3) for step in (0, 375, 750)]

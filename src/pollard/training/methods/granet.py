@@ -22,8 +22,9 @@ def granet(
 ) -> Method:
     """Gradual pruning with neuroregeneration: prune to a density that falls along a cubic, then exchange as RigL does.
 
-    every: steps between updates; 0 for 1000, or ten updates in a short run. The density falls from `start_density` to `density` over the first `until` of `steps`, what goes is ranked over all
-    layers; then a `fraction` of each layer, falling along a cosine, is dropped by magnitude and grown by gradient.
+    every: steps between updates; 0 for 1000, or ten updates in a short run. The density falls from `start_density`
+    to `density` over the first `until` of `steps`, what goes is ranked over all layers; then a `fraction` of each
+    layer, falling along a cosine, is dropped by magnitude and grown by gradient.
     Source: Liu et al., Sparse training via boosting pruning plasticity with neuroregeneration, NeurIPS 2021.
 
     >>> [round(granet(0.1, steps=4000).density(step), 3) for step in (0, 1000, 3000)]

@@ -81,9 +81,10 @@ def gse(
 ) -> Method:
     """Guided stochastic exploration: of a random set of candidates as large as what is kept, the largest `|dL/dw|` come.
 
-    every: steps between updates; 0 for 1000, or ten in a short run. guide: candidates are drawn from a product of two distributions over inputs and outputs: uniform, grabo (sums of
-    magnitudes of activations and of gradients), or graest (magnitudes of their sums with random signs). The fraction falls
-    along a cosine to 0 at `until` of `steps`. Memory and time O(neurons + kept).
+    every: steps between updates; 0 for 1000, or ten in a short run. guide: candidates are drawn from a product of
+    two distributions over inputs and outputs: uniform, grabo (sums of magnitudes of activations and of gradients),
+    or graest (magnitudes of their sums with random signs). The fraction falls along a cosine to 0 at `until` of
+    `steps`. Memory and time O(neurons + kept).
     Source: Heddes et al., Always-sparse training by growing connections with guided stochastic exploration, 2024.
 
     >>> gse(0.1, steps=20_000).due(1000), gse(0.1, steps=20_000).due(13_000)

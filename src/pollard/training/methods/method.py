@@ -66,7 +66,7 @@ class Method:
                 "at least 1",
                 "Published choices: 100 to 1500; 0 is the method's own.",
             )
-        for fraction in (self.fraction(0), self.fraction(self.start or self.every)):
+        for fraction in (self.fraction(0), self.fraction(self.first)):
             if not 0.0 <= fraction <= 1.0:
                 raise InvalidInput(
                     f"a fraction of {fraction}", "a fraction in [0, 1]", "Published choices: 0.1 to 0.5."
@@ -77,16 +77,25 @@ class Method:
         """Whether a layer may come to keep more or fewer weights than before; DistributedDataParallel cannot follow that."""
         return self.density is not None
 
+    @property
+    def first(self) -> int:
+        """The step of the first update."""
+        return self.start or self.every
+
     def due(self, step: int) -> bool:
         """Whether an update belongs to this step, counted from 1."""
-        first = self.start or self.every
-        return first <= step <= self.end and (step - first) % self.every == 0
+        return self.first <= step <= self.end and (step - self.first) % self.every == 0
 
     def next_due(self, step: int) -> int | None:
         """The first step after `step` that has an update."""
-        first = self.start or self.every
-        following = first if step < first else step + self.every - (step - first) % self.every
+        following = self.first if step < self.first else step + self.every - (step - self.first) % self.every
         return following if following <= self.end else None
+
+    def last_due(self, step: int) -> int:
+        """The last step up to `step` that has an update; 0 where none has."""
+        if step < self.first:
+            return 0
+        return self.first + (min(step, self.end) - self.first) // self.every * self.every
 
     def watches(self, step: int) -> bool:
         """Whether growth needs the passes of this step."""

@@ -121,9 +121,10 @@ def snfs(
 ) -> Method:
     """Grow where the exponential mean of the dense gradient is large; else as RigL.
 
-    every: steps between updates; 0 for 100, or ten updates in a short run. decay: of the mean. window: how many steps back it looks, 0 for those that hold 95 % of it. The passes of these steps are
-    kept, so that the mean is streamed by rows like a single gradient, and no dense momentum exists. dense_memory: hold the
-    dense momentum of all steps, as published, at dense memory and a dense gradient each step.
+    every: steps between updates; 0 for 100, or ten updates in a short run. decay: of the mean. window: how many
+    steps back it looks, 0 for those that hold 95 % of it. The passes of these steps are kept, so that the mean is
+    streamed by rows like a single gradient, and no dense momentum exists. dense_memory: hold the dense momentum of
+    all steps, as published, at dense memory and a dense gradient each step.
     Source: as Evci et al. 2020 compare with Dettmers & Zettlemoyer, Sparse networks from scratch, 2019.
 
     >>> snfs(0.1, steps=2000).watches(72), snfs(0.1, steps=2000).watches(71)

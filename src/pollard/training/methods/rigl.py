@@ -22,8 +22,9 @@ class GradientGrowth(Method):
 def rigl(density: float, steps: int, *, every: int = 0, fraction: float = 0.3, until: float = 0.75) -> Method:
     """Rigging the lottery: every 100 steps the smallest `|w|` go and the largest `|dL/dw|` come, at zero.
 
-    The fraction exchanged falls from `fraction` to 0 along half a cosine, over the first `until` of `steps`. An update takes
-    the place of the optimizer's step. every: steps between updates; 0 for 100, or ten updates in a short run. Gradients of inactive weights are those of the step's own passes.
+    The fraction exchanged falls from `fraction` to 0 along half a cosine, over the first `until` of `steps`. An
+    update takes the place of the optimizer's step. every: steps between updates; 0 for 100, or ten updates in a
+    short run. Gradients of inactive weights are those of the step's own passes.
     Source: Evci et al., Rigging the lottery: making all tickets winners, ICML 2020, algorithm 1.
 
     >>> lottery = rigl(0.1, steps=1000, every=100)

@@ -95,7 +95,8 @@ def top_kast(
 
     `density` is that of A, and of the network at the end; B holds `margin` more (0: as much again). At an update a
     `fraction` of B, falling along a cosine, gives way to random newcomers at zero. The last update keeps A alone.
-    every: steps between updates; 0 for 100, or ten in a short run. dense_memory: as published: hold the dense weight, and let B be the largest of it; what leaves B stays as it was.
+    every: steps between updates; 0 for 100, or ten in a short run. dense_memory: as published: hold the dense
+    weight, and let B be the largest of it; what leaves B stays as it was.
     Source: Jayakumar et al., Top-KAST: Top-K always sparse training, NeurIPS 2020.
 
     >>> top_kast(0.1, steps=1000).density(0), top_kast(0.1, steps=1000).density(1000)
