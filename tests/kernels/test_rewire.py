@@ -73,6 +73,28 @@ def test_a_large_change_equals_its_twin(target, pattern, share, threads):
         assert_same(rewire(here, stays, coming), here.rewired(stays, coming))
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.7, 1.0])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_what_comes_anew_need_not_be_looked_for(target, pattern, share, threads):
+    torch.set_num_threads(threads)
+    here = large(pattern=pattern)
+    stays = some(here.grains, share, 1)
+    absent = torch.ones(here.groups * here.shape[1], dtype=torch.bool)
+    absent[here.positions()] = False
+    grown = absent.nonzero().view(-1)
+    for coming in (NONE, grown, grown[some(len(grown), 0.05, 2)]):
+        assert_same(rewire(here, stays, coming, anew=True), here.rewired(stays, coming))
+
+
+def test_what_stays_cannot_come_anew(target):
+    torch.set_num_threads(3)
+    here = large()
+    stays = some(here.grains, 0.5, 1)
+    with pytest.raises(TopologyError, match="both stays and grows"):
+        rewire(here, stays, here.positions(stays)[-3:], anew=True)
+
+
 @pytest.mark.parametrize("stays, grown", [([True], []), ([True, True, False], [1, 2]), ([True, False, False], [6])])
 def test_a_change_that_is_none_is_refused(target, stays, grown):
     here = Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4]))
@@ -258,6 +280,18 @@ def test_tiles_equal_their_twin(target, threads, width, pattern):
     topology = large(pattern=pattern)
     tiles = derived.tiling(topology, width)
     assert torch.equal(tiles.pointers, derived._table(topology, width, tiles.tiles))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+@pytest.mark.parametrize("widths", [(16, 64, 48, 1008), (96, 2000), (64, 100, 1984, 1000), (1000, 1000, 3000)])
+def test_tiles_made_from_narrower_ones_equal_their_twin(target, widths, pattern):
+    topology = large(pattern=pattern)
+    for width in widths:
+        tiles = derived.tiling(topology, width)
+        if tiles.stride:
+            assert torch.equal(tiles.pointers, derived._table(topology, tiles.width, tiles.tiles))
+    if pattern == "unstructured":
+        assert_columns(topology)
 
 
 def test_kernels_that_do_not_compile_leave_all_to_the_twins_with_one_warning(monkeypatch):

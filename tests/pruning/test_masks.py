@@ -57,7 +57,7 @@ def test_a_larger_count_only_adds(scores, data):
 
 
 def test_ties_across_parts_go_to_the_lowest_positions(monkeypatch):
-    monkeypatch.setattr(masks, "_PART", 7)
+    monkeypatch.setattr(masks, "PART", 7)
     scores = torch.randint(0, 3, (100,), generator=torch.Generator().manual_seed(0)).double()
     for count in range(101):
         assert top_positions(scores, count).tolist() == oracle(scores.tolist(), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ def candidates(
 
     A draw takes row group i and column j with probability in proportion to `groups[i] * columns[j]`, which are at least 0,
     `(row groups,)` and `(in,)`; all alike where all of either are 0. The same state of the generator gives the same
-    candidates, with any number of threads; weights that differ by a rounding give other ones only where a draw falls between.
+    candidates, with any number of threads; weights that differ by a rounding hardly ever give other ones.
     Raises InvalidInput where weights do not fit or are not finite, TopologyError where int32 cannot count the draws.
 
     >>> here = Topology.from_positions((2, 2), "unstructured", torch.tensor([0]))
@@ -47,9 +48,27 @@ def candidates(
     keys = torch.randint(torch.iinfo(torch.int64).max, (2,), generator=generator).tolist()
     if not count or not len(groups) or not len(columns):
         return Topology.from_positions(topology.shape, topology.pattern, torch.empty(0, dtype=torch.int64))
-    rows, across = (_Distribution.of(weights, key) for weights, key in zip((groups, columns), keys, strict=True))
-    made = attempt(partial(_drawn, topology, count, rows, across))
-    return drawn_slowly(topology, count, rows, across) if made is None else made
+    dealt, across = _dealt(_checked(groups), count, keys[0]), _Distribution.of(_checked(columns), keys[1])
+    made = attempt(partial(_drawn, topology, dealt, across))
+    return drawn_slowly(topology, dealt, across) if made is None else made
+
+
+def _checked(weights: Tensor) -> Tensor:
+    """As doubles; all alike where all are 0."""
+    weights = weights.double()
+    total = float(weights.sum())
+    if not math.isfinite(total):
+        raise InvalidInput("weights that are not finite", "finite weights to draw by", "Look for NaN in the passes.")
+    return weights if total > 0.0 else torch.ones_like(weights)
+
+
+def _dealt(weights: Tensor, count: int, key: int) -> Tensor:
+    """How many of `count` draws fall to each row group, int64: a multinomial draw, a binomial one each."""
+    # What rounding leaves over goes to the last outcome: to none that has no weight.
+    likely, dealt = weights.nonzero().view(-1), torch.zeros(len(weights), dtype=torch.int64)
+    shares = (weights[likely] / weights.sum()).numpy()
+    dealt[likely] = torch.from_numpy(np.random.Generator(np.random.PCG64(key)).multinomial(count, shares))
+    return dealt
 
 
 class _Distribution(NamedTuple):
@@ -60,13 +79,7 @@ class _Distribution(NamedTuple):
 
     @classmethod
     def of(cls, weights: Tensor, key: int) -> _Distribution:
-        total = weights.double().cumsum(0)
-        if not bool(total[-1].isfinite()):
-            raise InvalidInput(
-                "weights that are not finite", "finite weights to draw by", "Look for NaN in the passes."
-            )
-        if not float(total[-1]) > 0.0:
-            total = torch.ones(len(weights), dtype=torch.float64).cumsum(0)
+        total = weights.cumsum(0)
         return cls((total / total[-1] * 2.0**BITS).long(), key)
 
     def numbers(self, counters: Numbers) -> Tensor:
@@ -89,32 +102,24 @@ class _Distribution(NamedTuple):
         return passed.cumsum(0)[: 1 << first].int(), shift
 
 
-def drawn_slowly(topology: Topology, count: int, rows: _Distribution, across: _Distribution) -> Topology:
-    """`candidates`, with all draws side by side: their specification."""
-    dealt = rows.outcomes(np.arange(count, dtype=np.uint64)).bincount(minlength=topology.groups)
+def drawn_slowly(topology: Topology, dealt: Tensor, across: _Distribution) -> Topology:
+    """`candidates`, with all draws side by side, so many `dealt` to each row group: their specification."""
     groups = torch.arange(topology.groups).repeat_interleave(dealt)
-    turns = torch.arange(count) - (dealt.cumsum(0) - dealt).repeat_interleave(dealt)
+    turns = torch.arange(len(groups)) - (dealt.cumsum(0) - dealt).repeat_interleave(dealt)
     columns = across.outcomes(((groups << 32) + turns).numpy().astype(np.uint64))
     drawn = torch.unique(groups * topology.shape[1] + columns)
     free = drawn[~torch.isin(drawn, topology.positions(), assume_unique=True)]
     return Topology.from_positions(topology.shape, topology.pattern, free)
 
 
-def _drawn(topology: Topology, count: int, rows: _Distribution, across: _Distribution, target: Target) -> Topology:
+def _drawn(topology: Topology, dealt: Tensor, across: _Distribution, target: Target) -> Topology:
     threads, groups, width = torch.get_num_threads(), topology.groups, topology.shape[1]
-    guide, shift = rows.guide()
-    dealt = torch.zeros(threads, groups, dtype=torch.int32)
-    shares = torch.tensor([count * part // threads for part in range(threads + 1)], dtype=torch.int32)
-    Launch(
-        KernelSpec("deal", target.isa), threads, threads, ends=rows.ends, guide=guide, counts=dealt, bounds=shares,
-        PASSES=1, KEY=rows.key, SHIFT=shift, GROUPS=groups,
-    )()  # fmt: skip
     starts, pointers = (torch.zeros(groups + 1, dtype=torch.int32) for _ in range(2))
-    torch.cumsum(dealt.sum(0), 0, dtype=torch.int32, out=starts[1:])
+    torch.cumsum(dealt, 0, dtype=torch.int32, out=starts[1:])
     guide, shift = across.guide()
     words = -(-width // WORD**2) * WORD
     room = words + words // WORD + (words * WORD + target.lanes) // 2
-    bounds, columns = even(starts, threads), torch.empty(count, dtype=torch.int32)
+    bounds, columns = even(starts, threads), torch.empty(int(starts[-1]), dtype=torch.int32)
     Launch(
         KernelSpec("draw", target.isa), threads, threads, ends=across.ends, guide=guide, columns=topology.columns,
         pointers=topology.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],

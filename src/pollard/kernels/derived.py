@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pollard.formats.topology import Topology
+from pollard.formats.topology import Topology, Transpose
 from pollard.kernels.fallback import attempt
+from pollard.kernels.target import Target
 from pollard.kernels.turning import cut, even, turn
 
 Indices = NDArray[np.integer[Any]]
@@ -62,7 +63,7 @@ def by_columns(topology: Topology) -> tuple[Topology, Tensor]:
     """The transpose of an unstructured topology as a topology of its own, and where its values stand in the original."""
     own = _of(topology)
     if own.by_columns is None:
-        made = attempt(lambda target: topology.transpose(partial(turn, target=target))) or topology.transpose()
+        made = attempt(lambda target: topology.transpose(partial(_turned, target=target))) or topology.transpose()
         shape = (topology.shape[1], topology.shape[0])
         turned = Topology.trusted(shape, topology.pattern, made.row_pointers, made.groups)
         own.by_columns = turned, made.permutation
@@ -126,14 +127,27 @@ def _of(topology: Topology) -> _Derived:
     return found
 
 
+def _turned(topology: Topology, target: Target) -> Transpose:
+    return turn(topology, partial(_borders, topology, target=target), target)
+
+
 def _make(topology: Topology, width: int) -> Tiling:
     tiles = -(-topology.shape[1] // width)
     if tiles <= 1:
         return Tiling(topology.row_pointers, 1, width, 0, 1)
-    table = attempt(lambda target: cut(topology, width, target))
+    table = attempt(partial(_borders, topology, width))
     if table is None:
         table = _table(topology, width, tiles)
     return Tiling(table, tiles, width, topology.groups, topology.groups)
+
+
+def _borders(topology: Topology, width: int, target: Target) -> Tensor:
+    # Some of those of narrower tiles, where such are known, and no walk over the topology.
+    for known in _of(topology).tilings.values():
+        if known.stride and width % known.width == 0:
+            narrow = known.pointers.view(-1, topology.groups)
+            return torch.cat((narrow[: -1 : width // known.width], narrow[-1:])).view(-1)
+    return cut(topology, width, target)
 
 
 def _table(topology: Topology, width: int, tiles: int) -> Tensor:

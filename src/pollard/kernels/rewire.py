@@ -21,8 +21,10 @@ from pollard.kernels.target import Target
 from pollard.kernels.turning import even
 
 
-def rewire(topology: Topology, stays: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
+def rewire(topology: Topology, stays: Tensor, grown: Tensor, *, anew: bool = False) -> tuple[Topology, Tensor]:
     """As `Topology.rewired`, to the bit.
+
+    anew: nothing of `grown` is in `topology`, as the caller knows; what was, and does not stay, would come as if it were new.
 
     >>> here = Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4]))
     >>> there, source = rewire(here, torch.tensor([False, True, False]), torch.tensor([1, 4]))
@@ -30,7 +32,7 @@ def rewire(topology: Topology, stays: Tensor, grown: Tensor) -> tuple[Topology, 
     ([1, 2, 4], [-1, 1, 2])
     """
     change = checked_change(topology.grains, topology.groups * topology.shape[1], stays, grown)
-    made = attempt(partial(_merged, topology, *change)) if topology.grains else None
+    made = attempt(partial(_merged, topology, *change, anew=anew)) if topology.grains else None
     return topology.rewired(stays, grown) if made is None else made
 
 
@@ -87,33 +89,45 @@ def _longest(topology: Topology) -> int:
     return int(np.diff(topology.row_pointers.numpy()).max(initial=0))
 
 
-def _merged(topology: Topology, stays: Flags, grown: Positions, target: Target) -> tuple[Topology, Tensor] | None:
+def _merged(
+    topology: Topology, stays: Flags, grown: Positions, target: Target, *, anew: bool
+) -> tuple[Topology, Tensor] | None:
     # None where a grain both stays and comes: the twin says which.
     threads, width, groups = torch.get_num_threads(), topology.shape[1], topology.groups
     old, comes = topology.row_pointers, _row_starts(grown, groups, width)
-    flags = torch.from_numpy(np.append(stays, False))
     longest, pointers = int(old.diff().max()), torch.zeros(groups + 1, dtype=torch.int32)
-    clash, room = torch.zeros(1, dtype=torch.int32), longest + 1 + target.lanes
+    flags = torch.from_numpy(stays if anew else np.append(stays, False))
     walk: dict[str, Tensor | int] = {
         "grown": torch.from_numpy(grown), "columns": topology.columns, "pointers": old, "comes": comes, "flags": flags,
         "bounds": even(old.long() + comes, threads), "PASSES": 1, "WIDTH": width,
     }  # fmt: skip
-    Launch(
-        KernelSpec("mark", target.isa), threads, threads, **walk, counts=pointers[1:], clash=clash,
-        scratch=torch.empty(threads * room, dtype=torch.int32), GRAINS=topology.grains, ROOM=room,
-    )()  # fmt: skip
-    if clash.item():
+    if anew:
+        torch.add(_tallied(topology, flags, target), comes.diff(), out=pointers[1:])
+    elif not _mark(topology, walk, pointers[1:], target):
         return None
     room = 4 * (max(longest, int(pointers.max())) + 1 + target.lanes)
     total = int(pointers.sum())
     check_count(total)
     torch.cumsum(pointers, 0, dtype=torch.int32, out=pointers)
-    columns, source = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    columns, source, met = (torch.empty(size, dtype=torch.int32) for size in (total, total, threads))
     Launch(
-        KernelSpec("rewire", target.isa), threads, threads, **walk, starts=pointers, fresh=columns, source=source,
+        KernelSpec("rewire", target.isa), threads, threads, **walk, starts=pointers, fresh=columns, source=source, met=met,
         scratch=torch.empty(threads * room, dtype=torch.int32), ROOM=room,
     )()  # fmt: skip
+    if anew and bool(met.any()):
+        return None
     return Topology.trusted(topology.shape, topology.pattern, pointers, columns), source
+
+
+def _mark(topology: Topology, walk: dict[str, Tensor | int], counts: Tensor, target: Target) -> bool:
+    """Flag the grains that come back, and count those of the new rows; whether none both stays and comes."""
+    threads, clash = torch.get_num_threads(), torch.zeros(1, dtype=torch.int32)
+    room = _longest(topology) + 1 + target.lanes
+    Launch(
+        KernelSpec("mark", target.isa), threads, threads, **walk, counts=counts, clash=clash,
+        scratch=torch.empty(threads * room, dtype=torch.int32), GRAINS=topology.grains, ROOM=room,
+    )()  # fmt: skip
+    return not clash.item()
 
 
 def _positions(
@@ -135,14 +149,19 @@ def _positions(
     return positions
 
 
+def _tallied(topology: Topology, flags: Tensor, target: Target) -> Tensor:
+    """How many grains of each row group are flagged, int32."""
+    threads, counts = torch.get_num_threads(), torch.empty(topology.groups, dtype=torch.int32)
+    Launch(
+        KernelSpec("tally", target.isa), threads, threads, flags=flags, pointers=topology.row_pointers, counts=counts,
+        bounds=even(topology.row_pointers, threads), PASSES=1,
+    )()  # fmt: skip
+    return counts
+
+
 def _tally(topology: Topology, stays: Flags, target: Target) -> Positions:
     """How many grains stay in the row groups before each, and in all."""
-    threads, counts = torch.get_num_threads(), torch.zeros(topology.groups + 1, dtype=torch.int32)
-    Launch(
-        KernelSpec("tally", target.isa), threads, threads, flags=torch.from_numpy(stays), pointers=topology.row_pointers,
-        counts=counts[1:], bounds=even(topology.row_pointers, threads), PASSES=1,
-    )()  # fmt: skip
-    starts: Positions = counts.cumsum(0).numpy()
+    starts: Positions = np.append(0, _tallied(topology, torch.from_numpy(stays), target).numpy().cumsum(dtype=np.int64))
     return starts
 
 

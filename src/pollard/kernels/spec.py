@@ -8,7 +8,8 @@ from pollard.errors import KernelError
 
 PRODUCTS = ("gather", "scatter", "sample", "pack")
 INDICES = (
-    "absent", "choose", "count", "cut", "deal", "draw", "list", "mark", "move", "place", "rewire", "tally", "tick", "turn",
+    "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "place", "rewire", "tally", "tick", "turn",
+    "within",
 )  # fmt: skip
 OPERATIONS = PRODUCTS + INDICES
 
@@ -19,7 +20,10 @@ class KernelSpec:
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``scatter`` adds to them (``dX = W^T dY``),
     ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
-    ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending, ``deal`` and ``draw`` draw candidates, ``choose`` lists high scores, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose.
+    ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and
+    ``list`` make numbers distinct and ascending, ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and
+    ``above`` find them for a ranking, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and
+    ``turn`` make a transpose.
     isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
     vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
     last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or

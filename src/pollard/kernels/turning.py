@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -49,14 +50,17 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
     return table
 
 
-def turn(topology: Topology, target: Target) -> Transpose:
-    """The transpose of `topology`: a stable counting sort of its grains by column, tile by tile of the columns."""
+def turn(topology: Topology, borders: Callable[[int], Tensor], target: Target) -> Transpose:
+    """The transpose of `topology`: a stable counting sort of its grains by column, tile by tile of the columns.
+
+    borders: what `cut` makes for tiles of so many columns.
+    """
     width, threads = topology.shape[1], torch.get_num_threads()
     pointers = torch.zeros(width + 1, dtype=torch.int32)
     if not topology.grains:
         return Transpose(pointers, torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32))
     wide = -(-width // threads)
-    tiles, table = -(-width // wide), cut(topology, wide, target)
+    tiles, table = -(-width // wide), borders(wide)
     counts = pointers[1:]
     walk: dict[str, Tensor | int] = {"columns": topology.columns, "PASSES": 1, "GROUPS": topology.groups}
     Launch(KernelSpec("count", target.isa), tiles, threads, **walk, tiles=table, counts=counts)()

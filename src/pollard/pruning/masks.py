@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.errors import InvalidInput
+from pollard.kernels.scanning import PART, Flags, Scores, reaching, within
 
-# Scores handled at once: few enough to stay in cache from one step to the next.
-_PART = 1 << 17
 # Scores that say where to search, and how many standard deviations of theirs to search on either side.
 _SAMPLE = 1 << 14
 _DEVIATIONS = 3.0
-
-Scores = NDArray[np.floating[Any]]
 
 
 def top_positions(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
@@ -51,17 +46,9 @@ def top_mask(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
     if count in (0, values.size):
         return torch.full((values.size,), count > 0)
     threshold, above, through = _threshold(values, count)
-    reached = np.greater if count < through else np.greater_equal
-    ties = count - above if count < through else 0
-    best = np.empty(values.size, np.bool_)
-    # Part by part, so that the positions of many tied scores never exist all at once.
-    for start in range(0, values.size, _PART):
-        part = values[start : start + _PART]
-        chosen = reached(part, threshold, out=best[start : start + _PART])
-        if ties:
-            tied = np.flatnonzero(part == threshold)[:ties]
-            chosen[tied] = True
-            ties -= tied.size
+    best = reaching(values, threshold, strictly=count < through)
+    if count < through:
+        _mark_ties(best, values, threshold, count - above)
     return torch.from_numpy(best)
 
 
@@ -76,20 +63,22 @@ def shares(count: int, sizes: Tensor) -> list[int]:
     return found
 
 
+def _mark_ties(best: Flags, values: Scores, threshold: float, ties: int) -> None:
+    # Part by part, so that the positions of many tied scores never exist all at once.
+    for start in range(0, values.size, PART):
+        if not ties:
+            return
+        tied = np.flatnonzero(values[start : start + PART] == threshold)[:ties]
+        best[start + tied] = True
+        ties -= tied.size
+
+
 def _threshold(values: Scores, count: int) -> tuple[float, int, int]:
     """The `count`-th highest of `values`, which are more than that; how many are above it, and how many not below."""
     low, high = _bracket(values, count)
-    inside, above, up_to = [values[:0]], 0, 0
-    for start in range(0, values.size, _PART):
-        part = values[start : start + _PART]
-        past, within = part > low, part < high
-        up_to += int(np.count_nonzero(past))
-        above += part.size - int(np.count_nonzero(within))
-        # take over a mask as index, which mispredicts on every change of mind
-        inside.append(part.take(np.flatnonzero(np.logical_and(past, within, out=past))))
+    inside, up_to, above = within(values, low, high)
     if above < count <= up_to:
-        between = np.concatenate(inside)
-        return _nth(between, count - above, above)
+        return _nth(inside, count - above, above)
     return _outside(values, count, (low, high), (up_to, above))
 
 

@@ -38,7 +38,7 @@ class Exploration:
         """Mark the grains at these flat positions, ascending."""
         if self._every > 1:
             positions = self._counted(positions)
-        self._marks[positions] = True
+        self._marks.index_fill_(0, positions, value=True)
 
     def _counted(self, positions: Tensor) -> Tensor:
         """Where the marks stand of those of `positions`, ascending, that have any."""

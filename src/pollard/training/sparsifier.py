@@ -169,7 +169,7 @@ class Sparsifier:
         """Move to what stays and what comes; the number of grains that came and were not there."""
         if not len(grown) and bool(stays.all()):
             return 0
-        after, source = rewire(weight.topology, stays, grown)
+        after, source = rewire(weight.topology, stays, grown, anew=self.method.anew)
         came = torch.from_numpy(source.numpy() < 0)
         count = int(np.count_nonzero(came.numpy()))
         fill = self.method.starting(count * weight.rows, draw)

@@ -13,17 +13,18 @@ from pollard.kernels.emit import merge as _merge
 from pollard.kernels.emit import move as _move
 from pollard.kernels.emit import pack as _pack
 from pollard.kernels.emit import sample as _sample
+from pollard.kernels.emit import scan as _scan
 from pollard.kernels.emit import scatter as _scatter
 from pollard.kernels.emit import settle as _settle
 from pollard.kernels.emit import turn as _turn
 from pollard.kernels.spec import KernelSpec
 
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
+    "above": _scan.above,
     "absent": _merge.absent,
     "choose": _choose.choose,
     "count": _turn.count,
     "cut": _turn.cut,
-    "deal": _draw.deal,
     "draw": _draw.draw,
     "gather": _gather.gather,
     "list": _settle.listed,
@@ -37,13 +38,14 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "tally": _merge.tally,
     "tick": _settle.tick,
     "turn": _turn.turn,
+    "within": _scan.within,
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "above": _scan.ABOVE,
     "absent": _merge.ABSENT,
     "choose": _choose.CHOOSE,
     "count": _turn.COUNT,
     "cut": _turn.CUT,
-    "deal": _draw.DEAL,
     "draw": _draw.DRAW,
     "gather": _gather.ARGUMENTS,
     "list": _settle.LIST,
@@ -57,6 +59,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "tally": _merge.TALLY,
     "tick": _settle.TICK,
     "turn": _turn.TURN,
+    "within": _scan.WITHIN,
 }
 
 

@@ -1,4 +1,4 @@
-"""Candidates drawn with replacement: how many each row group gets, and which of its columns, each once and in order.
+"""Candidates drawn with replacement: which columns of each row group, each once and in order.
 
 The n-th random number of a key is made from n alone: any thread can make it, and one that falls otherwise moves no other.
 """
@@ -26,29 +26,14 @@ WORD = 64
 LANES = 8  # random numbers made at a time
 
 # ends: the random numbers, 64-bit, below which each outcome and those before it lie. guide: the outcome of the first random
-# number that begins with each of some bits: those from SHIFT on.
-DEAL = ("ends", "guide", "counts", "bounds", "PASSES", "KEY", "SHIFT", "GROUPS")
-# starts: where the draws of each row group begin; fresh: room for as many columns, filled from the first of each unit of work
-# on; counts: how many of each row group. scratch: for each unit of work a bit for each column, in WORDS words, a multiple of 64,
-# then a bit for each of these words, then the columns of a row group and one vector more.
+# number that begins with each of some bits: those from SHIFT on. starts: where the draws of each row group begin; fresh:
+# room for as many columns, filled from the first of each unit of work on; counts: how many of each row group. scratch: for
+# each unit of work a bit for each column, in WORDS words, a multiple of 64, then a bit for each of these words, then the
+# columns of a row group and one vector more.
 DRAW = (
     "ends", "guide", "columns", "pointers", "starts", "fresh", "counts", "scratch", "bounds", "PASSES", "KEY", "SHIFT",
     "WORDS", "ROOM",
 )  # fmt: skip
-
-
-def deal(spec: KernelSpec) -> ir.Module:
-    """The module that counts the draws of each row group; a unit of work is a run of draws, with counts of its own."""
-
-    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        counts = code.offset(arguments["counts"], code.mul(code.mul(work[0], arguments["GROUPS"]), 4))
-
-        def one_more(group: Value) -> None:
-            code.put_index(code.add(code.index_at(counts, group), 1), counts, group)
-
-        _each_outcome(code, arguments, code.integer(0), run_of_groups(code, arguments, *work), one_more)
-
-    return kernel_module(DEAL, unit, x86=spec.isa != "neon")
 
 
 def draw(spec: KernelSpec) -> ir.Module:

@@ -22,7 +22,8 @@ MARK = (
     "grown", "columns", "pointers", "comes", "flags", "counts", "clash", "scratch", "bounds", "PASSES", "WIDTH", "GRAINS", "ROOM",
 )  # fmt: skip
 REWIRE = (
-    "grown", "columns", "pointers", "comes", "flags", "starts", "fresh", "source", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
+    "grown", "columns", "pointers", "comes", "flags", "starts", "fresh", "source", "met", "scratch", "bounds", "PASSES", "WIDTH",
+    "ROOM",
 )  # fmt: skip
 ABSENT = (
     "flags", "ranks", "free", "columns", "pointers", "comes", "positions", "scratch", "bounds", "PASSES", "WIDTH", "ROOM",
@@ -64,7 +65,10 @@ def mark(spec: KernelSpec) -> ir.Module:
 
 
 def rewire(spec: KernelSpec) -> ir.Module:
-    """The module that merges flagged and grown grains into new rows; a unit of work is a run of row groups."""
+    """The module that merges flagged and grown grains into new rows; a unit of work is a run of row groups.
+
+    met: how many of the grown are among the flagged, for each unit. Rows that are shorter for that end with anything.
+    """
     lanes = TARGETS[spec.isa].lanes
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
@@ -73,7 +77,7 @@ def rewire(spec: KernelSpec) -> ir.Module:
             tuple(code.offset(scratch, code.mul(code.mul(quarter, part), 4)) for part in parts)
             for parts in ((0, 1), (2, 3))
         )
-        with code.loop(*run_of_groups(code, arguments, *work)) as row:
+        with code.loop(*run_of_groups(code, arguments, *work), carried=[code.integer(0)]) as row:
             there, comes, new = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes", "starts"))
             streams = [(entries_of(code, arguments["columns"]), kept[0]), (places(code), kept[1])]
             count = press(code, spec.isa, arguments["flags"], there, streams)
@@ -90,10 +94,12 @@ def rewire(spec: KernelSpec) -> ir.Module:
                 code.put_index(-1, merged[1], place)
                 each.carry([taken, code.sub(code.add(came, 1), code.one_if(same))])
             taken, came = each.carried
+            row.carry([code.add(row.carried[0], code.sub(comes.length(code), came))])
             for own, both, name in zip(kept, merged, ("fresh", "source"), strict=True):
                 rest, place = code.sub(count, taken), code.add(taken, came)
                 code.copy_indices(code.offset(own, code.mul(taken, 4)), code.offset(both, code.mul(place, 4)), rest)
                 code.copy_indices(both, code.offset(arguments[name], code.mul(new.start, 4)), new.length(code))
+        code.put_index(row.carried[0], arguments["met"], work[0])
 
     return kernel_module(REWIRE, unit, x86=spec.isa != "neon")
 

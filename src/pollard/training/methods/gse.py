@@ -102,6 +102,7 @@ def gse(
         end=end,
         fraction=cosine(fraction, end),
         window=1,
+        anew=True,
         candidates=candidates,
         guide=guide,
     )

@@ -37,7 +37,8 @@ class Method:
     window, decay: of how many last steps growth looks at the passes, and how much less it counts each step ago.
     scores_gradient: whether drop looks at the gradients of what is kept.
     dense_memory: hold something of the size of the dense weight, where a method is published so.
-    instead_of_step: an update takes the place of the optimizer's step. cite: key in `citations()`.
+    instead_of_step: an update takes the place of the optimizer's step. anew: what an update drops, it never grows again,
+    which saves looking for it. cite: key in `citations()`.
 
     At an update a layer of n grains with target T keeps `min(n, T) - round(fraction * min(n, T))` of them, then grows to T.
     """
@@ -58,6 +59,7 @@ class Method:
     scores_gradient: bool = False
     dense_memory: bool = False
     instead_of_step: bool = False
+    anew: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
