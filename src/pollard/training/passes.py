@@ -59,6 +59,11 @@ class Passes:
         self._sum: Tensor | None = None
         self._handle: Any = None
         self._step = 0
+        self.owned = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The copy of a watched layer brings one of its watcher along, which looks away: unless whom it works for is copied too.
+        return {**self.__dict__, "owned": False}
 
     def watch(self, step: int) -> None:
         """Keep what goes through the layer from now on, as of `step`."""
@@ -82,7 +87,9 @@ class Passes:
             self.seen = []
 
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
+        if not self.owned:
+            self.seen, self._sum = [], None
+        if not (self.owned and output.requires_grad):
             return
         if self._parameter().grad is None:
             # The gradient of earlier passes was thrown away, and so their step: this one begins it anew.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class Weight(ABC):
     layer: SparseLinear | MaskedLinear
     parameter: nn.Parameter
     passes: Passes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.passes.owned = True
 
     def values(self) -> Tensor:
         """The kept values `(nnz,)`, in the order of the topology; not to be written to."""

@@ -212,5 +212,31 @@ def test_a_watched_model_is_copied_and_made_dense():
     )
     twin = pollard.densify_(copy.deepcopy(model))
     torch.testing.assert_close(twin(x), model(x))
-    nn.functional.cross_entropy(copy.deepcopy(model)(x), y).backward()
+    twin = copy.deepcopy(model)
+    hooks = [hook for layer in twin for hook in layer._forward_hooks.values()]
+    for _ in range(3):  # gradients add up: a watcher would keep each pass
+        nn.functional.cross_entropy(twin(x), y).backward()
+    assert hooks
+    assert not any(hook.__self__.seen for hook in hooks)
     assert not any(weight.passes.seen for weight in sparse.weights.values())
+
+
+@pytest.mark.parametrize("name", ["rigl", "snfs"])
+def test_a_copied_sparsifier_goes_on_from_the_passes_that_it_has_seen(name):
+    model, (x, y) = network(), examples()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    sparse = pollard.sparse_training(model, optimizer, name, density=0.3, steps=40, every=5)
+    for step in range(1, 21):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(sparse.model(x), y).backward()
+        sparse.step()
+        if step > 13:
+            twin.optimizer.zero_grad()
+            nn.functional.cross_entropy(twin.model(x), y).backward()
+            twin.step()
+        elif step == 13:
+            twin = copy.deepcopy(sparse)
+    assert sparse.updates == twin.updates
+    for one, other in zip(sparse.weights.values(), twin.weights.values(), strict=True):
+        assert one.topology.same_as(other.topology)
+        assert torch.equal(one.values(), other.values())
