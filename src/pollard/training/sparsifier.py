@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from pollard.errors import InvalidInput, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
+from pollard.kernels import derived
 from pollard.kernels.rewire import rewire
 from pollard.kernels.workspace import trim
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
@@ -136,6 +137,8 @@ class Sparsifier:
         # come on top. Fresh memory is cheap beside the dense products of a method that looks at gradients, and only there.
         dense = self.method.window > 0 and self.method.grow is by_gradient
         if dense:
+            for weight in self.weights.values():
+                derived.let_go(weight.topology)
             trim()
         yield
         if dense:
