@@ -20,6 +20,7 @@ class RunningTop:
     """The positions of the `count` highest scores seen so far, ties by lowest position: `top_positions`, streamed.
 
     Memory is proportional to `count` and to the largest piece. Pieces come in ascending order of position.
+    least: what no score that may be chosen is at or below.
 
     >>> running = RunningTop(2)
     >>> running.add(0, torch.tensor([1.0, 3.0, 3.0]))
@@ -28,10 +29,10 @@ class RunningTop:
     tensor([1, 4])
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, least: float = EXCLUDED) -> None:
         self.count = count
         # What is not above it has no part in the choice.
-        self.least = EXCLUDED
+        self.least = least
         self._scores: NDArray[np.floating[Any]] = np.empty(0, np.float32)
         self._positions: NDArray[np.int64] = np.empty(0, np.int64)
         self._held = 0

@@ -150,13 +150,18 @@ class Passes:
         assert total is not None
         return total
 
-    def blocks(self, topology: Topology) -> Iterator[tuple[int, Tensor]]:
-        """The magnitudes of the dense gradient summed over each grain: `(row groups, in)` from a first row group on."""
+    def scores(self, topology: Topology, first: int, last: int) -> Tensor:
+        """The magnitudes of the dense gradient summed over each grain of row groups `first` to `last`: `(last - first, in)`."""
         rows, (out, width) = topology.pattern.rows, topology.shape
-        step = topology.groups if self.whole else max(1, BLOCK // max(1, rows * width))
+        scores = self.rows(first * rows, min(out, last * rows)).abs_()
+        return scores if rows == 1 else scores.view(-1, rows, width).sum(1)
+
+    def blocks(self, topology: Topology) -> Iterator[tuple[int, Tensor]]:
+        """The `scores` of all row groups, some at a time, each with the first of them."""
+        width = max(1, topology.pattern.rows * topology.shape[1])
+        step = topology.groups if self.whole else max(1, BLOCK // width)
         for group in range(0, topology.groups, step):
-            scores = self.rows(group * rows, min(out, (group + step) * rows)).abs_()
-            yield group, scores if rows == 1 else scores.view(-1, rows, width).sum(1)
+            yield group, self.scores(topology, group, min(topology.groups, group + step))
 
     def at(self, topology: Topology) -> Tensor:
         """The gradient at the weights that `topology` keeps, `(nnz,)`: one kernel, no gradient of the others."""

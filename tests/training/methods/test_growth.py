@@ -64,8 +64,11 @@ def expected(weight, gradient, stays, count):
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "v16"])
 @pytest.mark.parametrize("sizes", [[(30,)], [(2, 3, 5)], [(7,), (4, 3), (1,)]], ids=str)
 @pytest.mark.parametrize("block", [1, 50, 333, 1 << 19])
-def test_the_streamed_choice_is_that_of_the_dense_gradient(monkeypatch, storage, pattern, sizes, block):
+@pytest.mark.parametrize("sample", [(32, 8), (2, 2), (1, 3)], ids=str)
+def test_the_streamed_choice_is_that_of_the_dense_gradient(monkeypatch, storage, pattern, sizes, block, sample):
     monkeypatch.setattr(passes, "BLOCK", block)
+    for name, number in zip(("SHARE", "PLACES"), sample, strict=True):
+        monkeypatch.setattr(grow, name, number)
     weight = weight_of(pattern, storage)
     gradient = passed(weight, *sizes)
     stays = torch.arange(weight.topology.grains) % 2 == 0
@@ -73,6 +76,29 @@ def test_the_streamed_choice_is_that_of_the_dense_gradient(monkeypatch, storage,
     for count in (0, 1, weight.topology.grains // 2, weight.topology.groups * SHAPE[1] - keep):
         change = Change(weight, keep, keep + count, 0.5, torch.Generator())
         assert torch.equal(grow.by_gradient(change, stays, count), expected(weight, gradient, stays, count))
+
+
+@pytest.mark.parametrize("misled", [False, True])
+def test_a_few_rows_say_where_to_look_and_may_be_wrong(monkeypatch, misled):
+    weight = weight_of()
+    monkeypatch.setattr(passes, "BLOCK", 100)
+    monkeypatch.setattr(grow, "SHARE", 8)
+    monkeypatch.setattr(grow, "PLACES", 2)
+    bounds, above = [], grow._above
+    monkeypatch.setattr(grow, "_above", lambda *asked: bounds.append(asked[-1]) or above(*asked))
+    draw = torch.Generator().manual_seed(5)
+    x, dy = torch.randn(30, 20, generator=draw).requires_grad_(), torch.randn(30, 48, generator=draw)
+    if misled:
+        dy[:, :3] *= 100
+        dy[:, 24:27] *= 100
+    weight.passes.watch(1)
+    weight.layer(x).backward(dy)
+    stays = torch.ones(weight.topology.grains, dtype=torch.bool)
+    change = Change(weight, len(stays), len(stays) + 200, 0.5, torch.Generator())
+    chosen = grow.by_gradient(change, stays, 200)
+    assert torch.equal(chosen, expected(weight, dy.T @ x.detach(), stays, 200))
+    assert bounds[0] > 0.0
+    assert bounds[1:] == ([grow.EXCLUDED] if misled else [])
 
 
 def test_any_row_block_is_a_part_of_the_dense_gradient():
@@ -226,16 +252,17 @@ def test_a_copied_sparsifier_goes_on_from_the_passes_that_it_has_seen(name):
     model, (x, y) = network(), examples()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     sparse = pollard.sparse_training(model, optimizer, name, density=0.3, steps=40, every=5)
-    for step in range(1, 21):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(sparse.model(x), y).backward()
-        sparse.step()
-        if step > 13:
-            twin.optimizer.zero_grad()
-            nn.functional.cross_entropy(twin.model(x), y).backward()
-            twin.step()
-        elif step == 13:
-            twin = copy.deepcopy(sparse)
+
+    def learn(which, steps):
+        for _ in range(steps):
+            which.optimizer.zero_grad()
+            nn.functional.cross_entropy(which.model(x), y).backward()
+            which.step()
+
+    learn(sparse, 13)
+    twin = copy.deepcopy(sparse)
+    learn(sparse, 7)
+    learn(twin, 7)
     assert sparse.updates == twin.updates
     for one, other in zip(sparse.weights.values(), twin.weights.values(), strict=True):
         assert one.topology.same_as(other.topology)
