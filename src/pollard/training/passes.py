@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
@@ -59,26 +60,35 @@ class Passes:
         self._sum: Tensor | None = None
         self._handle: Any = None
         self._step = 0
+        self._watching = False
         self.owned = True
 
     def __getstate__(self) -> dict[str, Any]:
         # The copy of a watched layer brings one of its watcher along, which looks away: unless whom it works for is copied too.
         return {**self.__dict__, "owned": False}
 
-    def watch(self, step: int) -> None:
-        """Keep what goes through the layer from now on, as of `step`."""
-        self._fold()
-        self._step = step
+    def attach(self) -> None:
+        """Be there when the layer runs: from before a compiler looks at it, which would not notice later."""
         if self._handle is None:
             self._handle = self.layer.register_forward_hook(self._forward)
 
-    def stop(self) -> None:
-        """Watch no longer, and forget what was seen; a dense running sum goes on."""
-        self._fold()
+    def detach(self) -> None:
+        """Watch no longer, ever."""
+        self.stop()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        self.seen = []
+
+    def watch(self, step: int) -> None:
+        """Keep what goes through the layer from now on, as of `step`."""
+        self._fold()
+        self.attach()
+        self._step, self._watching = step, True
+
+    def stop(self) -> None:
+        """Watch no longer for now, and forget what was seen; a dense running sum goes on."""
+        self._fold()
+        self.seen, self._watching = [], False
 
     def _fold(self) -> None:
         if self.dense and self.seen:
@@ -86,10 +96,12 @@ class Passes:
             self._sum = self._own_rows(0, self.seen[0].dy.shape[1])
             self.seen = []
 
+    # Compilers leave it to Python. The public name for that, torch.compiler.disable, would load one, 50 MB, for everybody.
+    @_disable_dynamo
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not self.owned:
             self.seen, self._sum = [], None
-        if not (self.owned and output.requires_grad):
+        if not (self.owned and self._watching and output.requires_grad):
             return
         if self._parameter().grad is None:
             # The gradient of earlier passes was thrown away, and so their step: this one begins it anew.

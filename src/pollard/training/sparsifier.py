@@ -203,10 +203,14 @@ class Sparsifier:
     def _watch(self) -> None:
         """Watch the passes of the next step if its growth, or a later one's, looks at them."""
         following = self.steps + 1
+        over = self.method.window == 0 or self.method.next_due(self.steps) is None
         for weight in self.weights.values():
             if self.method.watches(following):
                 weight.passes.watch(following)
+            elif over:
+                weight.passes.detach()
             else:
+                weight.passes.attach()
                 weight.passes.stop()
 
     def _count_cost(self, *, due: bool) -> None:

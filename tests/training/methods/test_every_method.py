@@ -391,3 +391,28 @@ def test_a_sparsifier_can_be_copied_with_what_it_trains():
     for one, other in zip(sparse.weights.values(), twin.weights.values(), strict=True):
         assert one.topology.same_as(other.topology)
         assert torch.equal(one.values(), other.values())
+
+
+# Torch's compiler looks at gradients of inner tensors where it goes on after a hook, and warns of that itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_compiled_model_goes_the_same_way(name):
+    torch.compiler.reset()
+    eager, compiled = begin(name), begin(name)
+    forwards = eager.model, torch.compile(compiled.model, backend="aot_eager")
+    x, y = examples()
+    for _ in range(STEPS // 2):
+        for sparse, forward in zip((eager, compiled), forwards, strict=True):
+            sparse.optimizer.zero_grad()
+            nn.functional.cross_entropy(forward(x), y).backward()
+            sparse.step()
+    assert compiled.updates == eager.updates
+    for one, other in zip(topologies_of(eager), topologies_of(compiled), strict=True):
+        assert one.same_as(other)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_nothing_is_watched_once_no_update_comes(name):
+    sparse = begin(name)
+    learn(sparse, STEPS)
+    assert not any(layer._forward_hooks for layer in sparse.model)
