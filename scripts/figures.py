@@ -115,8 +115,8 @@ def anchor() -> str:
         ]
         for row in load("set-anchor.json")
     ]
-    head = ["", "test accuracy, %", "published, %", "mean of the last 20 epochs, %", "training accuracy, %", "weights ever kept"]
-    return markdown(head, rows)
+    accuracies = ["test accuracy, %", "published, %", "mean of the last 20 epochs, %", "training accuracy, %"]
+    return markdown(["", *accuracies, "weights ever kept"], rows)
 
 
 def updates() -> str:

@@ -129,7 +129,8 @@ class Passes:
             return InvalidInput(
                 f"an update at step {self._step} without a forward and backward pass through layer {self.name!r}",
                 "the gradients of this step",
-                "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
+                "Call loss.backward() before step(), and leave layers out with layers= that not every step uses. Where a model "
+                "was compiled before its layers were made sparse, or one like it, call torch.compiler.reset() first.",
             )
         if all(is_finite(x) and is_finite(dy) for _, x, dy in self.seen):
             return None
