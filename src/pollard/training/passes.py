@@ -169,10 +169,13 @@ class Passes:
         scores = self.rows(first * rows, min(out, last * rows)).abs_()
         return scores if rows == 1 else scores.view(-1, rows, width).sum(1)
 
+    def block(self, topology: Topology) -> int:
+        """How many row groups are looked at at a time."""
+        return topology.groups if self.whole else max(1, BLOCK // max(1, topology.pattern.rows * topology.shape[1]))
+
     def blocks(self, topology: Topology) -> Iterator[tuple[int, Tensor]]:
         """The `scores` of all row groups, some at a time, each with the first of them."""
-        width = max(1, topology.pattern.rows * topology.shape[1])
-        step = topology.groups if self.whole else max(1, BLOCK // width)
+        step = self.block(topology)
         for group in range(0, topology.groups, step):
             yield group, self.scores(topology, group, min(topology.groups, group + step))
 

@@ -17,7 +17,7 @@ from pollard.pruning.masks import top_mask
 from pollard.pruning.running_top import EXCLUDED, RunningTop
 from pollard.training.methods.change import Change
 
-# One row in so many says what the best of all may score, looked at in so many places.
+# One row in so many, or a block of rows, says what the best of all may score, looked at in so many places.
 SHARE, PLACES = 32, 8
 
 Grow = Callable[[Change, Tensor, int], Tensor]
@@ -52,7 +52,7 @@ def _above(change: Change, stays: Tensor, count: int, bound: float) -> Tensor:
 def _likely_bound(change: Change, stays: Tensor, count: int) -> float:
     """What half as many again as `count` score above, going by a few rows; EXCLUDED, which all do, where that is no help."""
     passes, topology = change.weight.passes, change.weight.topology
-    rows = topology.groups // (PLACES * SHARE)
+    rows = min(topology.groups // SHARE, passes.block(topology)) // PLACES
     if passes.whole or not rows or not count:
         return EXCLUDED
     firsts = [topology.groups * place // PLACES for place in range(PLACES)]
