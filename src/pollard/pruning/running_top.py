@@ -45,6 +45,8 @@ class RunningTop:
 
     def take(self, positions: Tensor, scores: Tensor) -> None:
         """Take in these `scores` `(n,)`, above `least`, of ascending int64 `positions`; others in between are no candidates."""
+        if self._held + len(scores) > len(self._scores):
+            self._narrow()
         self._make_room(len(scores), scores.numpy().dtype)
         room = slice(self._held, self._held + len(scores))
         self._scores[room], self._positions[room] = scores.numpy(), positions.numpy()
