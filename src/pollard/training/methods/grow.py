@@ -17,7 +17,7 @@ from pollard.pruning.masks import top_mask
 from pollard.pruning.running_top import EXCLUDED, RunningTop
 from pollard.training.methods.change import Change
 
-# One row in so many, or a block of rows, says what the best of all may score, looked at in so many places.
+# One row in so many says what the best of all may score, looked at in so many places at least.
 SHARE, PLACES = 32, 8
 
 Grow = Callable[[Change, Tensor, int], Tensor]
@@ -36,7 +36,7 @@ def by_gradient(change: Change, stays: Tensor, count: int) -> Tensor:
     """
     bound = _likely_bound(change, stays, count)
     found = _above(change, stays, count, bound)
-    # Where the few rows misled, everything is a candidate.
+    # Where these rows misled, everything is a candidate.
     return found if len(found) == count or bound == EXCLUDED else _above(change, stays, count, EXCLUDED)
 
 
@@ -50,14 +50,20 @@ def _above(change: Change, stays: Tensor, count: int, bound: float) -> Tensor:
 
 
 def _likely_bound(change: Change, stays: Tensor, count: int) -> float:
-    """What half as many again as `count` score above, going by a few rows; EXCLUDED, which all do, where that is no help."""
+    """What half as many again as `count` score above, going by some rows; EXCLUDED, which all do, where that is no help."""
     passes, topology = change.weight.passes, change.weight.topology
-    rows = min(topology.groups // SHARE, passes.block(topology)) // PLACES
+    looked_at, block = topology.groups // SHARE, passes.block(topology)
+    rows = min(looked_at // PLACES, block)
     if passes.whole or not rows or not count:
         return EXCLUDED
-    firsts = [topology.groups * place // PLACES for place in range(PLACES)]
+    # Many rows, since each has a scale of its own, but no more of their scores than there are in a block.
+    places, every = looked_at // rows, -(-looked_at // block)
+    firsts = [topology.groups * place // places for place in range(places)]
     sample = torch.cat(
-        [choose(topology, stays, first, passes.scores(topology, first, first + rows), EXCLUDED)[1] for first in firsts]
+        [
+            choose(topology, stays, first, passes.scores(topology, first, first + rows), EXCLUDED)[1][::every].clone()
+            for first in firsts
+        ]
     )
     rank = round(1.5 * count * len(sample) / (change.total - int(np.count_nonzero(stays.numpy()))))
     bound = float(sample[top_mask(sample, rank)].min()) if 0 < rank < len(sample) else 0.0
