@@ -62,29 +62,16 @@ def test_a_change_equals_its_twin(target, data):
 @pytest.mark.parametrize("pattern", ["unstructured", "v4"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.7, 1.0])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_large_change_equals_its_twin(target, pattern, share, threads):
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_large_change_equals_its_twin(target, pattern, share, threads, anew):
     torch.set_num_threads(threads)
     here = large(pattern=pattern)
     stays = some(here.grains, share, 1)
     free = torch.ones(here.groups * here.shape[1], dtype=torch.bool)
-    free[here.positions(stays)] = False
+    free[here.positions(None if anew else stays)] = False
     grown = free.nonzero().view(-1)
     for coming in (NONE, grown, grown[some(len(grown), 0.05, 2)]):
-        assert_same(rewire(here, stays, coming), here.rewired(stays, coming))
-
-
-@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.7, 1.0])
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_what_comes_anew_need_not_be_looked_for(target, pattern, share, threads):
-    torch.set_num_threads(threads)
-    here = large(pattern=pattern)
-    stays = some(here.grains, share, 1)
-    absent = torch.ones(here.groups * here.shape[1], dtype=torch.bool)
-    absent[here.positions()] = False
-    grown = absent.nonzero().view(-1)
-    for coming in (NONE, grown, grown[some(len(grown), 0.05, 2)]):
-        assert_same(rewire(here, stays, coming, anew=True), here.rewired(stays, coming))
+        assert_same(rewire(here, stays, coming, anew=anew), here.rewired(stays, coming))
 
 
 def test_what_stays_cannot_come_anew(target):

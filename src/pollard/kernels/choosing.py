@@ -11,7 +11,7 @@ from torch import Tensor
 from pollard.formats.rewiring import Flags, checked_flags
 from pollard.formats.topology import Topology
 from pollard.kernels.fallback import attempt
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 
@@ -50,7 +50,7 @@ def _chosen(
 ) -> tuple[Tensor, Tensor]:
     first, scores = block
     (groups, width), threads = scores.shape, torch.get_num_threads()
-    bounds = [groups * part // threads for part in range(threads + 1)]
+    bounds = equal_runs(groups, threads)
     found, best = torch.empty(scores.numel(), dtype=torch.int32), torch.empty(scores.numel())
     counts = torch.zeros(threads, dtype=torch.int32)
     Launch(

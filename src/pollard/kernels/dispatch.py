@@ -31,7 +31,7 @@ from pollard.kernels.derived import (
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.emit.sample import STEP as BATCH_STEP
 from pollard.kernels.fallback import warn
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target, current
@@ -256,7 +256,7 @@ def _scatter(product: Product, choice: Choice) -> Call:
     tiles = tiling(product.topology, choice.width or width)
     room = width * panels.columns(product.target.lanes)
     chunks = min(threads, tiles.tiles)
-    cuts = torch.tensor([tiles.tiles * chunk // chunks for chunk in range(chunks + 1)], dtype=torch.int32)
+    cuts = torch.tensor(equal_runs(tiles.tiles, chunks), dtype=torch.int32)
     launch = Launch(
         product.spec(choice), panels.count * chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
         GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width, LDY=batch,

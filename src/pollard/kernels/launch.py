@@ -35,5 +35,14 @@ class Launch:
         self._entry(ctypes.addressof(slots), self._units, self._threads)
 
 
+def equal_runs(count: int, parts: int) -> list[int]:
+    """Where each of `parts` equal runs of `count` things begins, and where the last one ends.
+
+    >>> equal_runs(10, 4)
+    [0, 2, 5, 7, 10]
+    """
+    return [count * part // parts for part in range(parts + 1)]
+
+
 def _slot(value: Tensor | int) -> int:
     return value.data_ptr() if isinstance(value, Tensor) else value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput
 from pollard.kernels.fallback import attempt
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 
@@ -30,7 +30,7 @@ def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, 
     new = old.new_empty(len(source) * rows) if out is None else out
     _check(old, source, new, rows)
     chunks = torch.get_num_threads()
-    bounds = [len(source) * chunk // chunks for chunk in range(chunks + 1)]
+    bounds = equal_runs(len(source), chunks)
     starts = [0] * (chunks + 1)
     if isinstance(fill, Tensor):
         grown = [int(np.count_nonzero(source[first:last].numpy() < 0)) for first, last in pairwise(bounds)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pollard.kernels.emit.panels import Panels
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 from pollard.kernels.workspace import workspace
@@ -63,7 +63,7 @@ class Packing:
         chunks = max(1, min(threads, features))
         self._launch = Launch(
             spec, panels.count * chunks, threads,
-            bounds=torch.tensor([features * chunk // chunks for chunk in range(chunks + 1)], dtype=torch.int32),
+            bounds=torch.tensor(equal_runs(features, chunks), dtype=torch.int32),
             PASSES=1, FEATURES=features, BATCH=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks,
         )  # fmt: skip
 

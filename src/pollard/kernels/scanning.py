@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pollard.kernels.emit.scan import MAGNITUDE
 from pollard.kernels.fallback import attempt
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 
@@ -80,14 +80,15 @@ def _by_kernel(scores: Scores, fast: Callable[[Target], Made]) -> Made | None:
 
 
 def _within(scores: Scores, low: float, high: float, target: Target) -> Within:
-    threads, bounds = torch.get_num_threads(), _shares(scores.size)
+    threads = torch.get_num_threads()
+    bounds = equal_runs(scores.size, threads)
     found, counts = np.empty(scores.size, np.float32), torch.zeros(threads, 3, dtype=torch.int32)
     Launch(
         KernelSpec("within", target.isa), threads, threads, scores=torch.from_numpy(scores), found=torch.from_numpy(found),
-        counts=counts, bounds=bounds, PASSES=1, LOW=_integer(low, last=True), HIGH=_integer(high, last=False),
+        counts=counts, bounds=torch.tensor(bounds, dtype=torch.int32), PASSES=1, LOW=_integer(low, last=True), HIGH=_integer(high, last=False),
     )()  # fmt: skip
     inside, past, below = counts.t().tolist()
-    parts = [found[first : first + count] for first, count in zip(bounds.tolist(), inside, strict=False)]
+    parts = [found[first : first + count] for first, count in zip(bounds, inside, strict=False)]
     return Within(np.concatenate(parts), sum(past), scores.size - sum(below))
 
 
@@ -96,14 +97,9 @@ def _reaching(scores: Scores, bound: float, strictly: bool, target: Target) -> F
     low = _integer(bound, last=True) if strictly else _integer(bound, last=False) - 1
     Launch(
         KernelSpec("above", target.isa), threads, threads, scores=torch.from_numpy(scores), flags=torch.from_numpy(flags),
-        bounds=_shares(scores.size), PASSES=1, LOW=low,
+        bounds=torch.tensor(equal_runs(scores.size, threads), dtype=torch.int32), PASSES=1, LOW=low,
     )()  # fmt: skip
     return flags
-
-
-def _shares(count: int) -> torch.Tensor:
-    threads = torch.get_num_threads()
-    return torch.tensor([count * part // threads for part in range(threads + 1)], dtype=torch.int32)
 
 
 def _integer(bound: float, *, last: bool) -> int:

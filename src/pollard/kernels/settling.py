@@ -11,7 +11,7 @@ from pollard.formats import sampling
 from pollard.formats.sampling import Integers
 from pollard.kernels.emit.settle import LINE, WORD
 from pollard.kernels.fallback import attempt
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 
@@ -34,7 +34,7 @@ def distinct(numbers: Integers, total: int) -> Integers:
 def _ticked(numbers: Integers, total: int, target: Target) -> Integers:
     threads, words = torch.get_num_threads(), -(-total // WORD)
     bits = torch.zeros(words + threads * LINE, dtype=torch.int64)
-    bounds = torch.tensor([words * part // threads for part in range(threads + 1)], dtype=torch.int32)
+    bounds = torch.tensor(equal_runs(words, threads), dtype=torch.int32)
     starts = torch.zeros(threads + 1, dtype=torch.int32)
     Launch(
         KernelSpec("tick", target.isa), threads, threads, numbers=torch.from_numpy(numbers), bits=bits, counts=starts[1:],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology, Transpose
-from pollard.kernels.launch import Launch
+from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
 
@@ -27,7 +27,7 @@ def even(pointers: Tensor, chunks: int) -> Tensor:
     [0, 2, 4]
     """
     starts = pointers.numpy()
-    cuts = np.searchsorted(starts, [int(starts[-1]) * chunk // chunks for chunk in range(chunks + 1)])
+    cuts = np.searchsorted(starts, equal_runs(int(starts[-1]), chunks))
     cuts[0], cuts[-1] = 0, len(starts) - 1
     return torch.from_numpy(cuts.astype(np.int32))
 
