@@ -1,0 +1,14 @@
+"""Writes docs/compatibility.md from the table of tests/compatibility, whose tests fail where it is not true."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from compatibility.page import page  # noqa: E402  the tests are not a package
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "compatibility.md").write_text(page(), encoding="utf-8")

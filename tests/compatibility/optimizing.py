@@ -1,0 +1,315 @@
+"""Optimizers, and what people do around their steps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn, optim
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from compatibility.piece import Refused, piece
+from compatibility.trial import (
+    STEPS,
+    UPDATES,
+    Training,
+    batch,
+    network,
+    ordinary,
+    require_ordinary,
+    require_weights,
+    sgd,
+    weights,
+)
+
+FAMILY = "Optimizers and loops"
+MOVING = ("rigl", "set", "gmp")
+
+
+def follows(method, make):
+    require_ordinary(Training(method, make).go(), make)
+
+
+def sgd_fused(parameters):
+    return optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, fused=True)
+
+
+@piece(FAMILY, "SGD: plain, `foreach`, `fused`")
+def _(method):
+    follows(method, sgd)
+    follows(method, sgd_fused)
+    follows(method, sgd_foreach)
+
+
+def sgd_foreach(parameters):
+    return optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=True)
+
+
+def adam_fused(parameters):
+    return optim.Adam(parameters, lr=0.01, fused=True)
+
+
+def adamw_foreach(parameters):
+    return optim.AdamW(parameters, lr=0.01, foreach=True, amsgrad=True)
+
+
+@piece(FAMILY, "Adam, AdamW: `foreach`, `fused`, `amsgrad`")
+def _(method):
+    follows(method, adam_fused)
+    follows(method, adamw_foreach)
+
+
+OTHERS = [
+    lambda parameters, kind=kind: kind(parameters, lr=0.01)
+    for kind in (optim.Adadelta, optim.Adagrad, optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam, optim.RMSprop)
+]
+
+
+@piece(FAMILY, "Adadelta, Adagrad, Adamax, ASGD, NAdam, RAdam, RMSprop")
+def _(method):
+    for make in OTHERS:
+        follows(method, make)
+
+
+def lbfgs(parameters):
+    return optim.LBFGS(parameters, lr=0.1, max_iter=2)
+
+
+@piece(
+    FAMILY,
+    "LBFGS",
+    refused=dict.fromkeys(MOVING, Refused("LBFGS with state of all weights", "its state is of all weights together")),
+)
+def _(method):
+    training, twin = (Training(method, lbfgs, storage=storage) for storage in ("compressed", "masked"))
+    for each in (training, twin):
+        for step in range(STEPS):
+
+            def closure(each=each, step=step):
+                each.backward(step)
+                return each.loss(step)
+
+            each.sparse.step(closure)
+    require_weights(training.model, weights(twin.model))
+
+
+@piece(FAMILY, "Adafactor", note="a sparse layer's values are one row, so nothing is factored")
+def _(method):
+    # The slow twin's weight would be factored. Every step is held against a vector of the same numbers instead.
+    training = Training(method, lambda parameters: optim.Adafactor(parameters, lr=0.05))
+    first = training.model[0].topology
+    for step in range(STEPS):
+        values = training.model[0].values
+        alone = nn.Parameter(values.detach().clone())
+        single = optim.Adafactor([alone], lr=0.05)
+        if training.optimizer.state.get(values):
+            single.state[alone] = copy.deepcopy(training.optimizer.state[values])
+        updates = training.sparse.updates
+        training.backward(step)
+        alone.grad = values.grad.clone()
+        training.sparse.step()
+        if training.sparse.updates == updates:
+            single.step()
+            torch.testing.assert_close(training.model[0].values, alone)
+            assert training.optimizer.state[values]["variance"].shape == values.shape
+    assert training.sparse.updates == UPDATES[method]
+    assert training.model[0].topology.same_as(first) == (method == "static")
+
+
+def muon(parameters):
+    return optim.Muon([parameter for parameter in parameters if parameter.dim() == 2], lr=0.01)
+
+
+@piece(
+    FAMILY,
+    "Muon",
+    refused=Refused("2D matrix", "it orthogonalises matrices, and kept values are a vector", by=ValueError),
+)
+def _(method):
+    Training(method, muon).go()
+
+
+@piece(FAMILY, "parameter groups, weight decay on weights only")
+def _(method):
+    def grouped(parameters):
+        parameters = list(parameters)
+        return optim.AdamW(
+            [{"params": parameters[::2], "weight_decay": 0.1}, {"params": parameters[1::2], "lr": 0.001}], lr=0.01
+        )
+
+    follows(method, grouped)
+
+
+@piece(FAMILY, "learning-rate schedulers on what `pollard.rigl(...)` returns: OneCycleLR, ReduceLROnPlateau, LambdaLR")
+def _(method):
+    for schedule in (
+        lambda each: optim.lr_scheduler.OneCycleLR(each, max_lr=0.2, total_steps=STEPS + 1),
+        lambda each: optim.lr_scheduler.LambdaLR(each, lambda count: 0.8**count),
+        _Plateau,
+    ):
+        training, twin = Training(method), Training(method, storage="masked")
+        for each, stepped in ((training, training.sparse), (twin, twin.optimizer)):
+            scheduler = schedule(stepped)
+            for step in range(STEPS):
+                each.go([step])
+                scheduler.step()
+        assert training.optimizer.param_groups[0]["lr"] == twin.optimizer.param_groups[0]["lr"] != 0.1
+        require_weights(training.model, weights(twin.model))
+
+
+class _Plateau(optim.lr_scheduler.ReduceLROnPlateau):
+    def __init__(self, optimizer):
+        super().__init__(optimizer, patience=1)
+
+    def step(self):
+        super().step(1.0)
+
+
+@piece(FAMILY, "GradScaler")
+def _(method):
+    training = Training(method)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(STEPS):
+        training.sparse.zero_grad()
+        scaler.scale(training.loss(step)).backward()
+        scaler.step(training.sparse)
+        scaler.update()
+    require_ordinary(training)
+
+
+@piece(FAMILY, "GradScaler, a step skipped for its infinities")
+def _(method):
+    training = Training(method)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(STEPS + 1):
+        training.sparse.zero_grad()
+        # The third step overflows: nothing may move, and the step does not count.
+        loss = training.loss(step - (step > 2)) * (torch.inf if step == 2 else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(training.sparse)
+        scaler.update()
+    require_ordinary(training)
+
+
+@piece(
+    FAMILY, "autocast to bfloat16", note="sparse products stay in float32, so the numbers are those without autocast"
+)
+def _(method):
+    training = Training(method)
+    for step in range(STEPS):
+        training.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = training.loss(step)
+        loss.backward()
+        training.sparse.step()
+    require_ordinary(training)
+
+
+@piece(FAMILY, "`clip_grad_norm_`, `clip_grad_value_`")
+def _(method):
+    pair = Training(method), Training(method, storage="masked")
+    for each in pair:
+        for step in range(STEPS):
+            each.backward(step)
+            norm = nn.utils.clip_grad_norm_(each.model.parameters(), 0.5)
+            assert norm > 0
+            nn.utils.clip_grad_value_(each.model.parameters(), 0.1)
+            each.sparse.step()
+    require_weights(pair[0].model, weights(pair[1].model))
+    assert not torch.equal(weights(pair[0].model)["0.weight"], ordinary(method)["0.weight"])
+
+
+@piece(FAMILY, "gradient accumulation")
+def _(method):
+    training = Training(method)
+    for step in range(STEPS):
+        x, y = batch(step)
+        training.optimizer.zero_grad()
+        for half in (slice(0, 8), slice(8, 16)):
+            (F.cross_entropy(training.model(x[half]), y[half]) / 2).backward()
+        training.sparse.step()
+    require_ordinary(training)
+
+
+@piece(FAMILY, "`zero_grad(set_to_none=False)`")
+def _(method):
+    training = Training(method)
+    for step in range(STEPS):
+        training.optimizer.zero_grad(set_to_none=False)
+        training.loss(step).backward()
+        training.sparse.step()
+    require_ordinary(training)
+
+
+@piece(FAMILY, "activation checkpointing: both kinds, and `checkpoint_sequential`")
+def _(method):
+    for around in (
+        lambda model, x: checkpoint(model, x, use_reentrant=False),
+        lambda model, x: checkpoint(model, x.clone().requires_grad_(), use_reentrant=True),
+        lambda model, x: checkpoint_sequential(model, 2, x.clone().requires_grad_(), use_reentrant=False),
+    ):
+        training = Training(method)
+        training.go(called=lambda x, training=training, around=around: around(training.model, x))
+        require_ordinary(training)
+
+
+@piece(FAMILY, "in-place activations")
+def _(method):
+    require_ordinary(Training(method, model=network(inplace=True)).go())
+
+
+@piece(FAMILY, "gradient penalty, by `create_graph=True`")
+def _(method):
+    pair = Training(method), Training(method, storage="masked")
+    for each in pair:
+        for step in range(STEPS):
+            x = batch(step)[0].clone().requires_grad_()
+            each.optimizer.zero_grad()
+            loss = F.cross_entropy(each.model(x), batch(step)[1])
+            [slope] = torch.autograd.grad(loss, x, create_graph=True)
+            (loss + slope.square().sum()).backward()
+            each.sparse.step()
+    require_weights(pair[0].model, weights(pair[1].model))
+
+
+@piece(FAMILY, "adversarial examples, made by `autograd.grad` within the step")
+def _(method):
+    pair = Training(method), Training(method, storage="masked")
+    for each in pair:
+        for step in range(STEPS):
+            x, y = batch(step)
+            lead = x.clone().requires_grad_()
+            [slope] = torch.autograd.grad(F.cross_entropy(each.model(lead), y), lead)
+            each.optimizer.zero_grad()
+            F.cross_entropy(each.model(x + 0.1 * slope.sign()), y).backward()
+            each.sparse.step()
+    require_weights(pair[0].model, weights(pair[1].model))
+
+
+class Wrapper(optim.Optimizer):
+    """An optimizer around another, as SAM and Lookahead are."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+        self.inner = sgd(self.param_groups)
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+@piece(FAMILY, "an optimizer around another, as SAM and Lookahead are")
+def _(method):
+    require_ordinary(Training(method, Wrapper).go())
+
+
+@piece(FAMILY, "frozen layers, `requires_grad_(False)`")
+def _(method):
+    pair = []
+    for storage in ("compressed", "masked"):
+        model = network()
+        model[2].requires_grad_(False)
+        pair.append(Training(method, model=model, storage=storage).go())
+    require_weights(pair[0].model, weights(pair[1].model))
+    assert (weights(pair[0].model)["2.weight"] != 0).any()
