@@ -137,11 +137,24 @@ def _(method):
 
 @piece(
     FAMILY,
-    "`.to('meta')`, `to_empty`, other devices",
+    "`.to('meta')`, other devices",
     refused=Refused("densify_", "kernels are generated for CPUs"),
 )
 def _(method):
     model_of(method).to("meta")
+
+
+@piece(FAMILY, "`to_empty(device='cpu')`, then `load_state_dict`")
+def _(method):
+    model = model_of(method)
+    state, twin = copy.deepcopy(model.state_dict()), dense(model)
+    model(x)
+    model.to_empty(device="cpu")
+    assert [each.shape for each in model.parameters()] == [
+        each.shape for name, each in state.items() if name.endswith(("values", "bias"))
+    ]
+    model.load_state_dict(state)
+    torch.testing.assert_close(model(x), twin(x))
 
 
 @piece(FAMILY, "`parameters_to_vector`, `vector_to_parameters`")

@@ -9,8 +9,10 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import pollard
 from compatibility.piece import Refused, piece
 from compatibility.trial import (
+    EVERY,
     STEPS,
     UPDATES,
     Training,
@@ -257,6 +259,46 @@ def _(method):
 @piece(FAMILY, "in-place activations")
 def _(method):
     require_ordinary(Training(method, model=network(inplace=True)).go())
+
+
+@piece(
+    FAMILY,
+    "anomaly mode, deterministic algorithms, `saved_tensors_hooks`",
+    ignored=((r"Anomaly Detection has been enabled", UserWarning),),
+)
+def _(method):
+    training = Training(method)
+    torch.use_deterministic_algorithms(True)
+    try:
+        packing = torch.autograd.graph.saved_tensors_hooks(lambda each: each.detach().clone(), lambda each: each)
+        with torch.autograd.detect_anomaly(), packing:
+            training.go()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    require_ordinary(training)
+
+
+@piece(FAMILY, "two optimizers, one of them for the sparse layers: `layers=`")
+def _(method):
+    ends = []
+    for storage in ("compressed", "masked"):
+        model = network()
+        own, rest = sgd(model[:4].parameters()), optim.Adam(model[4:].parameters(), 0.01)
+        options = {} if method == "static" else {"every": EVERY}
+        sparse = pollard.sparse_training(
+            model, own, method, density=0.3, steps=STEPS, layers=["0", "2"], storage=storage, **options
+        )
+        for step in range(STEPS):
+            x, y = batch(step)
+            own.zero_grad()
+            rest.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            sparse.step()
+            rest.step()
+        assert isinstance(model[4], nn.Linear)
+        assert sparse.updates == UPDATES[method]
+        ends.append(weights(model))
+    torch.testing.assert_close(*ends)
 
 
 @piece(FAMILY, "gradient penalty, by `create_graph=True`")
