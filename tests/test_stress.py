@@ -10,17 +10,17 @@ import pytest
 
 import ordeals
 
+OPEN = pytest.mark.xfail(strict=False, reason="kernels keep raw addresses, and a prepared call for every batch size")
 ORDEALS = (
-    ordeals.writes_to_indices,
-    ordeals.writes_to_buffers,
+    pytest.param(ordeals.writes_to_indices, marks=OPEN),
+    pytest.param(ordeals.writes_to_buffers, marks=OPEN),
     ordeals.writes_to_values,
-    ordeals.sharing,
-    ordeals.hogwild,
-    ordeals.batch_sizes,
+    pytest.param(ordeals.sharing, marks=OPEN),
+    pytest.param(ordeals.hogwild, marks=OPEN),
+    pytest.param(ordeals.batch_sizes, marks=OPEN),
 )
 
 
-@pytest.mark.xfail(strict=False, reason="kernels keep raw addresses, and a prepared call for every batch size")
 @pytest.mark.parametrize("ordeal", ORDEALS, ids=lambda ordeal: ordeal.__name__)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_layer_survives(ordeal, threads):

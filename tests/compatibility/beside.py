@@ -17,6 +17,7 @@ from compatibility.trial import (
     X,
     Y,
     dense,
+    network,
     require_ordinary,
     sgd,
 )
@@ -75,6 +76,13 @@ def sharded(method):
         F.cross_entropy(model(x), y).backward()
         stepped.step()
     torch.testing.assert_close(model(X), dense(Training(method).go().model)(X))
+
+
+def sharded_first(method):
+    """Dense layers sharded, then made sparse."""
+    model = network()
+    fsdp.fully_shard(model)
+    Training(method, model=model)
 
 
 class Labelled(Dataset):

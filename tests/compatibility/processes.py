@@ -58,13 +58,26 @@ def _(method):
 
 @piece(
     FAMILY,
-    "FSDP2, `fully_shard`",
+    "FSDP2: `fully_shard` of a sparse model, the optimizer made then",
     refused=dict.fromkeys(
-        ("rigl", "set", "gmp"), Refused("fully_shard|FSDP|shard", "a shard does not know the others")
+        ("rigl", "set", "gmp"),
+        Refused(
+            "shard of layer '0'.*DistributedDataParallel",
+            "an update needs whole layers: DistributedDataParallel instead",
+        ),
     ),
 )
 def _(method):
     on_ranks(beside.sharded, method)
+
+
+@piece(
+    FAMILY,
+    "FSDP2: `fully_shard` of a dense model, made sparse then",
+    refused=Refused("sparse before it is sharded", "the other way round"),
+)
+def _(method):
+    on_ranks(beside.sharded_first, method)
 
 
 def there_and_here(model, compute):

@@ -13,7 +13,10 @@ from compatibility.trial import X, Y, dense, model_of
 
 FAMILY = "Transforms"
 # torch's own forward-mode formulas are made with what torch itself calls deprecated.
-JIT = ((r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),)
+JIT = (
+    (r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
+    (r"Attempted to insert a get_attr Node with no underlying reference", UserWarning),
+)
 x, y = X[:6], Y[:6]
 
 

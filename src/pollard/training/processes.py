@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pollard.errors import PollardError
+from pollard.errors import InvalidInput, PollardError
 
 Value = TypeVar("Value")
 
@@ -186,6 +187,14 @@ def is_wrapped(model: nn.Module) -> bool:
     own = {id(parameter) for parameter in model.parameters()}
     wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
     return any(id(parameter) in own for wrapper in wrappers for parameter in wrapper.parameters())
+
+
+def refuse_shards(parameters: Mapping[str, Tensor], expected: str, fix: str) -> None:
+    """Raises InvalidInput for the first of `parameters`, by layer name, of which this process holds but a shard."""
+    sharding = sys.modules.get("torch.distributed.tensor")  # where nobody has loaded it, nobody has sharded anything
+    for name, parameter in parameters.items():
+        if sharding is not None and isinstance(parameter, sharding.DTensor):
+            raise InvalidInput(f"a shard of layer {name!r}, as fully_shard leaves on each process", expected, fix)
 
 
 def _by_dtype(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -224,6 +224,13 @@ class Sparsifier:
             processes.require_agreement({n: w.topology.fingerprint for n, w in self.weights.items()}, self.steps)
 
     def _refuse_wrapper(self) -> None:
+        if self.method.end > 0:
+            processes.refuse_shards(
+                {name: weight.parameter for name, weight in self.weights.items()},
+                f"whole layers, whose topology method {self.method.name!r} can move",
+                "Leave fully_shard out, as kept weights are few: wrap the model in DistributedDataParallel, or call "
+                "pollard.training.processes.average_gradients(model) before step().",
+            )
         compressed = any(isinstance(weight, CompressedWeight) for weight in self.weights.values())
         if self.method.resizes and compressed and processes.is_wrapped(self.model):
             raise InvalidInput(

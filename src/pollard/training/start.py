@@ -109,6 +109,12 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
 
 
 def _refuse_wrapper(model: nn.Module) -> None:
+    processes.refuse_shards(
+        {name: layer.weight for name, layer in linear_layers(model).items()},
+        "a model that is made sparse before it is sharded",
+        "Call pollard.sparsify_(model, plan), then fully_shard(model), and make the optimizer then; or leave fully_shard "
+        "out and wrap the sparse model in DistributedDataParallel.",
+    )
     if processes.bare(model) is not model or processes.is_wrapped(model):
         raise InvalidInput(
             "a dense model within DistributedDataParallel, which keeps to the parameters that it found",
