@@ -14,6 +14,7 @@
 
     PollardWarning (UserWarning)
     |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
+    |-- CacheNotTrusted             others could have written what is kept on disk: it is made anew
     |-- LayerCollapse               a layer keeps no weight at all
     `-- NothingMoves                a method that moves the topology has no update in so few steps
 """
@@ -74,6 +75,10 @@ class PollardWarning(UserWarning):
 
 class KernelFallback(PollardWarning):
     """A kernel could not be compiled: the slow twin runs instead."""
+
+
+class CacheNotTrusted(PollardWarning):
+    """Others could have written to the cache on disk: what is in it is not used, and made anew by each process."""
 
 
 class NothingMoves(PollardWarning):

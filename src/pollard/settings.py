@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -48,14 +49,33 @@ class Settings:
 @cache
 def _parsed(texts: tuple[str, ...]) -> Settings:
     env = dict(zip(NAMES, texts, strict=True))
-    home = Path(env["XDG_CACHE_HOME"] or Path.home() / ".cache")
-    folder = Path(env["POLLARD_CACHE"] or home / "pollard").expanduser()
+    folder = Path(env["POLLARD_CACHE"] or _usual_cache(env["XDG_CACHE_HOME"])).expanduser()
     return Settings(
         target=_choice(env, "POLLARD_TARGET", TARGETS),
         tuning=_choice(env, "POLLARD_TUNING", TUNING),
         cache=folder,
         data=Path(env["POLLARD_DATA"] or folder / "data").expanduser(),
     )
+
+
+def _usual_cache(base: str) -> Path:
+    try:
+        return Path(base or Path.home() / ".cache") / "pollard"
+    except RuntimeError:
+        # A user without a home, as in many containers.
+        return Path(tempfile.gettempdir()) / f"pollard-{os.getuid()}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing on the way to it, for nobody but this user; raises OSError where that fails.
+
+    >>> make_folder(Path("cache/inside"))
+    >>> oct(Path("cache/inside").stat().st_mode & 0o777)
+    '0o700'
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
 
 
 def _choice(env: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:

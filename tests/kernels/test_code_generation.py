@@ -10,7 +10,7 @@ import torch
 
 from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch, fallback, jit, reference
+from pollard.kernels import dispatch, jit, once, reference
 from pollard.kernels.emit import EMITTERS, emit
 from pollard.kernels.spec import INDICES, KernelSpec
 from pollard.kernels.target import TARGETS, host_isas
@@ -62,14 +62,14 @@ def test_a_spec_that_makes_no_sense_is_refused():
 def test_machine_code_is_cached_and_a_damaged_file_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setenv("POLLARD_CACHE", str(tmp_path))
     spec = KernelSpec("pack", host_isas()[0], vectors=3, packed=False)
-    jit.load.__wrapped__(spec)
+    jit._made(spec)
     (file,) = (tmp_path / "kernels").iterdir()
     content = file.read_bytes()
     monkeypatch.setattr(jit, "_compile", lambda spec: pytest.fail("compiled though cached"))
-    jit.load.__wrapped__(spec)
+    jit._made(spec)
     file.write_bytes(b"\x7f" + content[1:-40] + content[-32:])
     monkeypatch.setattr(jit, "_compile", lambda spec: content[:-32])
-    jit.load.__wrapped__(spec)
+    jit._made(spec)
     assert file.read_bytes() == content
 
 
@@ -77,7 +77,7 @@ def test_machine_code_is_cached_and_a_damaged_file_is_compiled_again(monkeypatch
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("POLLARD_CACHE", str(tmp_path / "file"))
-    assert jit.load.__wrapped__(KernelSpec("pack", host_isas()[0], vectors=5, packed=False)).entry
+    assert jit._made(KernelSpec("pack", host_isas()[0], vectors=5, packed=False)).entry
 
 
 @pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
@@ -86,7 +86,7 @@ def test_a_kernel_that_does_not_compile_falls_back_to_the_twin_with_one_warning(
         raise KernelError("an LLVM error", "IR that compiles", "Report it.")
 
     monkeypatch.setattr(jit, "load", refuse)
-    fallback.warn.cache_clear()
+    monkeypatch.setattr(once, "_told", set())
     topology, values, x = Topology.full((3, 4)), torch.randn(12), torch.randn(5, 4)
     with pytest.warns(KernelFallback, match="Plain torch runs instead"):
         first = dispatch.forward(x, values, topology)
@@ -96,7 +96,6 @@ def test_a_kernel_that_does_not_compile_falls_back_to_the_twin_with_one_warning(
         dispatch.forward(x, values, topology)
         dispatch.input_grad(torch.randn(5, 3), values, topology)
         dispatch.value_grad(torch.randn(5, 3), x, topology)
-    fallback.warn.cache_clear()
 
 
 def test_an_instruction_set_this_cpu_lacks_is_refused_with_what_it_has(monkeypatch):
@@ -113,7 +112,7 @@ def test_the_whole_library_runs_on_plain_torch():
         "layer(torch.randn(3, 20)).sum().backward()\n"
         "assert layer.values.grad is not None\n"
         "from pollard.kernels import jit\n"
-        "assert jit.load.cache_info().currsize == 0\n"
+        "assert not jit._loaded\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program],

@@ -128,7 +128,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern):
 
 
 def forced(monkeypatch, choice):
-    monkeypatch.setattr(dispatch.tuning, "known", lambda key: Decision(choice, "forced"))
+    monkeypatch.setattr(dispatch.tuning, "known", lambda key, candidates: Decision(choice, "forced"))
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])

@@ -1,5 +1,10 @@
 """Choices are measured once, remembered on disk, and a damaged memory is measured again."""
 
+import json
+import os
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -18,11 +23,24 @@ pytestmark = pytest.mark.skipif(not host_isas(), reason="no generator for this C
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("POLLARD_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_decisions", {})
+    monkeypatch.setattr(tuning, "_read", {})
     monkeypatch.setattr(tuning, "SMALL", 0)
 
 
 def run(topology, batch=64):
     return dispatch.forward(torch.randn(batch, topology.shape[1]), torch.randn(topology.nnz), topology)
+
+
+def another_process():
+    tuning._decisions.clear()
+    tuning._read.clear()
+
+
+PAIR = [Choice(1, 0), Choice(2, 0)]
+
+
+def decided(key="a problem", candidates=PAIR):
+    return tuning.decide(key, 1, candidates, lambda choice: lambda: time.sleep(0.001 * choice.vectors))
 
 
 def test_the_fastest_candidate_is_taken_and_remembered():
@@ -37,22 +55,128 @@ def test_the_fastest_candidate_is_taken_and_remembered():
     first = tuning.decide("a problem", 1, [slow, fast], work)
     assert first.choice == fast
     assert [choice for choice, _ in first.candidates] == [fast, slow]
-    tuning._decisions.clear()
+    another_process()
     calls.clear()
-    again = tuning.known("a problem")
+    again = tuning.known("a problem", lambda: [slow, fast])
     assert again.choice == fast
+    assert [choice for choice, _ in again.candidates] == [fast, slow]
     assert again.reason.endswith("remembered")
     assert not calls
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a problem": {"vectors": "x"}}', '{"a problem": 3}'])
-def test_a_damaged_memory_is_measured_again(tmp_path, content):
-    (tmp_path / f"tuning-v{tuning.VERSION}.json").write_text(content)
-    assert tuning.known("a problem") is None
-    taken = tuning.decide("a problem", 1, [Choice(1, 0), Choice(2, 0)], lambda choice: lambda: None)
+GOOD = {"vectors": 2, "width": 0, "packed": True, "transposed": False, "reason": "fastest", "candidates": []}
+NONSENSE = [
+    "",
+    "{",
+    "[]",
+    "[" * 100_000,
+    '{"a problem": ' * 100_000,
+    "\xff",
+    *(
+        json.dumps({"a problem": entry})
+        for entry in (
+            3,
+            None,
+            [],
+            "text",
+            *({**GOOD, "vectors": vectors} for vectors in ("x", 0, -1, 3, None, 1e300, float("inf"), [2], {})),
+            *({**GOOD, "width": width} for width in (-1, 16, float("nan"), 10**400)),
+            {**GOOD, "packed": False},
+            {**GOOD, "transposed": True},
+            {name: GOOD[name] for name in GOOD if name != "width"},
+            *({**GOOD, "candidates": listed} for listed in (None, 7, [3], [{"choice": GOOD, "us": float("nan")}])),
+            {**GOOD, "candidates": [{"choice": {"vectors": 2}, "us": 1.0}]},
+            {**GOOD, "candidates": [{"choice": GOOD, "us": 10**400}]},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("content", NONSENSE, ids=lambda content: content[:60])
+def test_what_is_no_candidate_or_makes_no_sense_is_measured_again(tmp_path, content):
+    (tmp_path / f"tuning-v{tuning.VERSION}.json").write_text(content, encoding="latin-1")
+    assert tuning.known("a problem", lambda: PAIR) is None
+    taken = decided()
     assert "measured" in taken.reason
-    tuning._decisions.clear()
-    assert tuning.known("a problem").choice == taken.choice
+    another_process()
+    assert tuning.known("a problem", lambda: PAIR).choice == taken.choice
+
+
+def test_an_entry_that_equals_a_candidate_only_in_number_gives_the_candidate(tmp_path):
+    entry = {**GOOD, "vectors": 2.0, "width": False, "packed": 1}
+    (tmp_path / f"tuning-v{tuning.VERSION}.json").write_text(json.dumps({"a problem": entry}))
+    found = tuning.known("a problem", lambda: PAIR).choice
+    assert found is PAIR[1]
+
+
+def test_a_file_too_large_to_be_ours_is_not_read(tmp_path, monkeypatch):
+    decided()
+    another_process()
+    monkeypatch.setattr(tuning, "MOST", (tmp_path / f"tuning-v{tuning.VERSION}.json").stat().st_size - 1)
+    assert tuning.known("a problem", lambda: PAIR) is None
+
+
+def test_the_file_is_read_once(monkeypatch):
+    decided()
+    another_process()
+    reads = []
+    entries = tuning._entries
+    monkeypatch.setattr(tuning, "_entries", lambda path: reads.append(path) or entries(path))
+    assert [tuning.known(f"problem {number}", lambda: PAIR) for number in range(9)] == [None] * 9
+    assert tuning.known("a problem", lambda: PAIR) is not None
+    assert len(reads) == 1
+
+
+def test_what_another_process_measured_meanwhile_stays():
+    assert tuning.known("mine", lambda: PAIR) is None
+    program = (
+        "import time\nfrom pollard.kernels import tuning\ntuning.SMALL = 0\n"
+        "pair = [tuning.Choice(1, 0), tuning.Choice(2, 0)]\n"
+        "tuning.decide('theirs', 1, pair, lambda choice: lambda: time.sleep(0.001 * choice.vectors))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "POLLARD_TUNING": "measure"})
+    decided("mine")
+    another_process()
+    assert all(tuning.known(key, lambda: PAIR) is not None for key in ("mine", "theirs"))
+
+
+def test_a_remembered_choice_that_would_be_wrong_here_never_reaches_a_kernel(tmp_path):
+    topology = Topology.random((64, 4096), 0.2, generator=torch.Generator().manual_seed(0))
+    values, x = torch.randn(topology.nnz), torch.randn(64, 4096)
+    right = dispatch.forward(x, values, topology)
+    file = tmp_path / f"tuning-v{tuning.VERSION}.json"
+    held = json.loads(file.read_text())
+    for change in ({"width": -1}, {"packed": False}, {"vectors": 0}, {"vectors": -8}, {"transposed": True}):
+        file.write_text(json.dumps({key: {**entry, **change} for key, entry in held.items()}))
+        another_process()
+        fresh = Topology.random((64, 4096), 0.2, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(dispatch.forward(x, values, fresh), right)
+        assert all("measured" in decision.reason for decision in tuning._decisions.values())
+
+
+def test_choices_are_measured_by_one_thread_at_a_time_and_each_problem_once():
+    inside, most, built = [], [], []
+
+    def build(choice):
+        built.append(choice)
+
+        def run():
+            inside.append(choice)
+            most.append(len(inside))
+            time.sleep(0.0005)
+            inside.pop()
+
+        return run
+
+    threads = [
+        threading.Thread(target=tuning.decide, args=(f"problem {number % 3}", 1, PAIR, build)) for number in range(9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert len(built) == 3 * len(PAIR)
 
 
 def test_real_products_are_tuned_and_losing_tiles_are_dropped():

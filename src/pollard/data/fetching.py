@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
+import filelock
+
 from pollard.data.archive import file_sha256, unpack
 from pollard.data.sources import SOURCES, Source, find_source
 from pollard.errors import DataError
-from pollard.settings import Settings
+from pollard.settings import Settings, make_folder
 
 CHUNK = 1 << 20
 SECONDS = 60.0
@@ -81,7 +81,9 @@ def obtain(source: Source, progress: Progress | None = None) -> Path:
     if (folder := cached_folder(source)) is not None:
         return folder
     try:
-        with _one_fetch_at_a_time(source) as cache:
+        cache = Settings.read().data
+        make_folder(cache)
+        with filelock.FileLock(cache / f".{source.name}.lock"):
             return cached_folder(source) or _install(source, cache, progress)
     except DataError:
         raise
@@ -91,15 +93,6 @@ def obtain(source: Source, progress: Progress | None = None) -> Path:
             f"a writable data cache at {Settings.read().data}",
             "Set POLLARD_DATA to a folder you can write to.",
         ) from error
-
-
-@contextmanager
-def _one_fetch_at_a_time(source: Source) -> Iterator[Path]:
-    cache = Settings.read().data
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{source.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield cache
 
 
 def _install(source: Source, cache: Path, progress: Progress | None) -> Path:

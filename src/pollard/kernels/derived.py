@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pollard.formats.topology import Topology, Transpose
 from pollard.kernels.fallback import attempt
+from pollard.kernels.once import one_at_a_time
 from pollard.kernels.target import Target
 from pollard.kernels.turning import cut, even, turn
 
@@ -50,6 +51,7 @@ class _Derived:
 _PLACE = "_derived"
 
 
+@one_at_a_time
 def tiling(topology: Topology, width: int) -> Tiling:
     """The tiles of `width` columns; as wide as the matrix, they are the row pointers themselves."""
     width = max(1, min(width, topology.shape[1]))
@@ -59,6 +61,7 @@ def tiling(topology: Topology, width: int) -> Tiling:
     return known[width]
 
 
+@one_at_a_time
 def by_columns(topology: Topology) -> tuple[Topology, Tensor]:
     """The transpose of an unstructured topology as a topology of its own, and where its values stand in the original."""
     own = _of(topology)
@@ -75,6 +78,7 @@ def has_columns(topology: Topology) -> bool:
     return _of(topology).by_columns is not None
 
 
+@one_at_a_time
 def forget_columns(topology: Topology) -> None:
     """Drop the transpose, when it was made only to be tried."""
     _of(topology).by_columns = None
@@ -86,6 +90,7 @@ def calls(topology: Topology) -> dict[Hashable, Any]:
     return _of(topology).calls
 
 
+@one_at_a_time
 def bounds(topology: Topology, chunks: int) -> Tensor:
     """Row groups cut into `chunks` runs of about equal numbers of grains: int32 `(chunks + 1,)`."""
     known = _of(topology).bounds
@@ -94,17 +99,20 @@ def bounds(topology: Topology, chunks: int) -> Tensor:
     return known[chunks]
 
 
+@one_at_a_time
 def widths(topology: Topology) -> set[int]:
     """The tile widths made so far."""
     return set(_of(topology).tilings)
 
 
+@one_at_a_time
 def forget(topology: Topology, unused: set[int]) -> None:
     """Drop tilings that were made only to be tried."""
     for width in unused:
-        del _of(topology).tilings[width]
+        _of(topology).tilings.pop(width, None)
 
 
+@one_at_a_time
 def let_go(topology: Topology) -> None:
     """Drop all that was derived from `topology`, its transpose too: nobody will multiply by it soon."""
     own = topology.__dict__.pop(_PLACE, None)
@@ -113,6 +121,7 @@ def let_go(topology: Topology) -> None:
     topology.drop_transpose()
 
 
+@one_at_a_time
 def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
     own = _of(topology)
@@ -121,9 +130,8 @@ def derived_bytes(topology: Topology) -> int:
 
 
 def _of(topology: Topology) -> _Derived:
-    found: _Derived | None = topology.__dict__.get(_PLACE)
-    if found is None:
-        found = topology.__dict__[_PLACE] = _Derived()
+    # In one step: two threads must not each have their own.
+    found: _Derived = topology.__dict__.get(_PLACE) or topology.__dict__.setdefault(_PLACE, _Derived())
     return found
 
 

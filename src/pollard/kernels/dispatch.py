@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from pollard.kernels.emit.panels import Panels
 from pollard.kernels.emit.sample import STEP as BATCH_STEP
 from pollard.kernels.fallback import warn
 from pollard.kernels.launch import Launch, equal_runs
+from pollard.kernels.once import one_at_a_time
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target, current
@@ -66,12 +67,13 @@ class Product:
         """Rows of a grain that are worked on at a time."""
         return min(self.topology.pattern.rows, 4, self.target.lanes)
 
+    @one_at_a_time
     def decide(self, build: Build | None) -> Decision:
         """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
         key = tuning.problem(
             self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads
         )
-        known = tuning.known(key)
+        known = tuning.known(key, self._candidates)
         if known is not None:
             return known
         before, needed = widths(self.topology), has_columns(self.topology)
@@ -102,8 +104,7 @@ class Product:
         scattered = tuning.candidates(self.topology, panels)
         if self.topology.pattern.rows > 1:
             return scattered
-        turned = tuning.candidates(by_columns(self.topology)[0], panels)
-        return [replace(choice, transposed=True) for choice in turned] + scattered
+        return tuning.candidates(self.topology, panels, transposed=True) + scattered
 
     def panels(self, choice: Choice) -> Panels:
         """How `choice` cuts the batch; dot products take it whole."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import TypeVar
 
 from pollard.errors import KernelError, KernelFallback
+from pollard.kernels.once import warn_once
 from pollard.kernels.target import Target, current
 
 Made = TypeVar("Made")
@@ -25,7 +24,6 @@ def attempt(fast: Callable[[Target], Made]) -> Made | None:
         return None
 
 
-@cache
 def warn(message: str) -> None:
     """Warn with KernelFallback, once for every message."""
-    warnings.warn(f"{message} Plain torch runs instead, slowly.", KernelFallback, stacklevel=4)
+    warn_once(f"{message} Plain torch runs instead, slowly.", KernelFallback)

@@ -5,11 +5,8 @@ Machine code is kept on disk, keyed by everything it depends on, so that a secon
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,13 +16,15 @@ from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding
 
 from pollard.errors import KernelError
-from pollard.kernels import openmp
+from pollard.kernels import disk, openmp
 from pollard.kernels.emit import emit
+from pollard.kernels.once import one_at_a_time
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import FEATURES, TRIPLES, host_isas
-from pollard.settings import Settings
 
 Entry = Any  # a ctypes function: (arguments, units, threads)
+
+MOST = 1 << 24  # bytes: the largest kernel has some ten thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,26 @@ class Kernel:
     engine: Any
 
 
-@cache
+# Kept for the life of the process: where code of a kernel may still be running, its memory must not be given back.
+_loaded: dict[KernelSpec, Kernel] = {}
+
+
 def load(spec: KernelSpec) -> Kernel:
-    """The kernel of `spec`, compiled for this CPU or read from the cache; raises KernelError if LLVM refuses it."""
+    """The kernel of `spec`, the same one for all threads; raises KernelError if LLVM refuses it.
+
+    It is compiled for this CPU, or read from the cache, by the thread that asks first; the others wait for it.
+    """
+    return _loaded.get(spec) or _load(spec)
+
+
+@one_at_a_time
+def _load(spec: KernelSpec) -> Kernel:
+    if spec not in _loaded:
+        _loaded[spec] = _made(spec)
+    return _loaded[spec]
+
+
+def _made(spec: KernelSpec) -> Kernel:
     try:
         _initialise()
         openmp.publish(binding)
@@ -117,28 +133,24 @@ def _toolchain() -> str:
     return digest.hexdigest()
 
 
-def _path(spec: KernelSpec) -> Path:
+def _path(spec: KernelSpec) -> Path | None:
+    folder = disk.folder("kernels")
     key = hashlib.sha256(f"{_toolchain()} {_cpu(spec.isa)} {FEATURES[spec.isa]} {spec}".encode()).hexdigest()
-    return Settings.read().cache / "kernels" / f"{key[:32]}.o"
+    return None if folder is None else folder / f"{key[:32]}.o"
 
 
 def _cached(spec: KernelSpec) -> bytes | None:
     # Content is checked against its own digest: a damaged file must not be run.
-    try:
-        content = _path(spec).read_bytes()
-    except OSError:
+    path = _path(spec)
+    content = None if path is None else disk.read(path, MOST)
+    if content is None:
         return None
     code, digest = content[:-32], content[-32:]
     return code if hashlib.sha256(code).digest() == digest else None
 
 
 def _store(spec: KernelSpec, code: bytes) -> bytes:
-    # A cache that cannot be written costs time, nothing else.
     path = _path(spec)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(code + hashlib.sha256(code).digest())
-        Path(name).replace(path)
+    if path is not None:
+        disk.write(path, code + hashlib.sha256(code).digest())
     return code

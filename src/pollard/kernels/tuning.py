@@ -9,22 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pollard.formats.topology import Topology
+from pollard.kernels import disk
+from pollard.kernels.once import one_at_a_time
 from pollard.kernels.target import Target, caches
 from pollard.settings import Settings
 
 SMALL = 4e6  # multiply-adds below which choices differ by less than the noise of measuring them
 VERSION = 1
 ROUNDS = 10
-FIELDS = {"vectors": int, "width": int, "packed": bool, "transposed": bool}
+MOST = 1 << 24  # bytes of the file: ten thousand kinds of problem
+PATIENCE = 5.0  # seconds that a process waits for another one to write
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -49,8 +50,10 @@ class Decision:
 
 
 Build = Callable[[Choice], Callable[[], object]]
+Entries = dict[str, Any]
 
 _decisions: dict[str, Decision] = {}
+_read: dict[Path, Entries] = {}  # what the file held when this process first looked, or last wrote
 
 
 def problem(operation: str, target: Target, topology: Topology, batch: int, *, layout: str, threads: int) -> str:
@@ -61,29 +64,39 @@ def problem(operation: str, target: Target, topology: Topology, batch: int, *, l
     return f"{operation} {target.isa} {topology.pattern} {out}x{width} batch {near} density 2^{density / 4} {layout} threads {threads}"
 
 
-def known(key: str) -> Decision | None:
-    """The decision already taken, in this process or, unless tuning is off, in one before it."""
+def known(key: str, candidates: Callable[[], list[Choice]]) -> Decision | None:
+    """The decision already taken, in this process or, unless tuning is off, in one before it.
+
+    What another process wrote is believed only where it is one of `candidates`, which are made if there is something to judge.
+    """
     if key not in _decisions and Settings.read().tuning == "measure":
-        remembered = _recall(key)
+        remembered = _recall(key, candidates)
         if remembered is not None:
-            _decisions[key] = remembered
+            _decisions.setdefault(key, remembered)
     return _decisions.get(key)
 
 
+@one_at_a_time
 def decide(key: str, work: float, candidates: list[Choice], build: Build | None) -> Decision:
-    """A new decision for `key`: the fastest of what `build` makes, or the first of `candidates`, the best guess first."""
+    """The decision for `key`, taken now unless another thread just has: the fastest of what `build` makes, or the first of
+    `candidates`, the best guess first.
+    """
     if Settings.read().tuning == "default" or build is None:
         return Decision(candidates[0], "default: tuning is off")
+    if key not in _decisions:
+        _decisions[key] = _decided(key, work, candidates, build)
+    return _decisions[key]
+
+
+def _decided(key: str, work: float, candidates: list[Choice], build: Build) -> Decision:
     if len(candidates) == 1:
-        decision = Decision(candidates[0], "the only candidate")
-    elif work < SMALL:
-        decision = Decision(candidates[0], f"default: {work:.2g} multiply-adds are too few for the choice to matter")
-    else:
-        timed = _race(candidates, build)
-        reason = f"fastest of {len(timed)} candidates measured on this machine"
-        decision = Decision(timed[0][0], reason, tuple((choice, 1e6 * seconds) for choice, seconds in timed))
-        _remember(key, decision)
-    _decisions[key] = decision
+        return Decision(candidates[0], "the only candidate")
+    if work < SMALL:
+        return Decision(candidates[0], f"default: {work:.2g} multiply-adds are too few for the choice to matter")
+    timed = _race(candidates, build)
+    reason = f"fastest of {len(timed)} candidates measured on this machine"
+    decision = Decision(timed[0][0], reason, tuple((choice, 1e6 * seconds) for choice, seconds in timed))
+    _remember(key, decision)
     return decision
 
 
@@ -104,65 +117,94 @@ def _race(candidates: list[Choice], build: Build) -> list[tuple[Choice, float]]:
 
 
 def candidates(
-    topology: Topology, panels: list[tuple[int, int]], *, direct: bool = False, run: float = 3
+    topology: Topology,
+    panels: list[tuple[int, int]],
+    *,
+    direct: bool = False,
+    run: float = 3,
+    transposed: bool = False,
 ) -> list[Choice]:
     """Choices worth measuring, the best guess first.
 
     panels: vectors a panel, and bytes of a row of it, best guess first. direct: packing may be left out. run: grains of
-    a row that a tile should hold on average, or the time goes into its ends.
+    a row that a tile should hold on average, or the time goes into its ends. transposed: W, unstructured, is taken by columns.
     """
+    groups, columns = (topology.groups, topology.shape[1]) if not transposed else (topology.shape[1], topology.shape[0])
+    grains = topology.grains / max(groups, 1)
     found: list[Choice] = []
     for vectors, row_bytes in panels:
-        for width in _widths(topology, row_bytes, run):
-            found.append(Choice(vectors, width))
+        for width in _widths(columns, grains, row_bytes, run):
+            found.append(Choice(vectors, width, transposed=transposed))
             if direct and width == 0:
                 found.append(Choice(vectors, width, packed=False))
     return list(dict.fromkeys(found))
 
 
-def _widths(topology: Topology, row_bytes: int, run: float) -> list[int]:
-    # A tile of the dense operand should fill a good part of L2, or of L1.
-    columns = topology.shape[1]
+def _widths(columns: int, grains: float, row_bytes: int, run: float) -> list[int]:
+    # A tile of the dense operand should fill a good part of L2, or of L1, and hold `run` of the `grains` of a row.
     sizes = caches()
     if columns * row_bytes <= sizes.l1:
         return [0]
     widths = [budget // row_bytes for budget in (sizes.l1, 3 * sizes.l1 // 2, sizes.l2 // 4, sizes.l2 // 2)]
-    grains = topology.grains / max(topology.groups, 1)
     useful = [width - width % 16 for width in widths if 16 <= width < columns and grains * width / columns >= run]
     return list(dict.fromkeys([*useful, 0]))
 
 
-def _path() -> Path:
-    return Settings.read().cache / f"tuning-v{VERSION}.json"
+def _path() -> Path | None:
+    folder = disk.folder()
+    return None if folder is None else folder / f"tuning-v{VERSION}.json"
 
 
-def _recall(key: str) -> Decision | None:
-    # A cache that cannot be read is measured again; one that holds nonsense too.
+@one_at_a_time
+def _recall(key: str, candidates: Callable[[], list[Choice]]) -> Decision | None:
+    # The file is read once: looking again for each new problem would cost more than a small one computes.
+    cache = Settings.read().cache
+    if cache not in _read:
+        path = _path()
+        _read[cache] = {} if path is None else _entries(path)
+    entry = _read[cache].get(key)
+    return None if entry is None else _believed(entry, candidates())
+
+
+def _believed(entry: Any, candidates: list[Choice]) -> Decision | None:
+    # Choices are ours, the file only says which of them: what is no candidate, or holds nonsense, is measured again.
+    own = {choice: choice for choice in candidates}
     try:
-        entry = _entries()[key]
-        choice = Choice(*(kind(entry[name]) for name, kind in FIELDS.items()))
-        timed = tuple((Choice(**each["choice"]), float(each["us"])) for each in entry["candidates"])
-        return Decision(choice, str(entry["reason"]) + ", remembered", timed)
-    except (ValueError, KeyError, TypeError):
+        timed = [(_choice(each["choice"]), float(each["us"])) for each in entry["candidates"]]
+        chosen, reason = own[_choice(entry)], str(entry["reason"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
+    if not all(0.0 <= microseconds < math.inf for _, microseconds in timed):
+        return None
+    return Decision(chosen, f"{reason}, remembered", tuple((own[each], us) for each, us in timed if each in own))
 
 
-def _entries() -> dict[str, Any]:
+def _choice(entry: Any) -> Choice:
+    return Choice(*(entry[field.name] for field in fields(Choice)))
+
+
+def _entries(path: Path) -> Entries:
+    content = disk.read(path, MOST)
     try:
-        entries = json.loads(_path().read_text())
-    except (OSError, ValueError):
+        entries = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
         return {}
     return entries if isinstance(entries, dict) else {}
 
 
 def _remember(key: str, decision: Decision) -> None:
+    import filelock  # only who measures writes
+
     path = _path()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        entries = _entries()
-        timed = [{"choice": asdict(choice), "us": round(us, 1)} for choice, us in decision.candidates]
+    if path is None:
+        return
+    timed = [{"choice": asdict(choice), "us": round(us, 1)} for choice, us in decision.candidates]
+    # What other processes wrote meanwhile stays. Where there is no lock to be had, they measure again: that is all.
+    with (
+        contextlib.suppress(OSError, NotImplementedError),
+        filelock.FileLock(f"{path}.lock", timeout=PATIENCE, mode=0o600),
+    ):
+        entries = _entries(path)
         entries[key] = {**asdict(decision.choice), "reason": decision.reason, "candidates": timed}
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(entries, file, indent=1)
-        Path(name).replace(path)
+        disk.write(path, json.dumps(entries, indent=1).encode())
+        _read[Settings.read().cache] = entries

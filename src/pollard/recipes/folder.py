@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from pollard.errors import StoreError
 from pollard.formats.store import write_atomic
@@ -33,18 +34,16 @@ def locked_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[
     folder = out / recipe.digest
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        lock = filelock.FileLock(folder / LOCK).acquire(blocking=wait)
+    except filelock.Timeout as error:
+        raise StoreError(
+            f"{folder}, in use by another process",
+            "a run folder of its own",
+            "Wait for that run, or give another output folder.",
+        ) from error
     except OSError as error:
         raise StoreError(f"{folder}: {error}", "a folder that can be written", "Give another output folder.") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"{folder}, in use by another process",
-                "a run folder of its own",
-                "Wait for that run, or give another output folder.",
-            ) from error
         if not (folder / RECIPE).exists():
             write_json(folder / RECIPE, recipe.to_dict())
         yield folder
