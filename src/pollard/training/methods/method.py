@@ -95,9 +95,8 @@ class Method:
 
     def last_due(self, step: int) -> int:
         """The last step up to `step` that has an update; 0 where none has."""
-        if step < self.first:
-            return 0
-        return self.first + (min(step, self.end) - self.first) // self.every * self.every
+        passed = min(step, self.end) - self.first
+        return 0 if passed < 0 else self.first + passed // self.every * self.every
 
     def watches(self, step: int) -> bool:
         """Whether growth needs the passes of this step."""
