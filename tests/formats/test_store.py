@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -225,7 +227,12 @@ def test_safetensors_of_others_are_refused(metadata):
 
 
 @pytest.mark.parametrize(
-    "held, message", [({"version": 2, "metadata": {}}, "version 2"), ({"version": 1, "metadata": 3}, "ours")]
+    "held, message",
+    [
+        ({"version": 3, "metadata": {}}, "version 3"),
+        ({"version": 1, "metadata": 3}, "ours"),
+        ({"version": 2, "metadata": {}}, "digest"),
+    ],
 )
 def test_other_versions_are_refused(held, message):
     safetensors.torch.save_file({"a": torch.ones(1)}, FILE, {"pollard": json.dumps(held)})
@@ -308,6 +315,94 @@ def loads_or_refuses(content: bytes) -> bool:
     for topology in topologies.values():
         Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns)
     return False
+
+
+CHECKED = {
+    "values": torch.linspace(-1, 1, 7),
+    "moments": torch.full((2, 3), 0.5, dtype=torch.float64),
+    "half": torch.ones(5, dtype=torch.bfloat16),
+    "noise": torch.arange(9, dtype=torch.uint8),
+    "flags": torch.tensor([True, False]),
+    "step": torch.tensor(3.0),
+    "none": torch.empty(0, 4),
+}
+
+
+def test_one_flipped_bit_anywhere_is_refused():
+    save_tensors(FILE, CHECKED, {"loss": 0.25, "rate": [1e-3, None]})
+    content = Path(FILE).read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        Path(FILE).write_bytes(damaged)
+        try:
+            found = load_tensors(FILE)
+        except StoreError:
+            continue
+        # JSON may say the same in other letters, as in \u00FC; data may not.
+        assert place < 8 * data
+        assert found[1] == {"loss": 0.25, "rate": [1e-3, None]}
+        assert all(torch.equal(found[0][name], tensor) for name, tensor in CHECKED.items())
+
+
+@pytest.mark.parametrize("change", ["dtype", "name", "shape", "metadata", "swapped"])
+def test_the_digest_covers_what_the_bytes_mean(change):
+    save_tensors(FILE, {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}, {"seed": 1})
+    content = Path(FILE).read_bytes()
+    exchanged = {
+        "dtype": (b'"a":{"dtype":"F32"', b'"a":{"dtype":"I32"'),
+        "name": (b'"b":', b'"c":'),
+        "shape": (b"[2,3]", b"[3,2]"),
+        "metadata": (rb"\"seed\": 1", rb"\"seed\": 2"),
+        "swapped": (b'"a":{', b'"A":{'),
+    }[change]
+    assert exchanged[0] in content
+    Path(FILE).write_bytes(content.replace(*exchanged, 1))
+    with pytest.raises(StoreError, match="digest"):
+        load_tensors(FILE)
+
+
+def test_files_from_before_there_was_a_digest_still_load():
+    text = json.dumps({"version": 1, "metadata": {"epoch": 2}})
+    safetensors.torch.save_file({"w": torch.arange(3.0)}, FILE, {"pollard": text})
+    tensors, metadata = load_tensors(FILE)
+    assert torch.equal(tensors["w"], torch.arange(3.0))
+    assert metadata == {"epoch": 2}
+
+
+def test_a_version_one_with_a_digest_is_held_to_it():
+    text = json.dumps({"version": 1, "metadata": {}})
+    safetensors.torch.save_file({"w": torch.ones(1)}, FILE, {"pollard": text, "pollard digest": "0" * 32})
+    with pytest.raises(StoreError, match="digest"):
+        load_tensors(FILE)
+
+
+def test_negation_and_conjugation_that_wait_are_written_as_numbers():
+    waiting = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64).conj()
+    save_tensors(FILE, {"imag": waiting.imag, "whole": waiting}, {})
+    loaded, _ = load_tensors(FILE)
+    assert loaded["imag"].tolist() == [-2.0, 4.0]
+    assert torch.equal(loaded["whole"], waiting)
+
+
+def test_reading_holds_every_byte_once():
+    size = 64 << 20
+    save_tensors(FILE, {"a": torch.ones(size // 8), "b": torch.ones(size // 8)}, {})
+    read = "from pollard.formats import load_tensors; from pollard.report.measure import peak_rss_bytes, rss_bytes; "
+    read += f"import torch; before = rss_bytes(); load_tensors({FILE!r}); print(peak_rss_bytes() - before)"
+    grown = int(subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True).stdout)
+    assert size <= grown < 1.25 * size
+
+
+@pytest.mark.parametrize("deep", [99, 2000])
+def test_metadata_too_deep_to_be_read_again_is_not_written(deep):
+    nested: list[object] = []
+    for _ in range(deep):
+        nested = [nested]
+    with pytest.raises(InvalidInput, match=r"JSON|flatter"):
+        save_tensors(FILE, {}, {"a": nested})
+    assert names() == []
 
 
 @given(st.data())

@@ -95,3 +95,13 @@ def test_the_table_of_correlations_says_which_way_is_better():
         "-1.00",
     ]
     assert list(table.columns[2].cells)[-1] == "-"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers(start):
+    point = {"label": start + "cmd()", "aims": {start + "x": -0.5}, "seed": -1}
+    (row,) = csv.DictReader(io.StringIO(csv_text([point]), newline=""))
+    told = start.replace("\r", " ")
+    assert row["label"] == f"'{told}cmd()"
+    assert row[f"aims.{told}x"] == "-0.5"
+    assert row["seed"] == "-1"

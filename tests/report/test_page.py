@@ -10,7 +10,7 @@ import pytest
 
 from pollard.errors import InvalidInput
 from pollard.report.page import study_page
-from pollard.report.page.build import page_data
+from pollard.report.page.build import _json, page_data
 
 SERIES = {"dense": "dense", "SNIP": "snip", "<b>late</b>": "magnitude"}
 PUBLISHED = [{"label": "SNIP", "density": 0.05, "test_accuracy": 0.97, "source": "a paper"}]
@@ -179,3 +179,10 @@ def test_a_narrow_screen_shows_everything_without_scrolling_sideways(page):
 def test_a_label_is_text_and_never_markup(page):
     assert page.get_by_role("button", name="<b>late</b>").count() == 1
     assert page.locator("nav b").count() == 0
+
+
+@pytest.mark.parametrize("label", ["<!--<script>", "</script><script>", "<!--", "]]>", "&lt;"])
+def test_no_label_ends_or_swallows_the_data_of_a_page(label):
+    told = _json({"label": label})
+    assert "<" not in told
+    assert json.loads(told) == {"label": label}

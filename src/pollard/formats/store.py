@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput, StoreError
+from pollard.formats.tensorfile import EXPECTED, FIX, damaged, digest_of, read_tensors
 from pollard.formats.topology import Topology
+from pollard.reading import DEEPEST, is_shallow, parse_json
 
-VERSION = 1
-_KEY = "pollard"
+VERSION = 2  # version 1 had no digest
+_KEY, _DIGEST = "pollard", "pollard digest"
 _ADVICE = {
     errno.ENOSPC: "Free some space, or write to another disk.",
     errno.EDQUOT: "Free some of your quota, or write to another disk.",
@@ -62,7 +64,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write `tensors` and JSON-able `metadata` as one safetensors file, atomically.
+    """Write `tensors` and JSON-able `metadata` as one safetensors file, atomically, with a digest over all of it.
 
     Tensors that share memory are stored apart. Raises InvalidInput on what cannot be stored, StoreError on a failed
     write.
@@ -77,11 +79,16 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
         text = json.dumps({"version": VERSION, "metadata": dict(metadata)})
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"metadata with {error}", "JSON: dicts, lists, text, numbers", "Leave it out.") from error
+    if not is_shallow([[metadata]]):
+        raise InvalidInput(
+            "metadata nested too deeply", f"dicts and lists at most {DEEPEST - 2} deep", "Keep it flatter."
+        )
     stored = _apart(tensors)
+    header = {_KEY: text, _DIGEST: digest_of(stored, text)}
 
     def write(beside: Path) -> None:
         try:
-            safetensors.torch.save_file(stored, beside, {_KEY: text})
+            safetensors.torch.save_file(stored, beside, header)
         except safetensors.SafetensorError as error:
             raise _io_error(error) from error
         except (KeyError, ValueError) as error:
@@ -93,20 +100,18 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that `save_tensors` wrote, by name in order; the tensors own their memory.
 
-    The file is read, not mapped, so that nothing done to it later reaches the tensors. Raises StoreError on a file that
-    is missing, truncated, damaged, foreign, or of another version.
+    The file is read, not mapped, so that nothing done to it later reaches the tensors, and each byte is held once. Raises
+    StoreError on a file that is missing, truncated, foreign, of another version, or not what it was when it was written:
+    one flipped bit is enough. Files of version 1 have no digest: of those, only what is malformed is refused.
     """
-    import safetensors.torch  # keeps `import pollard` light
-
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}", "a file that can be read", "Check the path.") from error
-    metadata = _metadata(path, content)
-    try:
-        return dict(sorted(safetensors.torch.load(content).items())), metadata
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise _damaged(path, str(error)) from error
+    tensors, texts = read_tensors(path)
+    text = texts.get(_KEY)
+    version, metadata = _metadata(path, text)
+    if _DIGEST in texts or version > 1:
+        found = digest_of(tensors, str(text))
+        if texts.get(_DIGEST) != found:
+            raise damaged(path, f"digest {found} where {texts.get(_DIGEST)} was written")
+    return tensors, metadata
 
 
 def save_topologies(
@@ -150,9 +155,9 @@ def load_topologies(path: str | os.PathLike[str]) -> tuple[dict[str, Topology], 
         values = {name: arrays[f"{name}.{_VALUES}"] for name in topologies if f"{name}.{_VALUES}" in arrays}
         metadata = dict(content["metadata"])
     except (InvalidInput, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _damaged(path, f"no valid topologies ({error})") from error
+        raise damaged(path, f"no valid topologies ({error})") from error
     if altered:
-        raise _damaged(path, f"altered indices in {altered[0]!r}")
+        raise damaged(path, f"altered indices in {altered[0]!r}")
     return topologies, values, metadata
 
 
@@ -175,37 +180,27 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.device.type == "meta":
             raise InvalidInput(f"{name!r}: {tensor!r:.80}", "a dense tensor", "Save its parts as dense tensors.")
-        dense = tensor.detach().cpu().contiguous()
+        dense = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
         memory = dense.untyped_storage().data_ptr()
         apart[name] = dense.clone() if memory in seen else dense
         seen.add(memory)
     return apart
 
 
-def _metadata(path: str | os.PathLike[str], content: bytes) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file: eight bytes of length, then JSON."""
+def _metadata(path: str | os.PathLike[str], text: object) -> tuple[int, dict[str, Any]]:
+    """Version and metadata in `text`, which is what the header has of ours."""
     try:
-        length = int.from_bytes(content[:8], "little")
-        text = json.loads(content[8 : 8 + length])["__metadata__"][_KEY]
-        held = json.loads(text)
-        version, metadata = held["version"], held["metadata"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, "no metadata of ours") from error
-    if version != VERSION:
+        held = parse_json(text, str(path), EXPECTED, FIX) if isinstance(text, str) else None
+        version, metadata = held["version"], held["metadata"]  # type: ignore[index]  # a TypeError like any other
+    except (StoreError, KeyError, TypeError) as error:
+        raise damaged(path, "no metadata of ours") from error
+    if version not in (1, VERSION):
         raise StoreError(
             f"{path} of version {version!r}", f"version {VERSION}", "Write it again, or use the Pollard that wrote it."
         )
     if not isinstance(metadata, dict):
-        raise _damaged(path, "no metadata of ours")
-    return metadata
-
-
-def _damaged(path: str | os.PathLike[str], found: str) -> StoreError:
-    return StoreError(
-        f"{path} with {found}",
-        "a whole file that Pollard wrote",
-        "Write it again: it is truncated, damaged or foreign.",
-    )
+        raise damaged(path, "no metadata of ours")
+    return version, metadata
 
 
 def _io_error(error: Exception) -> OSError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import filelock
 
+from pollard import reading
 from pollard.errors import StoreError
 from pollard.formats.store import write_atomic
 from pollard.recipes.recipe import Recipe
@@ -70,12 +71,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object at `path`; raises StoreError when there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path}: {error}", "a JSON file written by a run", "Remove it, and run the recipe again."
-        ) from error
+    value = reading.read_json(path, "a JSON file written by a run", "Remove it, and run the recipe again.")
     if not isinstance(value, dict):
         raise StoreError(
             f"{path} that holds a {type(value).__name__}", "a JSON object", "Remove it, and run the recipe again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -48,8 +49,11 @@ def _value(option: str, value: Any, default: Any) -> Any:
         return value
     kind = type(default)
     try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        read = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
+        read = None
+    if read is None or not math.isfinite(read):
         raise InvalidInput(
             f"{option}={value!r}", f"a value like {str(default).lower()}", "Write options as name=value,name=value."
-        ) from None
+        )
+    return read

@@ -14,6 +14,7 @@ from pollard.recipes.result import RunResult
 from pollard.recipes.study import read_ledger
 from pollard.training import read_metrics
 from pollard.training.loop import METRICS
+from pollard.training.metrics import column
 
 COPIED = (
     "test_accuracy", "test_loss", "train_loss", "nnz", "weights", "densities", "seconds_per_step", "peak_rss_bytes",
@@ -77,7 +78,7 @@ def _point(folder: Path) -> dict[str, Any]:
         **{name: getattr(result, name) for name in COPIED},
         "aims": None if result.aims is None else {name: _number(value) for name, value in asdict(result.aims).items()},
         "bytes": asdict(result.bytes),
-        "curve": [line["test_accuracy"] for line in read_metrics(folder / METRICS)],
+        "curve": column(read_metrics(folder / METRICS), "test_accuracy", folder / METRICS),
         "run": recipe.digest,
         "recipe": recipe.to_dict(),
     }

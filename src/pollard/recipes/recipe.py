@@ -6,18 +6,18 @@ import difflib
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, StoreError
 from pollard.formats.pattern import Pattern
 from pollard.nn.surgery import Storage
 from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, own_allocation
 from pollard.pruning.scoring import Mode
+from pollard.reading import read_json, read_toml
 from pollard.recipes.models import INITIALISERS, check_model_name
 from pollard.recipes.moving import Span, moving_method
 from pollard.training.methods import METHODS as MOVING
@@ -318,13 +318,11 @@ class Recipe:
 
 def read_fields(path: Path) -> dict[str, Any]:
     """The fields that a recipe's ``.toml`` or ``.json`` file gives; raises InvalidInput when it cannot be read."""
+    told = "a recipe as TOML or JSON", "Recipe().to_toml() prints one to start from."
     try:
-        text = path.read_text("utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{path}: {error}", "a recipe as TOML or JSON", "Recipe().to_toml() prints one to start from."
-        ) from error
+        values = read_toml(path, *told) if path.suffix == ".toml" else read_json(path, *told)
+    except StoreError as error:
+        raise InvalidInput(error.got, error.expected, error.fix) from error
     if not isinstance(values, dict):
         raise InvalidInput(
             f"{path} that holds a {type(values).__name__}", "a table of recipe fields", "See Recipe().to_toml()."
@@ -374,6 +372,8 @@ def _typed(name: str, value: object, kind: type) -> Value:
     if type(value) is not kind:
         raise InvalidInput(f"{name}={value!r}", f"{_ARTICLES[kind]}", f"Give {name} as {_ARTICLES[kind]}.")
     assert isinstance(value, (str, int, float, bool))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInput(f"{name} {value}", "a number that is finite", f"Leave {name} out for the default.")
     return value
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from torch import nn
 
@@ -13,10 +14,13 @@ from pollard.formats.store import load_tensors
 from pollard.nn.surgery import sparse_layers
 from pollard.pruning.aims import Aims
 from pollard.pruning.plan import Plan
+from pollard.reading import fits
 from pollard.recipes.build import trained_network
 from pollard.recipes.folder import MODEL, PLAN, RESULT, read_json, write_json
 from pollard.recipes.recipe import Recipe
 from pollard.report.measure import ModuleBytes
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +79,13 @@ class RunResult:
         told = read_json(folder / RESULT)
         try:
             told.pop("run")
-            recipe, held = Recipe.from_dict(told.pop("recipe")), ModuleBytes(**told.pop("bytes"))
+            recipe, held = Recipe.from_dict(told.pop("recipe")), _made(ModuleBytes, told.pop("bytes"))
             # The first results did not say it: all their topologies were static.
             told.setdefault("explored_rate", told["density"])
-            aims = Aims(**told.pop("aims")) if told.get("aims") else told.pop("aims", None)
-            return cls(folder=folder, recipe=recipe, bytes=held, aims=aims, **told)
-        except (KeyError, TypeError, InvalidInput) as error:
+            aims = None if told.get("aims") is None else _made(Aims, told["aims"])
+            told.pop("aims", None)
+            return _made(cls, told, folder=folder, recipe=recipe, bytes=held, aims=aims)
+        except (KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise StoreError(
                 f"{folder / RESULT}: {error}", "a complete result", "Remove it, and run the recipe again."
             ) from error
@@ -107,3 +112,12 @@ class RunResult:
     def save(self) -> None:
         """Write result.json into `folder`, atomically."""
         write_json(self.folder / RESULT, self.to_dict())
+
+
+def _made(kind: type[Value], told: Mapping[str, Any], **made: Any) -> Value:
+    """A `kind` of what JSON told and what was `made` of it; raises InvalidInput where a field is of another kind."""
+    kinds = get_type_hints(kind)
+    for name, value in told.items():
+        if name in kinds and not fits(value, kinds[name]):
+            raise InvalidInput(f"{name} = {value!r:.80}", f"{kinds[name]}", "Run the recipe again.")
+    return kind(**told, **made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pollard.errors import InvalidInput, StoreError
+from pollard.reading import fits, read_toml
 from pollard.recipes.folder import read_json, write_json
 from pollard.recipes.pipeline import required
 from pollard.recipes.recipe import Recipe
 
 LEDGER = "study.json"
 AXES = ("density", "seed")
+PUBLISHED = {"label": str, "density": float, "test_accuracy": float, "source": str}
 TABLES = ("title", "recipe", "grid", "series", "published")
 
 
@@ -71,9 +72,9 @@ class Study:
         a `test_accuracy` and a `source`.
         """
         try:
-            told = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"{path}: {error}", "a study as TOML", "Start from studies/smoke.toml.") from error
+            told = read_toml(path, "a study as TOML", "Start from studies/smoke.toml.")
+        except StoreError as error:
+            raise InvalidInput(error.got, error.expected, error.fix) from error
         _known(f"{path}", told, TABLES)
         grid = _table(path, "grid", told)
         for name, values in grid.items():
@@ -145,14 +146,19 @@ def read_ledger(out: Path) -> dict[str, Any]:
     if not (out / LEDGER).exists():
         raise StoreError(f"{out} without {LEDGER}", "the folder of a study", "Run: pollard study FILE --out DIR.")
     told = read_json(out / LEDGER)
-    runs = told.get("runs")
-    if not isinstance(told.get("title"), str) or not isinstance(runs, list) or not all(map(_is_run, runs)):
+    parts = {"runs": _is_run, "published": _is_published, "first": lambda run: isinstance(run, str)}
+    sound = all(isinstance(told.get(name, []), list) and all(map(of, told.get(name, []))) for name, of in parts.items())
+    if not isinstance(told.get("title"), str) or not sound or "runs" not in told or "published" not in told:
         raise StoreError(f"{out / LEDGER}, which is no ledger", "what pollard study writes", "Run the study again.")
     return told
 
 
 def _is_run(entry: object) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("label"), str) and isinstance(entry.get("run"), str)
+    return isinstance(entry, dict) and fits(entry.get("label"), str) and fits(entry.get("run"), str)
+
+
+def _is_published(entry: object) -> bool:
+    return isinstance(entry, dict) and all(fits(entry.get(name), kind) for name, kind in PUBLISHED.items())
 
 
 def _table(path: Path, name: str, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,19 @@ from rich.table import Table
 from pollard.report.render import markdown, plain_table
 
 Point = Mapping[str, Any]
+FORMULAS = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)  # the last ones are full-width
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +96,28 @@ def markdown_table(points: Sequence[Point], published: Sequence[Mapping[str, Any
 
 
 def csv_text(points: Sequence[Point]) -> str:
-    """One line a point, of all figures that are single values; fields of the recipe follow as `recipe.<field>`."""
-    rows = [_flat(point) for point in points]
+    """One line a point, of all figures that are single values; fields of the recipe follow as `recipe.<field>`.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, as OWASP advises.
+    """
+    rows = [{_plain(name): _plain(value) for name, value in _flat(point).items()} for point in points]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def _plain(cell: Any) -> Any:
+    """`cell`, unless it is text that a spreadsheet would take for a formula; numbers stay as they are.
+
+    >>> _plain("=1+2"), _plain("snip"), _plain(-0.5)
+    ("'=1+2", 'snip', -0.5)
+    """
+    if not isinstance(cell, str):
+        return cell
+    # A carriage return would end the line for some readers, and is not quoted by the writer of these.
+    return ("'" if cell.startswith(FORMULAS) else "") + cell.replace("\r", " ")
 
 
 def _flat(point: Point) -> dict[str, Any]:

@@ -96,7 +96,16 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int
     <BLANKLINE>
     """
     rule = ["---" if index < left else "---:" for index in range(len(columns))]
-    return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in (columns, rule, *rows))
+
+
+def _cell(text: str) -> str:
+    r"""`text` as one cell of a Markdown table, neither HTML nor the end of the cell.
+
+    >>> _cell("a|b <i>")
+    'a\\|b &lt;i>'
+    """
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def bench_table(records: Sequence[Mapping[str, Any]]) -> Table:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pollard.errors import StoreError
 from pollard.formats.store import load_tensors, save_tensors
+from pollard.reading import fits
 from pollard.training.sparsifier import Sparsifier
 
 FORMAT = "pollard checkpoint 1"
@@ -68,6 +70,7 @@ class Checkpoint:
                 "Its recipe was another one: use that recipe, or another output folder.",
             )
         try:
+            _check(tensors, metadata)
             return cls(
                 model=unflatten(metadata["state"]["model"], tensors),
                 optimizer=unflatten(metadata["state"]["optimizer"], tensors),
@@ -78,7 +81,7 @@ class Checkpoint:
                 record=metadata["record"],
                 **{name: metadata[name] for name in SCALARS},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{path} with a gap: {error!r}", "a complete checkpoint", _START_AGAIN) from error
 
     def restore(self, model: nn.Module, optimizer: Optimizer, sparsifier: Sparsifier | None = None) -> None:
@@ -88,14 +91,29 @@ class Checkpoint:
             optimizer.load_state_dict(dict(self.optimizer))
             if sparsifier is not None:
                 sparsifier.load_state_dict(self.sparsifier)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise StoreError(
                 f"a checkpoint that does not fit: {error}", "the checkpoint of this model and optimizer", _START_AGAIN
             ) from error
 
 
-SCALARS = ("identity", "step", "loss_sum", "metrics_bytes")
+SCALARS = {"identity": str, "step": int, "loss_sum": float, "metrics_bytes": int}
 _START_AGAIN = "Remove the run folder to start again."
+
+
+def _check(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Raises StoreError, or KeyError, unless everything is there that a run takes as it comes."""
+    odd = [name for name, kind in SCALARS.items() if not fits(metadata[name], kind)]
+    odd += [name for name in ("step", "metrics_bytes") if name not in odd and metadata[name] < 0]
+    if not fits(metadata["record"], dict[str, int | float]):
+        odd.append("record")
+    noise, seconds = tensors["noise"], tensors["seconds"]
+    if noise.dtype != torch.uint8 or noise.shape != torch.get_rng_state().shape:
+        odd.append("noise")
+    if seconds.dtype != torch.float32 or seconds.dim() != 1:
+        odd.append("seconds")
+    if odd:
+        raise StoreError(f"a checkpoint whose {odd[0]} is of another kind", "a complete checkpoint", _START_AGAIN)
 
 
 def flatten(tree: Tree, tensors: dict[str, Tensor], name: str) -> Tree:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pollard.errors import StoreError
+from pollard.reading import fits, parse_json, read_bytes
 
 Number = int | float
 
@@ -64,10 +65,28 @@ def read_metrics(path: Path) -> list[dict[str, Number]]:
 
     Raises StoreError for a file that is missing or damaged.
     """
-    try:
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: {error}", "the metrics of a run", "Remove its folder, and run it again.") from error
+    lines = read_bytes(path, *_EXPECTED).split(b"\n")[:-1]
+    records = [parse_json(line, f"{path}, line {number}", *_EXPECTED) for number, line in enumerate(lines, start=1)]
+    for number, record in enumerate(records, start=1):
+        if not fits(record, dict[str, int | float]):
+            raise _lacking(path, number, "a table of numbers")
+    return records
+
+
+def column(records: Sequence[Mapping[str, Number]], name: str, path: Path) -> list[Number]:
+    """The figure `name` of each record of the file at `path`; raises StoreError where one lacks it, or there is none."""
+    lacking = [number for number, record in enumerate(records, start=1) if name not in record]
+    if lacking or not records:
+        raise _lacking(path, lacking[0] if lacking else 1, name)
+    return [record[name] for record in records]
+
+
+_EXPECTED = "the metrics of a run", "Remove its folder, and run it again."
+
+
+def _lacking(path: Path, number: int, what: str) -> StoreError:
+    expected, fix = _EXPECTED
+    return StoreError(f"{path}, line {number}, without {what}", expected, fix)
 
 
 def _unwritable(path: Path, reason: str) -> StoreError:

@@ -153,7 +153,11 @@ def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _json(value: Any) -> str:
-    """`value` as JSON that can stand inside a script element; what is no number is null."""
+    r"""`value` as JSON that can stand inside a script element; what is no number is null.
+
+    >>> _json({"label": "<!--<script>", "loss": math.nan})
+    '{"label": "\\u003c!--\\u003cscript>", "loss": null}'
+    """
 
     def plain(part: Any) -> Any:
         if isinstance(part, float) and not math.isfinite(part):
@@ -162,7 +166,8 @@ def _json(value: Any) -> str:
             return {name: plain(entry) for name, entry in part.items()}
         return [plain(entry) for entry in part] if isinstance(part, list | tuple) else part
 
-    return json.dumps(plain(value)).replace("</", "<\\/")
+    # No "<" at all: "</script" would end the element, and "<!--<script" would keep it from ending.
+    return json.dumps(plain(value)).replace("<", "\\u003c")
 
 
 def _plotly() -> str:
