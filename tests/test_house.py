@@ -51,3 +51,37 @@ def test_an_import_inside_a_function_gives_its_reason(path):
     }
     lines = text.splitlines()
     assert [line for line in sorted(imports) if "  # " not in lines[line - 1]] == []
+
+
+MAKERS = {
+    "arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randint",
+    "randn", "randperm", "scalar_tensor", "tensor", "zeros",
+}  # fmt: skip
+# The products and what they stand on name theirs one by one.
+OPEN = {"dispatch", "launch", "operand", "workspace", "matmul", "linear", "topology"}
+
+
+def nameless(text: str) -> list[int]:
+    """Lines of calls that leave the dtype or the device of a new tensor to torch's defaults, which are the user's to set."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [
+        call.lineno
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and (call.func.value.id, call.func.attr) in {("torch", maker) for maker in MAKERS}
+        and not {"dtype", "device"} <= {keyword.arg for keyword in call.keywords}
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_new_tensor_names_its_dtype_and_its_device(path):
+    if path.stem not in OPEN:
+        assert nameless(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_tensor_that_takes_a_default_would_be_seen():
+    assert nameless("torch.empty(3)\nx.new_empty(3)\ntorch.zeros(2, dtype=d)\ntorch.ones(1, dtype=d, device=e)") == [
+        1,
+        3,
+    ]

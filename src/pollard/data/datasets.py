@@ -94,7 +94,9 @@ def _digits() -> DataSet:
     loaded = load_digits()
     pixels = torch.from_numpy(loaded.data).to(torch.uint8)
     labels = torch.from_numpy(loaded.target).to(torch.uint8)
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(DIGITS_SEED))
+    order = torch.randperm(
+        len(pixels), generator=torch.Generator().manual_seed(DIGITS_SEED), dtype=torch.int64, device="cpu"
+    )
     train, test = order[:-DIGITS_TEST], order[-DIGITS_TEST:]
     return _data_set("digits", (pixels[train], labels[train]), (pixels[test], labels[test]))
 
@@ -122,7 +124,7 @@ def _moments(pixels: Tensor) -> tuple[float, float]:
     # From the histogram of the 256 levels: exact. In pieces, because bincount works on an int64 copy.
     pieces = [torch.bincount(piece.flatten(), minlength=256) for piece in pixels.split(PIECE)]
     count = torch.stack(pieces).sum(0).double()
-    level = torch.arange(256, dtype=torch.float64)
+    level = torch.arange(256, dtype=torch.float64, device="cpu")
     mean = float((count * level).sum() / count.sum())
     variance = float((count * (level - mean) ** 2).sum() / count.sum())
     return mean, variance**0.5 or 1.0

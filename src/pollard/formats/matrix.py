@@ -149,7 +149,7 @@ class SparseMatrix:
     def to_torch_coo(self) -> Tensor:
         """A coalesced torch COO tensor, grains taken apart and explicit zeros kept."""
         flat = self.unstructured()
-        rows = torch.arange(self.shape[0]).repeat_interleave(flat.topology.fan_in())
+        rows = torch.arange(self.shape[0], dtype=torch.int64, device="cpu").repeat_interleave(flat.topology.fan_in())
         indices = torch.stack((rows, flat.topology.columns.long()))
         return torch.sparse_coo_tensor(
             indices, flat.values.detach().clone(), self.shape, is_coalesced=True, check_invariants=False

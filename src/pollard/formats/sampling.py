@@ -52,7 +52,9 @@ def sample(total: int, count: int, generator: torch.Generator | None = None, set
     [0, 1, 2, 3]
     """
     if total <= _SMALL:
-        chosen: Integers = torch.randperm(total, generator=generator)[:count].sort().values.numpy()
+        chosen: Integers = (
+            torch.randperm(total, generator=generator, dtype=torch.int64, device="cpu")[:count].sort().values.numpy()
+        )
         return chosen
     drawn = _distinct(total, count, generator, settle)
     while len(drawn) < count:
@@ -103,7 +105,7 @@ def _distinct(total: int, count: int, generator: torch.Generator | None, settle:
     bound = limit // total * total
     wanted = count + 6.0 * math.sqrt(count) + 6.0  # six standard deviations: a second try is a one in a billion event
     draws = math.ceil(-total * math.log1p(-wanted / total) * (limit / bound))
-    numbers: Integers = torch.empty(draws, dtype=dtype).random_(generator=generator).numpy()
+    numbers: Integers = torch.empty(draws, dtype=dtype, device="cpu").random_(generator=generator).numpy()
     numbers = numbers[numbers < bound]
     _reduce(numbers, total)
     return settle(numbers, total)

@@ -45,9 +45,13 @@ def candidates(
             f"({topology.groups},) and ({topology.shape[1]},)",
             "Give one weight for each row group and each column.",
         )
-    keys = torch.randint(torch.iinfo(torch.int64).max, (2,), generator=generator).tolist()
+    keys = torch.randint(
+        torch.iinfo(torch.int64).max, (2,), generator=generator, dtype=torch.int64, device="cpu"
+    ).tolist()
     if not count or not len(groups) or not len(columns):
-        return Topology.from_positions(topology.shape, topology.pattern, torch.empty(0, dtype=torch.int64))
+        return Topology.from_positions(
+            topology.shape, topology.pattern, torch.empty(0, dtype=torch.int64, device="cpu")
+        )
     dealt, across = _dealt(_checked(groups), count, keys[0]), _Distribution.of(_checked(columns), keys[1])
     made = attempt(partial(_drawn, topology, dealt, across))
     return drawn_slowly(topology, dealt, across) if made is None else made
@@ -65,7 +69,7 @@ def _checked(weights: Tensor) -> Tensor:
 def _dealt(weights: Tensor, count: int, key: int) -> Tensor:
     """How many of `count` draws fall to each row group, int64: a multinomial draw, a binomial one each."""
     # What rounding leaves over goes to the last outcome: to none that has no weight.
-    likely, dealt = weights.nonzero().view(-1), torch.zeros(len(weights), dtype=torch.int64)
+    likely, dealt = weights.nonzero().view(-1), torch.zeros(len(weights), dtype=torch.int64, device="cpu")
     shares = (weights[likely] / weights.sum()).numpy()
     dealt[likely] = torch.from_numpy(np.random.Generator(np.random.PCG64(key)).multinomial(count, shares))
     return dealt
@@ -104,8 +108,10 @@ class _Distribution(NamedTuple):
 
 def drawn_slowly(topology: Topology, dealt: Tensor, across: _Distribution) -> Topology:
     """`candidates`, with all draws side by side, so many `dealt` to each row group: their specification."""
-    groups = torch.arange(topology.groups).repeat_interleave(dealt)
-    turns = torch.arange(len(groups)) - (dealt.cumsum(0) - dealt).repeat_interleave(dealt)
+    groups = torch.arange(topology.groups, dtype=torch.int64, device="cpu").repeat_interleave(dealt)
+    turns = torch.arange(len(groups), dtype=torch.int64, device="cpu") - (dealt.cumsum(0) - dealt).repeat_interleave(
+        dealt
+    )
     columns = across.outcomes(((groups << 32) + turns).numpy().astype(np.uint64))
     drawn = torch.unique(groups * topology.shape[1] + columns)
     free = drawn[~torch.isin(drawn, topology.positions(), assume_unique=True)]
@@ -114,16 +120,16 @@ def drawn_slowly(topology: Topology, dealt: Tensor, across: _Distribution) -> To
 
 def _drawn(topology: Topology, dealt: Tensor, across: _Distribution, target: Target) -> Topology:
     threads, groups, width = torch.get_num_threads(), topology.groups, topology.shape[1]
-    starts, pointers = (torch.zeros(groups + 1, dtype=torch.int32) for _ in range(2))
+    starts, pointers = (torch.zeros(groups + 1, dtype=torch.int32, device="cpu") for _ in range(2))
     torch.cumsum(dealt, 0, dtype=torch.int32, out=starts[1:])
     guide, shift = across.guide()
     words = -(-width // WORD**2) * WORD
     room = words + words // WORD + (words * WORD + target.lanes) // 2
-    bounds, columns = even(starts, threads), torch.empty(int(starts[-1]), dtype=torch.int32)
+    bounds, columns = even(starts, threads), torch.empty(int(starts[-1]), dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("draw", target.isa), threads, threads, ends=across.ends, guide=guide, columns=topology.columns,
         pointers=topology.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],
-        scratch=torch.zeros(threads * room, dtype=torch.int64), bounds=bounds, PASSES=1, KEY=across.key, SHIFT=shift,
+        scratch=torch.zeros(threads * room, dtype=torch.int64, device="cpu"), bounds=bounds, PASSES=1, KEY=across.key, SHIFT=shift,
         WORDS=words, ROOM=room,
     )()  # fmt: skip
     torch.cumsum(pointers, 0, dtype=torch.int32, out=pointers)

@@ -51,12 +51,15 @@ def _chosen(
     first, scores = block
     (groups, width), threads = scores.shape, torch.get_num_threads()
     bounds = equal_runs(groups, threads)
-    found, best = torch.empty(scores.numel(), dtype=torch.int32), torch.empty(scores.numel())
-    counts = torch.zeros(threads, dtype=torch.int32)
+    found, best = (
+        torch.empty(scores.numel(), dtype=torch.int32, device="cpu"),
+        torch.empty(scores.numel(), dtype=torch.float32, device="cpu"),
+    )
+    counts = torch.zeros(threads, dtype=torch.int32, device="cpu")
     Launch(
-        KernelSpec("choose", target.isa), threads, threads, scores=scores, bound=torch.tensor([bound], dtype=torch.float32),
+        KernelSpec("choose", target.isa), threads, threads, scores=scores, bound=torch.tensor([bound], dtype=torch.float32, device="cpu"),
         flags=torch.from_numpy(stays), columns=topology.columns, pointers=topology.row_pointers, found=found, best=best,
-        counts=counts, spare=torch.empty(threads), bounds=torch.tensor(bounds, dtype=torch.int32), PASSES=1, WIDTH=width,
+        counts=counts, spare=torch.empty(threads, dtype=torch.float32, device="cpu"), bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"), PASSES=1, WIDTH=width,
         FIRST=first,
     )()  # fmt: skip
     parts = [slice(start * width, start * width + n) for start, n in zip(bounds, counts.tolist(), strict=False)]

@@ -51,7 +51,11 @@ def explain(operation: str, shape: tuple[int, int, int], density: float, pattern
         return Explanation(None, "reference", "plain torch: asked for, or no generator for this CPU")
     out, width, batch = shape
     topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
-    values, x, grad = torch.randn(topology.nnz), torch.randn(batch, width), torch.randn(batch, out)
+    values, x, grad = (
+        torch.randn(topology.nnz, dtype=torch.float32, device="cpu"),
+        torch.randn(batch, width, dtype=torch.float32, device="cpu"),
+        torch.randn(batch, out, dtype=torch.float32, device="cpu"),
+    )
     runs: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {
         "forward": (x, lambda: dispatch.forward(x, values, topology)),
         "input_grad": (grad, lambda: dispatch.input_grad(grad, values, topology)),

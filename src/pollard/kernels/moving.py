@@ -84,8 +84,8 @@ def _fast(
 ) -> bool:
     # Whether every source is a grain of `old`.
     chunks, rows = torch.get_num_threads(), max(1, len(new) // max(len(source), 1))
-    bounds, starts = (torch.tensor(cut, dtype=torch.int32) for cut in cuts)
-    wrong = torch.zeros(1, dtype=torch.int32)
+    bounds, starts = (torch.tensor(cut, dtype=torch.int32, device="cpu") for cut in cuts)
+    wrong = torch.zeros(1, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("move", target.isa, rows=rows, size=old.element_size()), chunks, chunks, old=old, new=new, source=source,
         fill=fills, grown=starts, bounds=bounds, wrong=wrong, PASSES=1, STEP=step, GRAINS=len(old) // rows,

@@ -75,11 +75,11 @@ def positions_of(topology: Topology, only: Tensor) -> Tensor:
 def _placed(topology: Topology, flags: Flags, target: Target) -> Tensor:
     threads, room = torch.get_num_threads(), _longest(topology) + target.lanes
     starts = torch.from_numpy(_tally(topology, flags, target)).int()
-    positions = torch.empty(int(starts[-1]), dtype=torch.int64)
+    positions = torch.empty(int(starts[-1]), dtype=torch.int64, device="cpu")
     Launch(
         KernelSpec("place", target.isa), threads, threads, flags=torch.from_numpy(flags), columns=topology.columns,
         pointers=topology.row_pointers, starts=starts, positions=positions,
-        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(topology.row_pointers, threads), PASSES=1,
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.row_pointers, threads), PASSES=1,
         WIDTH=topology.shape[1], ROOM=room,
     )()  # fmt: skip
     return positions
@@ -95,7 +95,7 @@ def _merged(
     # None where a grain both stays and comes: the twin says which.
     threads, width, groups = torch.get_num_threads(), topology.shape[1], topology.groups
     old, comes = topology.row_pointers, _row_starts(grown, groups, width)
-    longest, pointers = int(old.diff().max()), torch.zeros(groups + 1, dtype=torch.int32)
+    longest, pointers = int(old.diff().max()), torch.zeros(groups + 1, dtype=torch.int32, device="cpu")
     flags = torch.from_numpy(stays if anew else np.append(stays, False))
     walk: dict[str, Tensor | int] = {
         "grown": torch.from_numpy(grown), "columns": topology.columns, "pointers": old, "comes": comes, "flags": flags,
@@ -109,10 +109,10 @@ def _merged(
     total = int(pointers.sum())
     check_count(total)
     torch.cumsum(pointers, 0, dtype=torch.int32, out=pointers)
-    columns, source, met = (torch.empty(size, dtype=torch.int32) for size in (total, total, threads))
+    columns, source, met = (torch.empty(size, dtype=torch.int32, device="cpu") for size in (total, total, threads))
     Launch(
         KernelSpec("rewire", target.isa), threads, threads, **walk, starts=pointers, fresh=columns, source=source, met=met,
-        scratch=torch.empty(threads * room, dtype=torch.int32), ROOM=room,
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), ROOM=room,
     )()  # fmt: skip
     if anew and bool(met.any()):
         return None
@@ -121,11 +121,11 @@ def _merged(
 
 def _mark(topology: Topology, walk: dict[str, Tensor | int], counts: Tensor, target: Target) -> bool:
     """Flag the grains that come back, and count those of the new rows; whether none both stays and comes."""
-    threads, clash = torch.get_num_threads(), torch.zeros(1, dtype=torch.int32)
+    threads, clash = torch.get_num_threads(), torch.zeros(1, dtype=torch.int32, device="cpu")
     room = _longest(topology) + 1 + target.lanes
     Launch(
         KernelSpec("mark", target.isa), threads, threads, **walk, counts=counts, clash=clash,
-        scratch=torch.empty(threads * room, dtype=torch.int32), GRAINS=topology.grains, ROOM=room,
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), GRAINS=topology.grains, ROOM=room,
     )()  # fmt: skip
     return not clash.item()
 
@@ -138,12 +138,12 @@ def _positions(
     free = np.arange(topology.groups + 1, dtype=np.int64) * width - taken
     ranks = sample_ranks(int(free[-1]), count, generator, distinct)
     comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
-    positions, room = torch.empty(count, dtype=torch.int64), _longest(topology) + 1 + target.lanes
+    positions, room = torch.empty(count, dtype=torch.int64, device="cpu"), _longest(topology) + 1 + target.lanes
     Launch(
         KernelSpec("absent", target.isa, permuted=stays is not None), threads, threads,
         flags=0 if stays is None else torch.from_numpy(stays), ranks=torch.from_numpy(ranks), free=torch.from_numpy(free),
         columns=topology.columns, pointers=pointers, comes=comes, positions=positions,
-        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(comes, threads),
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(comes, threads),
         PASSES=1, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return positions
@@ -151,7 +151,7 @@ def _positions(
 
 def _tallied(topology: Topology, flags: Tensor, target: Target) -> Tensor:
     """How many grains of each row group are flagged, int32."""
-    threads, counts = torch.get_num_threads(), torch.empty(topology.groups, dtype=torch.int32)
+    threads, counts = torch.get_num_threads(), torch.empty(topology.groups, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("tally", target.isa), threads, threads, flags=flags, pointers=topology.row_pointers, counts=counts,
         bounds=even(topology.row_pointers, threads), PASSES=1,

@@ -33,15 +33,15 @@ def distinct(numbers: Integers, total: int) -> Integers:
 
 def _ticked(numbers: Integers, total: int, target: Target) -> Integers:
     threads, words = torch.get_num_threads(), -(-total // WORD)
-    bits = torch.zeros(words + threads * LINE, dtype=torch.int64)
-    bounds = torch.tensor(equal_runs(words, threads), dtype=torch.int32)
-    starts = torch.zeros(threads + 1, dtype=torch.int32)
+    bits = torch.zeros(words + threads * LINE, dtype=torch.int64, device="cpu")
+    bounds = torch.tensor(equal_runs(words, threads), dtype=torch.int32, device="cpu")
+    starts = torch.zeros(threads + 1, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("tick", target.isa), threads, threads, numbers=torch.from_numpy(numbers), bits=bits, counts=starts[1:],
         bounds=bounds, PASSES=1, COUNT=len(numbers), WORDS=words,
     )()  # fmt: skip
     torch.cumsum(starts, 0, dtype=torch.int32, out=starts)
-    found = torch.empty(int(starts[-1]), dtype=torch.int32)
+    found = torch.empty(int(starts[-1]), dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("list", target.isa), threads, threads, bits=bits, starts=starts, found=found, bounds=bounds, PASSES=1,
     )()  # fmt: skip

@@ -41,10 +41,10 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
     if tiles == 1:
         return torch.cat((topology.row_pointers[:-1], topology.row_pointers[1:]))
     room = int(np.diff(topology.row_pointers.numpy()).max(initial=0)) + target.lanes
-    table = torch.empty((tiles + 1) * topology.groups, dtype=torch.int32)
+    table = torch.empty((tiles + 1) * topology.groups, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("cut", target.isa), threads, threads, pointers=topology.row_pointers, columns=topology.columns, table=table,
-        scratch=torch.empty(threads * room, dtype=torch.int32), bounds=even(topology.row_pointers, threads), PASSES=1,
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.row_pointers, threads), PASSES=1,
         TILES=tiles, GROUPS=topology.groups, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return table
@@ -56,16 +56,18 @@ def turn(topology: Topology, borders: Callable[[int], Tensor], target: Target) -
     borders: what `cut` makes for tiles of so many columns.
     """
     width, threads = topology.shape[1], torch.get_num_threads()
-    pointers = torch.zeros(width + 1, dtype=torch.int32)
+    pointers = torch.zeros(width + 1, dtype=torch.int32, device="cpu")
     if not topology.grains:
-        return Transpose(pointers, torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32))
+        return Transpose(
+            pointers, torch.empty(0, dtype=torch.int32, device="cpu"), torch.empty(0, dtype=torch.int32, device="cpu")
+        )
     wide = -(-width // threads)
     tiles, table = -(-width // wide), borders(wide)
     counts = pointers[1:]
     walk: dict[str, Tensor | int] = {"columns": topology.columns, "PASSES": 1, "GROUPS": topology.groups}
     Launch(KernelSpec("count", target.isa), tiles, threads, **walk, tiles=table, counts=counts)()
     torch.cumsum(counts, 0, dtype=torch.int32, out=counts)
-    groups, permutation = (torch.empty(topology.grains, dtype=torch.int32) for _ in range(2))
+    groups, permutation = (torch.empty(topology.grains, dtype=torch.int32, device="cpu") for _ in range(2))
     Launch(
         KernelSpec("turn", target.isa), tiles, threads, **walk, pointers=topology.row_pointers, at=table,
         next=pointers[:-1].clone(), groups=groups, permutation=permutation,

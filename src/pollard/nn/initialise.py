@@ -26,34 +26,46 @@ def uniform(topology: Topology, generator: torch.Generator | None = None) -> Ten
     tensor(True)
     """
     return _scaled(
-        torch.empty(topology.nnz).uniform_(-1.0, 1.0, generator=generator), topology, _by_fan_in(topology, 1.0)
+        torch.empty(topology.nnz, dtype=torch.float32, device="cpu").uniform_(-1.0, 1.0, generator=generator),
+        topology,
+        _by_fan_in(topology, 1.0),
     )
 
 
 def kaiming_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Values from N(0, 2 / kept fan-in), for ReLU networks (He et al. 2015); `(nnz,)`."""
     return _scaled(
-        torch.empty(topology.nnz).normal_(generator=generator), topology, _by_fan_in(topology, math.sqrt(2.0))
+        torch.empty(topology.nnz, dtype=torch.float32, device="cpu").normal_(generator=generator),
+        topology,
+        _by_fan_in(topology, math.sqrt(2.0)),
     )
 
 
 def xavier_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Values from N(0, 2 / (kept fan-in + kept fan-out)), fan-out the mean over inputs (Glorot & Bengio 2010); `(nnz,)`."""
     fan_out = topology.nnz / max(1, topology.shape[1])
-    scale = (2.0 / (topology.row_pointers.diff() + fan_out).clamp(min=1.0)).sqrt()
-    return _scaled(torch.empty(topology.nnz).normal_(generator=generator), topology, scale)
+    scale = (2.0 / (topology.row_pointers.diff().float() + fan_out).clamp(min=1.0)).sqrt()
+    return _scaled(
+        torch.empty(topology.nnz, dtype=torch.float32, device="cpu").normal_(generator=generator), topology, scale
+    )
 
 
 def lecun_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Values from a normal cut at 2 standard deviations, of variance 1 / kept fan-in, as SNIP's code draws them; `(nnz,)`."""
-    values = torch.nn.init.trunc_normal_(torch.empty(topology.nnz), 0.0, 1.0, -2.0, 2.0, generator=generator)
+    values = torch.nn.init.trunc_normal_(
+        torch.empty(topology.nnz, dtype=torch.float32, device="cpu"), 0.0, 1.0, -2.0, 2.0, generator=generator
+    )
     return _scaled(values, topology, _by_fan_in(topology, 1.0 / TRUNCATED_STD))
 
 
 def uniform_bias(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Biases from U(-b, b) with b = 1 / sqrt(kept fan-in), zero for a row that keeps nothing; `(out,)`."""
-    bound = topology.fan_in().clamp(min=1).rsqrt() * (topology.fan_in() > 0)
-    return torch.empty(topology.shape[0]).uniform_(-1.0, 1.0, generator=generator).mul_(bound)
+    bound = topology.fan_in().clamp(min=1).float().rsqrt() * (topology.fan_in() > 0)
+    return (
+        torch.empty(topology.shape[0], dtype=torch.float32, device="cpu")
+        .uniform_(-1.0, 1.0, generator=generator)
+        .mul_(bound)
+    )
 
 
 def _scaled(values: Tensor, topology: Topology, scale: Tensor) -> Tensor:
@@ -64,7 +76,7 @@ def _scaled(values: Tensor, topology: Topology, scale: Tensor) -> Tensor:
 
 
 def _by_fan_in(topology: Topology, gain: float) -> Tensor:
-    return topology.row_pointers.diff().clamp(min=1).rsqrt().mul_(gain)
+    return topology.row_pointers.diff().clamp(min=1).float().rsqrt().mul_(gain)
 
 
 __all__ = ["Initialiser", "kaiming_normal", "lecun_normal", "uniform", "uniform_bias", "xavier_normal"]

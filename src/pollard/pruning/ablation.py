@@ -25,5 +25,7 @@ def shuffle(plan: Plan, generator: torch.Generator | None = None) -> Plan:
 
 
 def _elsewhere(topology: Topology, generator: torch.Generator | None) -> Topology:
-    positions: Tensor = torch.randperm(topology.groups * topology.shape[1], generator=generator)[: topology.grains]
+    positions: Tensor = torch.randperm(
+        topology.groups * topology.shape[1], generator=generator, dtype=torch.int64, device="cpu"
+    )[: topology.grains]
     return Topology.from_positions(topology.shape, topology.pattern, positions.sort().values)

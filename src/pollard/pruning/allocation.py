@@ -169,8 +169,8 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     unit = _unit(layers)
     pools = [_contenders(name, layer, unit) for name, layer in layers.items()]
     kept = top_positions(torch.cat(pools), wanted // unit)
-    ends = torch.tensor([pool.numel() for pool in pools]).cumsum(0)
-    won = torch.searchsorted(kept, ends).diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    ends = torch.tensor([pool.numel() for pool in pools], dtype=torch.int64, device="cpu").cumsum(0)
+    won = torch.searchsorted(kept, ends).diff(prepend=torch.zeros(1, dtype=torch.int64, device="cpu")).tolist()
     return {
         name: (layer.least * layer.pattern.rows + count * unit) / layer.weights
         for (name, layer), count in zip(layers.items(), won, strict=True)
@@ -186,7 +186,7 @@ def _contenders(name: str, layer: Layer, unit: int) -> Tensor:
         )
     scores, cost = layer.scores, layer.pattern.rows // unit
     if layer.least or layer.most < layer.grains:
-        contends = torch.zeros(layer.grains, dtype=torch.bool)
+        contends = torch.zeros(layer.grains, dtype=torch.bool, device="cpu")
         contends[top_positions(scores, layer.most, layer=name)] = True
         contends[top_positions(scores, layer.least, layer=name)] = False
         scores = scores.cpu()[contends]

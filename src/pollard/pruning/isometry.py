@@ -50,7 +50,7 @@ def distance_from_isometry(weight: Tensor) -> Tensor:
     """
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     gram = wide @ wide.T
-    gram = gram - torch.eye(len(gram), dtype=gram.dtype)
+    gram = gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return gram.square().sum()
 
 

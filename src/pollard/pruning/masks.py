@@ -44,7 +44,7 @@ def top_mask(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
             "Ask for at most as many grains as there are.",
         )
     if count in (0, values.size):
-        return torch.full((values.size,), count > 0)
+        return torch.full((values.size,), count > 0, dtype=torch.bool, device="cpu")
     threshold, above, through = _threshold(values, count)
     best = reaching(values, threshold, strictly=count < through)
     if count < through:

@@ -112,7 +112,9 @@ def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tenso
         shapes = [weight.shape for weight in weights]
         model = initial(recipe, [shapes[0][1], *(shape[0] for shape in shapes)])
     else:
-        model = _sparse_network(plan, lambda topology, _: torch.zeros(topology.nnz), torch.Generator())
+        model = _sparse_network(
+            plan, lambda topology, _: torch.zeros(topology.nnz, dtype=torch.float32, device="cpu"), torch.Generator()
+        )
         model = _stored_as(recipe.storage, model, plan)
     model.load_state_dict(state)
     return model
@@ -145,19 +147,21 @@ def random_plan(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> Plan:
 def _random_topology(layer: Layer, count: int, draw: torch.Generator) -> Topology:
     shape = (layer.shape[0], layer.shape[1])
     if count == 0:
-        return Topology.from_positions(shape, layer.pattern, torch.empty(0, dtype=torch.int64))
+        return Topology.from_positions(shape, layer.pattern, torch.empty(0, dtype=torch.int64, device="cpu"))
     return Topology.random(shape, count / layer.grains, layer.pattern, draw)
 
 
 def _scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "scoring batch"))
+    order = torch.randperm(
+        len(examples.x), generator=generator(recipe.seed, "scoring batch"), dtype=torch.int64, device="cpu"
+    )
     if recipe.score_per_class:
         chosen = _of_each_class(examples.y[order], recipe.score_per_class)
     elif CRITERIA[recipe.rule].per_class and not recipe.score_batch:
         least = int(examples.y.unique(return_counts=True)[1].min())
         chosen = _of_each_class(examples.y[order], min(CRITERIA[recipe.rule].per_class, least))
     else:
-        chosen = torch.arange(min(recipe.score_batch or recipe.batch_size, len(order)))
+        chosen = torch.arange(min(recipe.score_batch or recipe.batch_size, len(order)), dtype=torch.int64, device="cpu")
     return examples.x[order[chosen]], examples.y[order[chosen]]
 
 
@@ -184,7 +188,7 @@ def _sparse_network(plan: Plan, initialiser: Initialiser, draw: torch.Generator)
 
     def layer(inputs: int, outputs: int) -> SparseLinear:
         made = SparseLinear(inputs, outputs, next(topologies), bias=False, initialiser=initialiser, generator=draw)
-        made.bias = nn.Parameter(torch.zeros(outputs))
+        made.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.float32, device="cpu"))
         return made
 
     shapes = [topology.shape for topology in plan.values()]

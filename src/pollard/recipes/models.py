@@ -90,5 +90,8 @@ def _dense_layer(inputs: int, outputs: int, initialiser: Initialiser, generator:
     layer = nn.Linear(inputs, outputs, device="meta")
     # Where everything is kept, values in their order are the weight in row-major order.
     weight = initialiser(Topology.full((outputs, inputs)), generator).view(outputs, inputs)
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(outputs))
+    layer.weight, layer.bias = (
+        nn.Parameter(weight),
+        nn.Parameter(torch.zeros(outputs, dtype=torch.float32, device="cpu")),
+    )
     return layer

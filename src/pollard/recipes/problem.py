@@ -30,7 +30,9 @@ class Problem:
         evaluation = {"test": Examples(loaded.test_x, loaded.test_y)}
         if not recipe.validation:
             return cls(Examples(loaded.train_x, loaded.train_y), evaluation, sizes)
-        order = torch.randperm(len(loaded.train_x), generator=generator(recipe.seed, "validation"))
+        order = torch.randperm(
+            len(loaded.train_x), generator=generator(recipe.seed, "validation"), dtype=torch.int64, device="cpu"
+        )
         held_out = round(recipe.validation * len(order))
         if not 0 < held_out < len(order):
             raise InvalidInput(

@@ -150,7 +150,9 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
     """Both aims of the run's last pruning, on a thousand training examples."""
     pipeline = _pipeline(recipe, out, folder, manner)
     examples = pipeline.problem.examples
-    order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "aims"))[:MEASURED_ON]
+    order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "aims"), dtype=torch.int64, device="cpu")[
+        :MEASURED_ON
+    ]
     batch = examples.x[order], examples.y[order]
     found = measure_aims(pipeline.before(), Plan.load(folder / PLAN), batch, chunk_size=SCORED_AT_ONCE)
     if is_born_sparse(recipe):

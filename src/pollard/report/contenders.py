@@ -109,10 +109,10 @@ class Operands:
         rows, columns, batch = case.shape
         topology = Topology.random((rows, columns), case.density, case.pattern, generator=generator)
         fan_in = max(1.0, case.density * columns)
-        values = torch.randn(topology.nnz, generator=generator) / fan_in**0.5
+        values = torch.randn(topology.nnz, generator=generator, dtype=torch.float32, device="cpu") / fan_in**0.5
         return cls(
-            x=torch.randn(batch, columns, generator=generator),
-            grad=torch.randn(batch, rows, generator=generator),
+            x=torch.randn(batch, columns, generator=generator, dtype=torch.float32, device="cpu"),
+            grad=torch.randn(batch, rows, generator=generator, dtype=torch.float32, device="cpu"),
             values=values,
             topology=topology,
             weight=SparseMatrix(values, topology).to_dense(),
@@ -215,8 +215,8 @@ def _network(case: Case, generator: torch.Generator) -> Contest:
     """Whole steps of a ReLU network on random labels; layers whose rows the pattern does not divide are unstructured."""
     widths, batch = case.network, case.shape[2]
     layers = [_sparse_layer(case, shape, generator) for shape in pairwise(widths)]
-    x = torch.randn(batch, widths[0], generator=generator)
-    labels = torch.randint(widths[-1], (batch,), generator=generator)
+    x = torch.randn(batch, widths[0], generator=generator, dtype=torch.float32, device="cpu")
+    labels = torch.randint(widths[-1], (batch,), generator=generator, dtype=torch.int64, device="cpu")
 
     def contender(name: str, modules: Sequence[nn.Module], gradients: Callable[[], list[Tensor]]) -> Contender:
         model = nn.Sequential(*(part for module in modules for part in (module, nn.ReLU())))[:-1]
@@ -277,7 +277,9 @@ def _torch_sparse(operands: Operands, op: str) -> Contender | None:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         weight = SparseMatrix(operands.values, operands.topology).to_torch_csr()
         back = operands.weight.T.contiguous().to_sparse_csr() if op in ("input_grad", "forward+backward") else weight
-    rows = torch.arange(weight.shape[0]).repeat_interleave(weight.crow_indices().diff())
+    rows = torch.arange(weight.shape[0], dtype=torch.int64, device="cpu").repeat_interleave(
+        weight.crow_indices().diff()
+    )
     positions = rows * weight.shape[1] + weight.col_indices()
     # The sampled product comes row by row, the values of a coarser grain do not.
     by_grain = torch.searchsorted(positions, operands.topology.weight_positions())

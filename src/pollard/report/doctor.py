@@ -76,8 +76,11 @@ class _Operands:
         generator = torch.Generator().manual_seed(seed)
         topology = Topology.random(SHAPE, DENSITY, pattern, generator=generator)
         rows, columns = SHAPE
-        x, grad = torch.randn(BATCH, columns, generator=generator), torch.randn(BATCH, rows, generator=generator)
-        return cls(x, grad, torch.randn(topology.nnz, generator=generator), topology)
+        x, grad = (
+            torch.randn(BATCH, columns, generator=generator, dtype=torch.float32, device="cpu"),
+            torch.randn(BATCH, rows, generator=generator, dtype=torch.float32, device="cpu"),
+        )
+        return cls(x, grad, torch.randn(topology.nnz, generator=generator, dtype=torch.float32, device="cpu"), topology)
 
     def weight(self) -> Tensor:
         dense: Tensor = SparseMatrix(self.values, self.topology).to_dense()

@@ -31,7 +31,7 @@ class Exploration:
         self._width = topology.shape[1]
         grains = topology.groups * self._width
         self._every = max(1, math.ceil(grains / max(SMALL, topology.grains)))
-        self._marks = torch.zeros(-(-topology.groups // self._every) * self._width, dtype=torch.bool)
+        self._marks = torch.zeros(-(-topology.groups // self._every) * self._width, dtype=torch.bool, device="cpu")
         self.add(topology.positions())
 
     def add(self, positions: Tensor) -> None:
@@ -42,12 +42,16 @@ class Exploration:
 
     def _counted(self, positions: Tensor) -> Tensor:
         """Where the marks stand of those of `positions`, ascending, that have any."""
-        firsts = torch.arange(len(self._marks) // self._width) * (self._every * self._width)
+        firsts = torch.arange(len(self._marks) // self._width, dtype=torch.int64, device="cpu") * (
+            self._every * self._width
+        )
         starts = torch.searchsorted(positions, firsts)
         lengths = torch.searchsorted(positions, firsts + self._width) - starts
         before = lengths.cumsum(0) - lengths
-        found = torch.arange(int(lengths.sum())) + (starts - before).repeat_interleave(lengths)
-        skipped = torch.arange(len(firsts)) * ((self._every - 1) * self._width)
+        found = torch.arange(int(lengths.sum()), dtype=torch.int64, device="cpu") + (starts - before).repeat_interleave(
+            lengths
+        )
+        skipped = torch.arange(len(firsts), dtype=torch.int64, device="cpu") * ((self._every - 1) * self._width)
         return positions[found] - skipped.repeat_interleave(lengths)
 
     @property

@@ -141,7 +141,9 @@ def train(
         run.open(stack)
         while run.step < run.last:
             epoch, done = divmod(run.step, run.steps_per_epoch)
-            order = torch.randperm(len(examples.x), generator=generator(options.seed, f"epoch {epoch}"))
+            order = torch.randperm(
+                len(examples.x), generator=generator(options.seed, f"epoch {epoch}"), dtype=torch.int64, device="cpu"
+            )
             for batch in order.split(options.batch_size)[done : done + run.last - run.step]:
                 run.take_step(batch)
                 run.checkpoint_within_epoch()
@@ -321,7 +323,7 @@ class _Run:
             optimizer=self.optimizer.state_dict(),
             sparsifier=topologies,
             noise=torch.get_rng_state(),
-            seconds=torch.tensor(self.seconds, dtype=torch.float32),
+            seconds=torch.tensor(self.seconds, dtype=torch.float32, device="cpu"),
             loss_sum=self.loss_sum,
             metrics_bytes=self.metrics.size,
             record=self.record,

@@ -230,7 +230,7 @@ class Passes:
 def _signs(examples: int, generator: torch.Generator) -> Tensor:
     """A random sign for each example of this process, -1 or 1, out of those for the examples of all, dealt out in turn."""
     lengths = processes.gathered(examples)
-    signs = torch.randint(2, (sum(lengths),), generator=generator) * 2 - 1
-    own = torch.arange(examples)
+    signs = torch.randint(2, (sum(lengths),), generator=generator, dtype=torch.int64, device="cpu") * 2 - 1
+    own = torch.arange(examples, dtype=torch.int64, device="cpu")
     turns = [(own + (other < processes.rank())).clamp(max=length) for other, length in enumerate(lengths)]
     return signs[torch.stack(turns).sum(0)]

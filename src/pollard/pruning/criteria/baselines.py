@@ -27,4 +27,4 @@ def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     >>> random(weight=torch.zeros(1, 2), generator=torch.Generator().manual_seed(0))
     tensor([[0.4963, 0.7682]])
     """
-    return torch.rand(weight.shape, generator=generator, device=generator.device)
+    return torch.rand(weight.shape, generator=generator, device=generator.device, dtype=torch.float32)

@@ -59,7 +59,7 @@ def _eliminate(
     losses = torch.cat([_losses(part, curvature) for part in grouped.split(GROUPS_AT_ONCE)])
     # What must not be kept is zero, goes first, and costs nothing; nor may it win a tie.
     positions = top_positions(losses.masked_fill(~allowed, -torch.inf).flatten(), count)
-    kept = torch.zeros(losses.numel(), dtype=torch.bool)
+    kept = torch.zeros(losses.numel(), dtype=torch.bool, device="cpu")
     kept[positions] = True
     refitted = [_refit(rows, mask, curvature) for rows, mask in zip(grouped, kept.view(losses.shape), strict=True)]
     return positions, torch.stack(refitted).flatten(0, 1)
@@ -69,11 +69,13 @@ def _losses(weight: Tensor, curvature: Tensor) -> Tensor:
     """For each grain `(groups, in)`, the loss of the step that removes it from its row group, never falling along steps."""
     groups, _, columns = weight.shape
     left = _Left(
-        weight.clone(), torch.linalg.inv(curvature).repeat(groups, 1, 1), torch.arange(columns).repeat(groups, 1)
+        weight.clone(),
+        torch.linalg.inv(curvature).repeat(groups, 1, 1),
+        torch.arange(columns, dtype=torch.int64, device="cpu").repeat(groups, 1),
     )
     losses = weight.new_zeros(groups, columns)
     worst = weight.new_zeros(groups)
-    each = torch.arange(groups)
+    each = torch.arange(groups, dtype=torch.int64, device="cpu")
     for _ in range(columns):
         column, loss = left.remove_cheapest(each)
         # A later step may cost less than one before it, but can only be taken after it: it counts as just more.
@@ -148,7 +150,7 @@ def _sweep(weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, input_
     factor = _factor(input_gram)
     weight = heard(weight, input_gram)
     groups, columns = weight.shape[0] // pattern.rows, weight.shape[1]
-    mask = torch.zeros(groups, columns, dtype=torch.bool)
+    mask = torch.zeros(groups, columns, dtype=torch.bool, device="cpu")
     starts = range(0, columns, BLOCK)
     rooms = torch.stack([allowed[:, start : start + BLOCK].sum() for start in starts])
     for start, share in zip(starts, shares(count, rooms), strict=True):

@@ -104,7 +104,7 @@ def _chosen(
 ) -> tuple[Tensor, Tensor]:
     scores = pattern.grain_sum(_saliency(weight, sample_gradients, block)).masked_fill(~allowed, -torch.inf)
     positions = top_positions(scores.flatten(), count)
-    grains = torch.zeros(scores.numel(), dtype=torch.bool)
+    grains = torch.zeros(scores.numel(), dtype=torch.bool, device="cpu")
     grains[positions] = True
     kept = pattern.spread(grains.view(scores.shape)).flatten()
     parts = zip(

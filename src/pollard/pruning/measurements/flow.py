@@ -74,7 +74,7 @@ def _check_signals(network: Network) -> None:
 def _normal(shape: tuple[int, ...], network: Network, deviation: float) -> Tensor:
     like = next(iter(network.weights.values()))
     draw = network.generator
-    return (torch.randn(shape, generator=draw, device=draw.device) * deviation).to(like)
+    return (torch.randn(shape, generator=draw, device=draw.device, dtype=torch.float32) * deviation).to(like)
 
 
 def _flow(network: Network, weights: dict[str, Tensor], *, biases: bool) -> tuple[dict[str, Tensor], Tensor]:

@@ -72,5 +72,5 @@ def hessian_times(
 
 
 def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randint(0, 2, weight.shape, generator=generator, device=generator.device)
+    drawn = torch.randint(0, 2, weight.shape, generator=generator, device=generator.device, dtype=torch.int64)
     return (2 * drawn - 1).to(weight)

@@ -78,4 +78,6 @@ def from_zero(count: int, generator: torch.Generator) -> float:
 
 def from_normal(deviation: float) -> Start:
     """Grown weights start from N(0, deviation^2)."""
-    return lambda count, generator: torch.randn(count, generator=generator).mul_(deviation)
+    return lambda count, generator: torch.randn(count, generator=generator, dtype=torch.float32, device="cpu").mul_(
+        deviation
+    )

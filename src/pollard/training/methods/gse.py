@@ -61,7 +61,10 @@ def _candidates(change: Change, count: int, guide: Guide) -> Topology:
     """About `count` inactive grains: drawn with replacement, doubles and active ones left out."""
     topology, passes = change.weight.topology, change.weight.passes
     if guide == "uniform":
-        inputs, outputs = torch.ones(topology.shape[1]), torch.ones(topology.groups)
+        inputs, outputs = (
+            torch.ones(topology.shape[1], dtype=torch.float32, device="cpu"),
+            torch.ones(topology.groups, dtype=torch.float32, device="cpu"),
+        )
     else:
         flows = passes.flow() if guide == "grabo" else passes.signed_flow(change.generator)
         inputs, outputs = flows[0], flows[1].view(topology.groups, -1).sum(1)

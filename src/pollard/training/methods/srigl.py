@@ -75,7 +75,7 @@ def _evened(weight: Weight, generator: torch.Generator) -> tuple[Tensor, Tensor]
     topology = weight.topology
     (out, width), scores = topology.shape, weight.values().abs()
     fan_in = max(1, topology.grains // out)
-    stays, grown = torch.zeros(topology.grains, dtype=torch.bool), []
+    stays, grown = torch.zeros(topology.grains, dtype=torch.bool, device="cpu"), []
     for row, (first, last) in enumerate(pairwise(topology.row_pointers.tolist())):
         stay = top_positions(scores[first:last], min(fan_in, last - first))
         present = topology.columns[first:last][stay].long().numpy()
@@ -101,9 +101,11 @@ def _best_of_rows(scores: Tensor, rows: Tensor, most: Tensor) -> Tensor:
 def _grown_in_rows(weight: Weight, taken: Tensor, wanted: Tensor) -> Tensor:
     """The `wanted[row]` positions of each row with the largest gradients, of those not `taken`."""
     width = weight.topology.shape[1]
-    grown = [torch.empty(0, dtype=torch.int64)]
+    grown = [torch.empty(0, dtype=torch.int64, device="cpu")]
     for top, block in weight.passes.blocks(weight.topology):
-        bounds = torch.searchsorted(taken, torch.tensor([top * width, (top + len(block)) * width])).tolist()
+        bounds = torch.searchsorted(
+            taken, torch.tensor([top * width, (top + len(block)) * width], dtype=torch.int64, device="cpu")
+        ).tolist()
         block.view(-1)[taken[bounds[0] : bounds[1]] - top * width] = EXCLUDED
         for row in torch.nonzero(wanted[top : top + len(block)]).flatten().tolist():
             found = top_positions(block[row], int(wanted[top + row]), layer=weight.name)

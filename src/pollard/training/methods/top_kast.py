@@ -31,7 +31,9 @@ class ForwardSet(Method):
         changes = {}
         for name, weight in weights.items():
             kept, topology = weight.values(), weight.topology
-            drawn = torch.randn(topology.shape, generator=generator(name)).to(kept.dtype)
+            drawn = torch.randn(topology.shape, generator=generator(name), dtype=torch.float32, device="cpu").to(
+                kept.dtype
+            )
             weight.memory = drawn * kept.square().mean().sqrt()
             changes[name] = _largest(weight, topology.grains)
         return changes
