@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --constraint requirements.lock
 SOURCES := src tests scripts benchmarks conftest.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format-check lint types layers sizes tests data format demo studies bench clean
+.PHONY: help install test check format-check lint types layers sizes tests data format demo studies bench mutation clean
 
 help:  ## print what each target does
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -65,6 +65,9 @@ studies: .venv/installed data  ## the studies behind docs/, two hours on two cor
 
 bench: .venv/bench  ## time kernels and training steps against dense torch, torch.sparse, scipy and MKL
 	MKL_RT=$$(echo $(CURDIR)/.venv/lib/libmkl_rt.so.*) $(BIN)/python benchmarks/run.py
+
+mutation: .venv/installed  ## small wrong changes to methods, rules and choices, and which of them no test notices; an hour
+	nice $(BIN)/python scripts/mutation.py
 
 clean:  ## remove .venv and what the tools leave behind; runs and data stay
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
