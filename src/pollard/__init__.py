@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pollard.formats.matrix import SparseMatrix as SparseMatrix
     from pollard.formats.pattern import Pattern as Pattern
     from pollard.formats.topology import Topology as Topology
+    from pollard.nn.loading import load_sparse as load_sparse
     from pollard.nn.surgery import densify_ as densify_
     from pollard.nn.surgery import sparsify_ as sparsify_
     from pollard.pruning.decision import prune as prune
@@ -43,6 +44,7 @@ _HOMES = {
     "Sparsifier": "pollard.training.sparsifier",
     "Topology": "pollard.formats.topology",
     "densify_": "pollard.nn.surgery",
+    "load_sparse": "pollard.nn.loading",
     "prune": "pollard.pruning.decision",
     "prune_at_init": "pollard.pruning.decision",
     "sparsify_": "pollard.nn.surgery",
@@ -78,6 +80,7 @@ __all__ = [
     "gmp",
     "granet",
     "gse",
+    "load_sparse",
     "mest",
     "nn",
     "prune",
