@@ -1,0 +1,97 @@
+"""Products in other precisions than float32: bfloat16 and float16 through float32, float64 by torch's own sparse products.
+
+No dense weight and no number for each weight and sample ever exists. `reference` stays the specification of all of them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pollard.formats.topology import Topology
+from pollard.kernels import reference
+from pollard.kernels.once import one_at_a_time
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def rounded(product: Callable[..., Tensor], *operands: Any, **options: Any) -> Tensor:
+    """What `product` makes of `operands`, those in half precision brought to float32, rounded once to their dtype."""
+    halves = [each.dtype for each in operands if isinstance(each, Tensor)]
+    wide = [each.float() if isinstance(each, Tensor) else each for each in operands]
+    return product(*wide, **options).to(halves[0])
+
+
+def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """``x @ W.T + bias`` for float64 x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
+    if 0 in (*x.shape, topology.grains):
+        return reference.forward(x, values, topology, bias, relu=relu)
+    y, rows = x.new_empty(topology.shape[0], x.shape[0]), topology.pattern.rows
+    for row, matrix in _by_rows(values, topology):
+        torch.mm(matrix, x.t(), out=y) if rows == 1 else y[row::rows].copy_(matrix @ x.t())
+    if bias is not None:
+        y += bias[:, None]
+    return (y.relu_() if relu else y).t()
+
+
+def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
+    """``grad @ W`` for float64 grad `(batch, out)`: `(batch, in)`, features-first in memory."""
+    if 0 in (*grad.shape, topology.grains):
+        return reference.input_grad(grad, values, topology)
+    turned, rows = topology.transpose(), topology.pattern.rows
+    shape = topology.shape[1], topology.groups
+    dx = grad.new_zeros(topology.shape[1], grad.shape[0])
+    for row in range(rows):
+        moved = values[row::rows].index_select(0, turned.permutation)
+        matrix = _matrix(turned.row_pointers, turned.groups, moved, shape)
+        dx.addmm_(matrix, grad[:, row::rows].t())
+    return dx.t()
+
+
+def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
+    """``(grad.T @ x)`` of float64 at the kept weights: one number a value."""
+    if 0 in (*grad.shape, *x.shape, topology.grains):
+        return reference.value_grad(grad, x, topology)
+    rows = topology.pattern.rows
+    dw = grad.new_zeros(topology.nnz)
+    for row, pattern in _by_rows(dw, topology):
+        sampled = torch.sparse.sampled_addmm(pattern, grad[:, row::rows].t(), x, beta=0.0)
+        dw[row::rows] = sampled.values()
+    return dw
+
+
+def _by_rows(values: Tensor, topology: Topology) -> Iterator[tuple[int, Tensor]]:
+    """Of every grain the first row, the second and so on: matrices that share the index arrays of the topology."""
+    rows, shape = topology.pattern.rows, (topology.groups, topology.shape[1])
+    for row in range(rows):
+        yield row, _matrix(topology.row_pointers, topology.columns, values[row::rows].contiguous(), shape)
+
+
+_announced: list[bool] = []
+
+
+def _matrix(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    if not _announced:
+        _announce()
+    return torch.sparse_csr_tensor(
+        pointers, columns, values, shape, dtype=values.dtype, device="cpu", check_invariants=False
+    )
+
+
+@one_at_a_time
+def _announce() -> None:
+    # Torch says once a process that its sparse matrices are in beta: nothing that a user of ours could act on.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        empty = torch.zeros(1, dtype=torch.int32, device="cpu")
+        torch.sparse_csr_tensor(
+            empty, empty[:0], empty[:0].double(), (0, 0), dtype=torch.float64, device="cpu", check_invariants=False
+        )
+    _announced.append(True)
+
+
+__all__ = ["HALVES", "forward", "input_grad", "rounded", "value_grad"]

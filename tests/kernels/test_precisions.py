@@ -1,0 +1,81 @@
+"""bfloat16, float16 and float64 against the twin in double precision, on shapes, layouts and patterns of all kinds."""
+
+import pytest
+import torch
+
+from pollard.formats.topology import Topology
+from pollard.kernels import dispatch, precisions, reference
+
+LAYOUTS = {
+    "row-major": lambda t: t,
+    "column-major": lambda t: t.t().contiguous().t(),
+    "strided": lambda t: t.repeat(1, 2)[:, : t.shape[1]],
+    "broadcast": lambda t: t[:1].expand(len(t), -1),
+}
+
+
+def drawn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def problem(pattern, shape, batch, layout, density=0.3):
+    topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(0))
+    x, grad = (LAYOUTS[layout](drawn(batch, width, seed=width)) for width in (shape[1], shape[0]))
+    return topology, x, grad, drawn(topology.nnz, seed=1), drawn(shape[0], seed=2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 2, 33])
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v8"])
+def test_double_precision_equals_the_twin(pattern, batch, layout):
+    for shape in ((48, 100), (16, 7), (32, 1), (8, 900)):
+        topology, x, grad, values, bias = problem(pattern, shape, batch, layout)
+        for offset, relu in ((None, False), (bias, False), (bias, True)):
+            y = precisions.forward(x, values, topology, offset, relu=relu)
+            torch.testing.assert_close(y, reference.forward(x, values, topology, offset, relu=relu))
+            assert batch == 1 or y.stride() == (1, batch)
+        dx = precisions.input_grad(grad, values, topology)
+        torch.testing.assert_close(dx, reference.input_grad(grad, values, topology))
+        assert batch == 1 or dx.stride() == (1, batch)
+        torch.testing.assert_close(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+
+
+def test_double_precision_equals_the_dense_product():
+    topology, x, grad, values, bias = problem("unstructured", (40, 60), 9, "row-major")
+    dense = torch.zeros(40, 60, dtype=torch.float64)
+    dense[topology.mask()] = values
+    torch.testing.assert_close(precisions.forward(x, values, topology, bias), x @ dense.t() + bias)
+    torch.testing.assert_close(precisions.input_grad(grad, values, topology), grad @ dense)
+    torch.testing.assert_close(precisions.value_grad(grad, x, topology), (grad.t() @ x)[topology.mask()])
+
+
+def test_nothing_kept_no_batch_no_rows_no_columns():
+    for topology, batch in (
+        (Topology.from_mask(torch.zeros(4, 3, dtype=torch.bool)), 5),
+        (Topology.full((4, 3)), 0),
+        (Topology.full((0, 3)), 5),
+        (Topology.full((4, 0)), 5),
+    ):
+        x, grad = drawn(batch, topology.shape[1], seed=1), drawn(batch, topology.shape[0], seed=2)
+        values = drawn(topology.nnz, seed=3)
+        assert torch.equal(precisions.forward(x, values, topology), reference.forward(x, values, topology))
+        assert torch.equal(precisions.input_grad(grad, values, topology), reference.input_grad(grad, values, topology))
+        assert torch.equal(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+
+
+@pytest.mark.parametrize("dtype", precisions.HALVES, ids=str)
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+def test_half_precision_is_rounded_once(dtype, pattern):
+    topology, *doubles = problem(pattern, (48, 100), 33, "row-major")
+    x, grad, values, bias = (each.to(dtype) for each in doubles)
+    pairs = [
+        (dispatch.forward, reference.forward, (x, values, topology, bias)),
+        (dispatch.input_grad, reference.input_grad, (grad, values, topology)),
+        (dispatch.value_grad, reference.value_grad, (grad, x, topology)),
+    ]
+    for fast, twin, operands in pairs:
+        ours = precisions.rounded(fast, *operands)
+        exact = twin(*(each.double() if isinstance(each, torch.Tensor) else each for each in operands))
+        assert ours.dtype == dtype
+        # One rounding to half precision, and those of float32 sums, far smaller, which may tip it to the next number.
+        torch.testing.assert_close(ours.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
