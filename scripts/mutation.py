@@ -5,7 +5,7 @@ Modules, and the tests that belong to each, are in TESTS. Each mutant runs in a 
 copy of the tree. Results are kept, one a line: a run that was stopped goes on, and only mutants of changed lines run again.
 
     python scripts/mutation.py                       # a sample of every module
-    python scripts/mutation.py --report              # what is known so far, as a table
+    python scripts/mutation.py --report              # what is known so far
 """
 
 from __future__ import annotations
@@ -124,15 +124,14 @@ def mutants(module: str, source: str) -> list[Mutant]:
     text, starts = source.encode(), [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    found = {}
-    for node in _worth_changing(ast.parse(source)):
+    found, tree = {}, ast.parse(source)
+    same = ast.dump(tree)
+    for node in _worth_changing(tree):
         for part, new in _changes(node):
-            assert part.end_lineno is not None
-            assert part.end_col_offset is not None
             first, last = starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset
             changed = (text[:first] + new.encode() + text[last:]).decode()
             with contextlib.suppress(SyntaxError):
-                if ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)):
+                if ast.dump(ast.parse(changed)) != same:
                     found[changed] = Mutant(module, part.lineno, text[first:last].decode(), new, changed)
     return sorted(found.values(), key=lambda each: each.line)
 

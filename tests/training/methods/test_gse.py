@@ -63,3 +63,12 @@ def test_columns_that_nothing_came_through_are_never_candidates():
     weight.layer(x).backward(torch.tensor([[1.0, 1.0]], dtype=torch.float64))
     _, grown = explorer().exchange(change(weight, 0, 4))
     assert grown.tolist() == [1, 3, 5, 7]
+
+
+def test_guided_by_nothing_all_that_is_free_is_a_candidate():
+    weight = small_weight([[1.0, NAN, NAN, NAN]] * 2)
+    weight.passes.watch(1)
+    x = torch.tensor([[1.0, -2.0, 0.0, 1.0]], dtype=torch.float64)
+    weight.layer(x).backward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    _, grown = explorer(guide="uniform").exchange(change(weight, 0, 6))
+    assert grown.tolist() == [1, 2, 3, 5, 6, 7]
