@@ -12,7 +12,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pollard
 from compatibility.piece import piece
-from compatibility.trial import BATCH, EXAMPLES, STEPS, Training, X, Y, dense, model_of, require_ordinary, weights
+from compatibility.trial import (
+    BATCH,
+    EXAMPLES,
+    STEPS,
+    Training,
+    X,
+    Y,
+    dense,
+    model_of,
+    network,
+    require_ordinary,
+    weights,
+)
 
 with warnings.catch_warnings():
     # What these say while they are imported is of each other.
@@ -58,7 +70,7 @@ class Wrapped(PreTrainedModel):
 
     def forward(self, x, labels=None):
         logits = self.network(x)
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class Rows(torch.utils.data.Dataset):
@@ -148,12 +160,17 @@ def _(method):
         torch.testing.assert_close(model(tokens).logits, dense(model)(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
-@piece(FAMILY, "`save_pretrained`, `from_pretrained`")
+@piece(
+    FAMILY,
+    "`save_pretrained`, then `pollard.load_sparse`",
+    note="`from_pretrained` itself builds dense layers",
+)
 def _(method):
     model = Wrapped(Config(), model_of(method))
     model.save_pretrained(f"saved-{method}")
-    again = Wrapped.from_pretrained(f"saved-{method}")
+    again = pollard.load_sparse(Wrapped(Config(), network()), f"saved-{method}")
     torch.testing.assert_close(weights(again), weights(model))
+    torch.testing.assert_close(again(X)["logits"], model(X)["logits"])
 
 
 class Lit(lightning.LightningModule):

@@ -292,15 +292,17 @@ def _(method):
     torch.testing.assert_close(weights(pair[0].model), weights(pair[1].model), rtol=1e-4, atol=1e-5)
 
 
-MOVING = ("rigl", "set", "gmp")
+BY_PLACE = "it averages by position, and the topology moves: see [averaging](how-to/averaging.md)"
 
 
 @piece(
     FAMILY,
     "`AveragedModel`, SWA and EMA",
-    refused=dict.fromkeys(
-        MOVING, Refused("average", "it averages by position, and the topology moves: Pollard's own average follows")
-    ),
+    refused={
+        "rigl": Refused("average one whose topology moves by place", BY_PLACE),
+        "set": Refused("average one whose topology moves by place", BY_PLACE),
+        "gmp": Refused("The size of tensor a .* must match", BY_PLACE, by=RuntimeError),
+    },
 )
 def _(method):
     training = Training(method)

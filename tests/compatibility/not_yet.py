@@ -31,7 +31,6 @@ NOT_YET = {
     "transformers `Trainer(optimizers=...)`": OPTIMIZER,
     "`Trainer` with gradient accumulation": OPTIMIZER,
     "`Trainer`, resumed from its checkpoint": OPTIMIZER,
-    "`save_pretrained`, `from_pretrained`": "sparse layers cannot be built from a state dict",
     "Lightning: `configure_optimizers`": OPTIMIZER,
     "Lightning with gradient accumulation and clipping": OPTIMIZER,
     "Lightning, resumed from its checkpoint": OPTIMIZER,

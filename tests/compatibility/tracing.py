@@ -51,8 +51,9 @@ def require_output(found, model, at=x):
 @piece(FAMILY, "`make_fx`")
 def _(method):
     model = model_of(method)
-    for mode in ("real", "symbolic"):
-        traced = make_fx(model, tracing_mode=mode)(x)
+    # Without leave for real parameters torch refuses those of an `nn.Linear` too.
+    for options in ({}, {"tracing_mode": "symbolic", "_allow_non_fake_inputs": True}):
+        traced = make_fx(model, **options)(x)
         assert "pollard" in traced.code
         require_output(traced(2 * x), model, 2 * x)
     gradient = make_fx(torch.func.grad(lambda a: model(a).square().sum()))(x)
@@ -180,31 +181,27 @@ def _(method):
 
 
 @cache
-def onnx_of_four(*, dynamo):
-    model = pollard.densify_(copy.deepcopy(four())).eval()
-    torch.onnx.export(model, (x,), "model.onnx", dynamo=dynamo, verbose=False, input_names=["x"])
-    return [
-        torch.from_numpy(found) for found in onnx.reference.ReferenceEvaluator("model.onnx").run(None, {"x": x.numpy()})
-    ]
+def onnx_of_four(*, dynamo, densified=False):
+    model = pollard.densify_(copy.deepcopy(four())) if densified else four()
+    torch.onnx.export(model.eval(), (x,), "model.onnx", dynamo=dynamo, verbose=False, input_names=["x"])
+    found = onnx.reference.ReferenceEvaluator("model.onnx").run(None, {"x": x.numpy()})
+    return [torch.from_numpy(each) for each in found]
 
 
-REFUSED_ONNX = Refused("densify_", "ONNX has no such product: `densify_` first")
-
-
-@piece(FAMILY, "ONNX, `dynamo=True`", refused=REFUSED_ONNX, ignored=ONNX)
+@piece(FAMILY, "ONNX, `dynamo=True`", ignored=ONNX, note="the file holds what is kept; runtimes spread it out")
 def _(method):
-    torch.onnx.export(model_of(method).eval(), (x,), "model.onnx", dynamo=True, verbose=False)
+    require_output(onnx_of_four(dynamo=True)[METHODS.index(method)], model_of(method))
 
 
-@piece(FAMILY, "ONNX, `dynamo=False`", refused=REFUSED_ONNX, ignored=ONNX)
+@piece(FAMILY, "ONNX, `dynamo=False`", ignored=ONNX, note="the same")
 def _(method):
-    torch.onnx.export(model_of(method).eval(), (x,), "model.onnx", dynamo=False)
+    require_output(onnx_of_four(dynamo=False)[METHODS.index(method)], model_of(method))
 
 
 @piece(FAMILY, "ONNX after `densify_`, both exporters", ignored=ONNX)
 def _(method):
     for dynamo in (True, False):
-        require_output(onnx_of_four(dynamo=dynamo)[METHODS.index(method)], model_of(method))
+        require_output(onnx_of_four(dynamo=dynamo, densified=True)[METHODS.index(method)], model_of(method))
 
 
 @piece(FAMILY, "the profiler: products by name")
