@@ -372,8 +372,8 @@ def test_files_from_before_there_was_a_digest_still_load():
 
 
 def test_a_version_one_with_a_digest_is_held_to_it():
-    text = json.dumps({"version": 1, "metadata": {}})
-    safetensors.torch.save_file({"w": torch.ones(1)}, FILE, {"pollard": text, "pollard digest": "0" * 32})
+    text = json.dumps({"digest": "0" * 32, "version": 1, "metadata": {}})
+    safetensors.torch.save_file({"w": torch.ones(1)}, FILE, {"pollard": text})
     with pytest.raises(StoreError, match="digest"):
         load_tensors(FILE)
 
@@ -384,6 +384,14 @@ def test_negation_and_conjugation_that_wait_are_written_as_numbers():
     loaded, _ = load_tensors(FILE)
     assert loaded["imag"].tolist() == [-2.0, 4.0]
     assert torch.equal(loaded["whole"], waiting)
+
+
+def test_the_same_content_is_the_same_bytes():
+    written = set()
+    for _ in range(20):
+        save_tensors(FILE, {"b": torch.ones(2), "a": torch.zeros(3)}, {"seed": 1})
+        written.add(Path(FILE).read_bytes())
+    assert len(written) == 1
 
 
 def test_reading_holds_every_byte_once():

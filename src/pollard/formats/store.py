@@ -19,7 +19,8 @@ from pollard.formats.topology import Topology
 from pollard.reading import DEEPEST, is_shallow, parse_json
 
 VERSION = 2  # version 1 had no digest
-_KEY, _DIGEST = "pollard", "pollard digest"
+_KEY = "pollard"  # the one entry of the header: of several, safetensors writes now one first, now another
+_DIGEST = '{"digest": "'
 _ADVICE = {
     errno.ENOSPC: "Free some space, or write to another disk.",
     errno.EDQUOT: "Free some of your quota, or write to another disk.",
@@ -84,7 +85,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
             "metadata nested too deeply", f"dicts and lists at most {DEEPEST - 2} deep", "Keep it flatter."
         )
     stored = _apart(tensors)
-    header = {_KEY: text, _DIGEST: digest_of(stored, text)}
+    header = {_KEY: f'{_DIGEST}{digest_of(stored, text)}", {text[1:]}'}
 
     def write(beside: Path) -> None:
         try:
@@ -111,7 +112,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 def load_any(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, whoever wrote it; raises StoreError as `load_tensors`, of its own files."""
     tensors, texts = read_tensors(path)
-    if _KEY in texts or _DIGEST in texts:
+    if _KEY in texts:
         _checked(path, tensors, texts)
     return tensors
 
@@ -120,10 +121,11 @@ def _checked(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts:
     """The metadata in `texts`, once they and `tensors` are known to be what was written."""
     text = texts.get(_KEY)
     version, metadata = _metadata(path, text)
-    if _DIGEST in texts or version > 1:
-        found = digest_of(tensors, str(text))
-        if texts.get(_DIGEST) != found:
-            raise damaged(path, f"digest {found} where {texts.get(_DIGEST)} was written")
+    told, separator, rest = str(text).removeprefix(_DIGEST).partition('", ')
+    if version > 1 or str(text).startswith(_DIGEST):
+        found = digest_of(tensors, "{" + rest)
+        if not separator or told != found:
+            raise damaged(path, f"digest {found} where {told:.40} was written")
     return metadata
 
 
