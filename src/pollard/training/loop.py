@@ -309,7 +309,7 @@ class _Run:
         if self.outputs.folder is None:
             return
         processes.average_buffers(self.model)
-        topologies = {} if self.sparsifier is None else self.sparsifier.state_dict()
+        topologies = {} if self.sparsifier is None else self.sparsifier.own_state_dict()
         with processes.failing_together():
             self._write(topologies)
 

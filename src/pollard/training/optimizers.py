@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pollard.errors import InvalidInput
 from pollard.training.options import TrainingOptions
+from pollard.training.wrapping import within
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -61,13 +62,14 @@ def require_stepped(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> N
 def rebind(
     optimizer: Optimizer, old: Tensor, new: Tensor, convert: Callable[[Tensor], Tensor] = lambda each: each
 ) -> None:
-    """Have `optimizer` step `new` where it stepped `old`; `convert` makes state of `old`'s shape fit `new`."""
-    for group in optimizer.param_groups:
-        # In place: LBFGS holds on to the list.
-        group["params"][:] = [new if parameter is old else parameter for parameter in group["params"]]
-    if old in optimizer.state:
-        state = optimizer.state.pop(old)
-        for key, entry in state.items():
-            if isinstance(entry, Tensor) and entry.dim() > 0 and entry.shape == old.shape:
-                state[key] = convert(entry)
-        optimizer.state[new] = state
+    """Have `optimizer`, and what it is wrapped around, step `new` for `old`; `convert` makes state of `old`'s shape fit."""
+    for each in within(optimizer):
+        for group in each.param_groups:
+            # In place: LBFGS holds on to the list.
+            group["params"][:] = [new if parameter is old else parameter for parameter in group["params"]]
+        if old in each.state:
+            state = each.state.pop(old)
+            for key, entry in state.items():
+                if isinstance(entry, Tensor) and entry.dim() > 0 and entry.shape == old.shape:
+                    state[key] = convert(entry)
+            each.state[new] = state

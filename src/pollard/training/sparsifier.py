@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,16 @@ from pollard.training.methods.change import Change
 from pollard.training.methods.grow import by_gradient
 from pollard.training.methods.method import Method
 from pollard.training.randomness import generator
+from pollard.training.stepping import Steps
 from pollard.training.weights import CompressedWeight, Weight, sparse_weights
+from pollard.training.wrapping import Wrapper
 
 
-class Sparsifier:
-    """Trains the sparse layers of `model` by `method`: call `step()` wherever a loop calls `optimizer.step()`.
+class Sparsifier(Wrapper):
+    """A torch optimizer that trains the sparse layers of `model` by `method`, in front of `optimizer`, which steps them.
+
+    Whatever takes an optimizer takes it: loops that call `step()`, with a closure or without, learning-rate schedulers,
+    gradient scalers, trainers. Its groups and state are those of `optimizer`.
 
     ::
 
@@ -66,7 +72,8 @@ class Sparsifier:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, method: Method, *, layers: LayerFilter = None, seed: int = 0
     ) -> None:
-        self.model, self.optimizer, self.method, self.seed = processes.bare(model), optimizer, method, seed
+        super().__init__(optimizer)
+        self.model, self.method, self.seed = processes.bare(model), method, seed
         self.weights = sparse_weights(self.model, optimizer, layers)
         self._refuse_wrapper()
         self.steps = self.updates = 0
@@ -87,36 +94,62 @@ class Sparsifier:
                 f"{method.name} updates every {method.every} steps, up to step {method.end}: not once. Lower every."
             )
             warnings.warn(message, NothingMoves, stacklevel=2)
+        self._listen()
         self._watch()
 
+    def _listen(self) -> None:
+        self._stepping = Steps(self.optimizer, self._stepped_past)
+
+    def _stepped_past(self) -> None:
+        """The optimizer has taken a step that was not asked of this."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Who listens to a copied optimizer listens anew.
+        return {name: value for name, value in super().__getstate__().items() if name != "_stepping"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._listen()
+
+    def __repr__(self) -> str:
+        done = f"{self.method.name} of {len(self.weights)} layers, {self.updates} updates in {self.steps} steps"
+        return f"{type(self).__name__} ({done}) in front of {self.optimizer!r}"
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step: of the optimizer, of the topology, or of both; returns what `closure` returned, as optimizers do."""
+        """One step: of the optimizer, of the topology, or of both; returns what `closure` returned, as optimizers do.
+
+        Where `optimizer` is wrapped around another and takes no step now, as under gradient accumulation, this was none.
+        """
         step = self.steps + 1
         due = self.method.due(step)
+        instead = due and self.method.instead_of_step
 
-        def prepare() -> Any:
-            loss = None if closure is None else torch.enable_grad()(closure)()
+        def prepare() -> None:
             if due:
                 self._require_ready()
             self.method.before_step(self.weights, step)
-            return loss
 
         if due:
             self._refuse_wrapper()
-        if due and self.method.instead_of_step:
-            loss = prepare()
-        elif closure is not None:
-            loss = self.optimizer.step(prepare)
-        else:
+        if instead and not self._stepping.wrapped:
+            loss, taken = None if closure is None else torch.enable_grad()(closure)(), True
             prepare()
-            loss = self.optimizer.step()
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001  schedulers ask whether it was stepped
+        else:
+            call = self.optimizer.step if closure is None else partial(self.optimizer.step, closure)
+            loss, taken = self._stepping.taking(call, prepare, instead=instead)
+        if taken:
+            self._count(step, due=due)
+        return loss
+
+    def _count(self, step: int, *, due: bool) -> None:
+        """What a step that was taken leads to."""
         self._count_cost(due=due)
         self.steps = step
         if due:
             with torch.no_grad(), self._lean():
                 self._update()
         self._watch()
-        return loss
 
     def _require_ready(self) -> None:
         """Raises InvalidInput where an update could not be gone through with: before anything has moved, a step included."""
@@ -257,8 +290,8 @@ class Sparsifier:
             "inference_flops": density,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that going on bit for bit takes besides the state of model and optimizer.
+    def own_state_dict(self) -> dict[str, Any]:
+        """All that going on bit for bit takes besides the state of model and optimizer; `state_dict` holds it too.
 
         The same on every process, all of which call this; any number of them may go on from it.
         """
@@ -275,8 +308,8 @@ class Sparsifier:
             "passes": {name: weight.passes.state_dict() for name, weight in self.weights.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, after model and optimizer have been loaded; raises StoreError where it is another's."""
+    def require_own(self, state: Mapping[str, Any]) -> None:
+        """Raises StoreError where `state` is of another method, or of other layers."""
         names = list(state.get("held", {}))
         if state.get("method") != self.method.name or names != list(self.weights):
             raise StoreError(
@@ -284,6 +317,10 @@ class Sparsifier:
                 f"method {self.method.name!r} for layers {list(self.weights)}",
                 "Load what this model and method saved.",
             )
+
+    def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, after model and optimizer have been loaded; raises StoreError where it is another's."""
+        self.require_own(state)
         self.steps, self.updates = state["steps"], state["updates"]
         self.flips, self.cost, self._held = state["flips"], state["cost"], dict(state["held"])
         for name, weight in self.weights.items():

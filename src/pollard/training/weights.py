@@ -24,12 +24,13 @@ from pollard.nn.surgery import sparse_layers
 from pollard.selection import LayerFilter, select
 from pollard.training.optimizers import require_stepped
 from pollard.training.passes import Passes, is_finite
+from pollard.training.wrapping import states_of, stray, tensors_in, within
 
 Fill = float | Tensor
 
 
 class Weight(ABC):
-    """The weight of one sparse layer, with the state that `optimizer` holds for it.
+    """The weight of one sparse layer, with the state that `optimizer`, and whatever it is wrapped around, holds for it.
 
     parameter: what the optimizer steps. topology: what is kept now. passes: what went through the layer, for growth.
     memory: `(out, in)`, what the weights are that are not kept, for a method that holds something dense.
@@ -37,6 +38,7 @@ class Weight(ABC):
 
     def __init__(self, name: str, optimizer: Optimizer, topology: Topology) -> None:
         self.name, self.optimizer, self.topology = name, optimizer, topology
+        self.optimizers = within(optimizer)
         self.memory: Tensor | None = None
 
     layer: SparseLinear | MaskedLinear
@@ -60,7 +62,7 @@ class Weight(ABC):
 
         None before the first step. Raises InvalidInput where the optimizer keeps no momentum.
         """
-        state = self.optimizer.state.get(self.parameter, {})
+        state = {key: entry for each in reversed(self.states()) for key, entry in each.items()}
         if not state and not any(group.get("momentum") == 0 for group in self.optimizer.param_groups):
             return None
         first = state.get("momentum_buffer", state.get("exp_avg"))
@@ -72,6 +74,10 @@ class Weight(ABC):
             )
         second = state.get("exp_avg_sq")
         return self.kept_of(first if second is None else first / (second.sqrt() + 1e-8))
+
+    def states(self) -> list[dict[str, Any]]:
+        """What each of the optimizers holds for the parameter, and none that holds nothing."""
+        return list(states_of(self.parameter, self.optimizers))
 
     @property
     def rows(self) -> int:
@@ -105,10 +111,9 @@ class Weight(ABC):
         weights, a number or one for each. What stays keeps its value and every per-weight entry of the optimizer's state,
         bit for bit; state of what comes starts at zero. The gradient is gone: it was of another topology.
         """
-        state = self.optimizer.state.get(self.parameter, {})
-        moved = {key: self._moved(state[key], after, source, 0.0) for key in self._per_weight()}
+        moved = [(state, key, self._moved(state[key], after, source, 0.0)) for state, key in self._per_weight()]
         self._keep(after, self._moved_values(after, source, fill))
-        for key, entry in moved.items():
+        for state, key, entry in moved:
             state[key] = entry
         self.parameter.grad = None
         self.topology = after
@@ -141,20 +146,22 @@ class Weight(ABC):
                     "finite numbers to choose by",
                     "Skip the step, as the optimizer would spoil its weights too; look for NaN in inputs and loss.",
                 )
-        if isinstance(self.optimizer, LBFGS):  # even before it has a state
+        if any(isinstance(each, LBFGS) for each in self.optimizers):  # even before it has a state
             return self._unmovable("of all weights together")
+        if place := stray(self.parameter, self.optimizers):
+            return self._unmovable(f"in {place}, where nothing says which parameter it is of,")
         try:
             self._per_weight()
         except InvalidInput as error:
             return error
         return None
 
-    def _per_weight(self) -> list[str]:
-        state = self.optimizer.state.get(self.parameter, {})
-        return [key for key, entry in state.items() if self._is_per_weight(key, entry)]
+    def _per_weight(self) -> list[tuple[dict[str, Any], str]]:
+        entries = [(state, key) for state in self.states() for key in state]
+        return [(state, key) for state, key in entries if self._is_per_weight(key, state[key])]
 
     def _is_per_weight(self, key: str, entry: object) -> bool:
-        several = isinstance(entry, list | tuple) and any(isinstance(each, Tensor) for each in entry)
+        several = not isinstance(entry, Tensor) and any(True for _ in tensors_in(entry))
         if not several and (not isinstance(entry, Tensor) or entry.dim() == 0):
             return False
         if isinstance(entry, Tensor) and entry.shape == self.parameter.shape:
@@ -230,7 +237,7 @@ class MaskedWeight(Weight):
     def __init__(self, name: str, layer: MaskedLinear, optimizer: Optimizer) -> None:
         super().__init__(name, optimizer, layer.topology)
         self.layer, self.passes = layer, Passes(name, layer, whole=True)
-        for held in (layer.weight, *optimizer.state.get(layer.weight, {}).values()):
+        for held in (layer.weight, *(entry for state in self.states() for entry in state.values())):
             if isinstance(held, Tensor) and held.shape == layer.mask.shape:
                 self._drop_rest(held)
 
@@ -293,6 +300,6 @@ def _of(name: str, layer: SparseLinear | MaskedLinear, optimizer: Optimizer) -> 
 
 def state_entries(weight: Weight) -> Iterator[tuple[str, Tensor]]:
     """The optimizer's per-weight state of `weight` at the kept weights: names and `(nnz,)` tensors."""
-    for key, entry in weight.optimizer.state.get(weight.parameter, {}).items():
+    for key, entry in (pair for state in weight.states() for pair in state.items()):
         if isinstance(entry, Tensor) and entry.dim() > 0:
             yield key, weight.kept_of(entry)
