@@ -57,8 +57,6 @@ MAKERS = {
     "arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randint",
     "randn", "randperm", "scalar_tensor", "tensor", "zeros",
 }  # fmt: skip
-# The products and what they stand on name theirs one by one.
-OPEN = {"dispatch", "launch", "operand", "workspace", "matmul", "linear", "topology"}
 
 
 def nameless(text: str) -> list[int]:
@@ -76,8 +74,7 @@ def nameless(text: str) -> list[int]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_new_tensor_names_its_dtype_and_its_device(path):
-    if path.stem not in OPEN:
-        assert nameless(path.read_text(encoding="utf-8")) == []
+    assert nameless(path.read_text(encoding="utf-8")) == []
 
 
 def test_a_tensor_that_takes_a_default_would_be_seen():

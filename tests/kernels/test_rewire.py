@@ -230,7 +230,7 @@ def assert_columns(topology):
     assert torch.equal(turned.columns, slow.groups)
     assert torch.equal(permutation, slow.permutation)
     assert {turned.columns.dtype, turned.row_pointers.dtype, permutation.dtype} == {torch.int32}
-    assert turned.columns is topology.transpose().groups
+    assert turned.indices.columns is topology.transpose().groups
 
 
 @shared

@@ -1,6 +1,8 @@
 """The operators as torch sees them: checks, derivatives of any order, compilers, export, autocast."""
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from pollard.errors import InvalidInput, PollardError
 from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
-from pollard.ops import matmul
+from pollard.ops import matmul, operators, transforms
 from strategies import topologies
 
 OPS = torch.ops.pollard
@@ -22,7 +24,7 @@ def topology(pattern="v2"):
 
 def arguments(operation, dtype=torch.float32):
     kept = topology()
-    arrays = matmul.carriers(kept)
+    arrays = kept.indices
     made = torch.Generator().manual_seed(1)
 
     def leaf(*shape):
@@ -63,15 +65,26 @@ def test_the_short_way_of_eager_code_gives_the_same_bits_and_derivatives():
     kept = topology()
     x, values, bias = torch.randn(5, 6), torch.randn(kept.nnz), torch.randn(8)
     outcomes = []
-    for through in (OPS.linear, matmul.product):
+
+    def at_once(x, values, bias):
+        return matmul.linear(x, values, kept, bias, relu=True)
+
+    def dispatched(x, values, bias):
+        return OPS.linear(x, values, *kept.indices, bias, 6, 2, True)
+
+    def transformed(x, values, bias):
+        return transforms.linear(x, values, bias, kept, relu=True)
+
+    for through in (dispatched, at_once, transformed):
         leaves = [leaf.clone().requires_grad_() for leaf in (x, values, bias)]
-        y = through(*leaves[:2], *matmul.carriers(kept), leaves[2], 6, 2, True)
+        y = through(*leaves)
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         second = torch.autograd.grad(sum(each.square().sum() for each in first), leaves)
-        plain = torch.autograd.grad(through(*leaves[:2], *matmul.carriers(kept), leaves[2], 6, 2, True).sum(), leaves)
+        plain = torch.autograd.grad(through(*leaves).sum(), leaves)
         outcomes.append([y, *first, *second, *plain])
-    for ours, theirs in zip(*outcomes, strict=True):
+    for ours, theirs, others in zip(*outcomes, strict=True):
         assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, others)  # a bias that is added later rounds once more
 
 
 @given(topologies(smallest=1), st.integers(1, 5))
@@ -153,30 +166,60 @@ BAD = {
 def test_bad_operands_are_refused_before_any_kernel_runs(case):
     kept = topology()
     with pytest.raises(PollardError):
-        BAD[case](kept, matmul.carriers(kept))
+        BAD[case](kept, kept.indices)
 
 
-def test_index_arrays_that_were_written_to_are_validated_again():
-    layer = SparseLinear.random(6, 8, 0.5)
-    layer(torch.ones(2, 6))
-    layer.columns[0] = 6
+def test_arrays_of_ones_own_that_were_written_to_are_validated_again():
+    kept = topology("unstructured")
+    pointers, columns = kept.row_pointers, kept.columns
+    call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, 1, False)
+    OPS.linear(*call)
+    columns[0] = 6
     with pytest.raises(InvalidInput, match="column"):
-        layer(torch.ones(2, 6))
+        OPS.linear(*call)
 
 
-def test_a_validated_topology_is_not_validated_again(monkeypatch):
-    layer = SparseLinear.random(6, 8, 0.5)
-    monkeypatch.setattr(Topology, "__post_init__", lambda self: pytest.fail("validated again"))
-    layer(torch.ones(2, 6, requires_grad=True)).sum().backward()
+def test_inference_arrays_are_compared_since_their_writes_are_not_counted():
+    with torch.inference_mode():
+        kept = topology("unstructured")
+        pointers, columns = kept.row_pointers.clone(), kept.columns.clone()
+        call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, 1, False)
+        OPS.linear(*call)
+        columns[:] = 10**9
+        with pytest.raises(InvalidInput, match="columns"):
+            OPS.linear(*call)
 
 
-def test_arrays_of_ones_own_are_validated_once(monkeypatch):
+@pytest.fixture
+def never_validated(monkeypatch):
+    def refuse(*_):
+        pytest.fail("validated again")
+
+    return lambda: monkeypatch.setattr(operators, "Topology", refuse)
+
+
+def test_a_validated_topology_is_not_validated_again(never_validated):
     kept = topology()
-    pointers, columns = kept.row_pointers.clone(), kept.columns.clone()
-    call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, 2, False)
+    never_validated()
+    OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *operators.arrays(kept)[:2], None, 6, 2, False)
+
+
+def test_arrays_of_ones_own_are_validated_once(never_validated):
+    kept = topology()
+    call = (torch.ones(5, 6), torch.ones(kept.nnz), kept.row_pointers, kept.columns, None, 6, 2, False)
     first = OPS.linear(*call)
-    monkeypatch.setattr(Topology, "__post_init__", lambda self: pytest.fail("validated again"))
+    never_validated()
     assert torch.equal(OPS.linear(*call), first)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda array: pickle.loads(pickle.dumps(array))])
+def test_copies_of_known_arrays_are_validated_for_themselves(copied):
+    kept = topology("unstructured")
+    pointers, columns = operators.arrays(kept)[:2]
+    other = copied(columns)
+    other[0] = 99
+    with pytest.raises(InvalidInput, match="column"):
+        OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), pointers, other, None, 6, 1, False)
 
 
 @given(st.data())

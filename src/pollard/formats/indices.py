@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+from zlib import crc32
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.errors import InvalidInput, TopologyError
@@ -13,6 +18,40 @@ from pollard.formats.pattern import Pattern
 
 LIMIT = 2**31 - 1
 _CHUNK = 1 << 18
+
+
+class Indices(NamedTuple):
+    """The arrays of a topology, contiguous int32: where each row group begins, `(groups + 1,)`, and columns `(grains,)`."""
+
+    row_pointers: Tensor
+    columns: Tensor
+
+
+def own(array: Tensor) -> Tensor:
+    """A copy of an int32 array; any other dtype is refused, or converted later, which copies."""
+    return array.detach().clone() if getattr(array, "dtype", None) is torch.int32 else array
+
+
+def signature(indices: Indices, frame: str) -> Tensor:
+    """64 bits that depend on each index and its place, and on `frame`: 8 whole numbers below 256, float32."""
+    found = crc32(frame.encode())
+    for array in indices:
+        numbers = array.numpy()
+        for start in range(0, len(numbers), len(_factors())):
+            part = numbers[start : start + len(_factors())]
+            # Products wrap around: what is odd loses nothing of what it multiplies.
+            found = (found + int(np.dot(part, _factors()[: len(part)]))) * _STEP % 2**64
+        found = (found + len(numbers)) * _STEP % 2**64
+    return torch.tensor(list((found ^ found >> 32).to_bytes(8)), dtype=torch.float32, device="cpu")
+
+
+_STEP = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: odd, and its bits look like any
+
+
+@cache
+def _factors() -> NDArray[np.int32]:
+    numbers = np.random.Generator(np.random.PCG64(0)).integers(2**32, size=1 << 16, dtype=np.uint32)
+    return (numbers | 1).view(np.int32)
 
 
 def checked_frame(shape: tuple[int, int], pattern: str | Pattern) -> tuple[tuple[int, int], Pattern, int]:

@@ -123,7 +123,7 @@ class SparseMatrix:
 
         Raises InvalidInput on another layout, TopologyError where the indices of a CSR tensor are unsorted.
 
-        >>> SparseMatrix.from_torch(torch.eye(2).to_sparse_coo()).topology.columns.tolist()
+        >>> SparseMatrix.from_torch(torch.eye(2).to_sparse_coo()).topology.indices.columns.tolist()
         [0, 1]
         """
         if not isinstance(matrix, Tensor) or matrix.layout not in (torch.sparse_csr, torch.sparse_coo):
@@ -141,7 +141,7 @@ class SparseMatrix:
     def to_torch_csr(self) -> Tensor:
         """A torch CSR tensor with int32 indices, grains taken apart and explicit zeros kept."""
         flat = self.unstructured()
-        indices = (flat.topology.row_pointers.clone(), flat.topology.columns.clone())
+        indices = (flat.topology.indices.row_pointers.clone(), flat.topology.indices.columns.clone())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # torch calls it beta
             return torch.sparse_csr_tensor(*indices, flat.values.detach().clone(), self.shape, check_invariants=False)
@@ -150,7 +150,7 @@ class SparseMatrix:
         """A coalesced torch COO tensor, grains taken apart and explicit zeros kept."""
         flat = self.unstructured()
         rows = torch.arange(self.shape[0], dtype=torch.int64, device="cpu").repeat_interleave(flat.topology.fan_in())
-        indices = torch.stack((rows, flat.topology.columns.long()))
+        indices = torch.stack((rows, flat.topology.indices.columns.long()))
         return torch.sparse_coo_tensor(
             indices, flat.values.detach().clone(), self.shape, is_coalesced=True, check_invariants=False
         )
@@ -193,7 +193,7 @@ def _to_scipy(topology: Topology, entries: NDArray[Any]) -> Any:
     import scipy.sparse  # a tenth of a second that users of no SciPy should not pay
 
     rows = topology.pattern.rows
-    indices = (topology.columns.numpy(), topology.row_pointers.numpy())
+    indices = (topology.indices.columns.numpy(), topology.indices.row_pointers.numpy())
     if rows == 1:
         return scipy.sparse.csr_array((entries, *indices), topology.shape)
     return scipy.sparse.bsr_array((entries.reshape(-1, rows, 1), *indices), topology.shape, blocksize=(rows, 1))
@@ -217,10 +217,10 @@ def _dense(weight: Tensor) -> Tensor:
 
 def _pieces(topology: Topology) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Ranges of grains, and the group and column of each, in pieces whose int64 indices cost no memory to speak of."""
-    pointers = topology.row_pointers.numpy()
+    pointers = topology.indices.row_pointers.numpy()
     step = max(1, _CHUNK // max(1, topology.shape[1]))
     for first in range(0, topology.groups, step):
         bounds = pointers[first : first + step + 1]
         part = slice(int(bounds[0]), int(bounds[-1]))
         groups = np.repeat(np.arange(first, first + len(bounds) - 1), np.diff(bounds))
-        yield part, torch.from_numpy(groups), topology.columns[part].long()
+        yield part, torch.from_numpy(groups), topology.indices.columns[part].long()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -17,6 +17,7 @@ from torch import Tensor
 from pollard.errors import PatternError, TopologyError
 from pollard.formats.difference import Difference, Rows, compare
 from pollard.formats.indices import (
+    Indices,
     check_count,
     check_density,
     check_mask,
@@ -24,13 +25,13 @@ from pollard.formats.indices import (
     checked_frame,
     checked_pointers,
     checked_positions,
+    own,
+    signature,
 )
 from pollard.formats.pattern import Pattern
+from pollard.formats.positions import complement, nonzero, slices
 from pollard.formats.rewiring import checked_change, rewire
 from pollard.formats.sampling import Integers, sample
-
-# Grains handled at once where a step needs a wider temporary: a few hundred thousand stay in cache and cost no memory.
-_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +48,6 @@ class Transpose:
     permutation: Tensor
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Topology:
     """The kept grains of a weight of `shape` (out, in), in CSR order over row groups and columns.
 
@@ -58,8 +58,9 @@ class Topology:
     shape: (out, in), each at most `2**31 - 1`. pattern: a Pattern or its name.
     row_pointers: int32 `(out / rows + 1,)`. columns: int32 `(grains,)`, strictly ascending within a group.
 
-    int64 input is taken where it fits. The arrays are copied, and then belong to the topology: they are the same tensor
-    objects at every access, and nobody writes to them. Compared and hashed by identity; `same_as` compares contents.
+    int64 input is taken where it fits. The arrays are copied, and nobody can write to them again: `row_pointers` and
+    `columns` are copies at each access. So copies of a layer, plans and kernels share a topology without a care.
+    Compared and hashed by identity; `same_as` compares contents.
     Raises TopologyError where the arrays are no such matrix, PatternError where the pattern does not divide the rows.
 
     >>> topology = Topology((2, 3), "unstructured", torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]))
@@ -71,12 +72,15 @@ class Topology:
 
     shape: tuple[int, int]
     pattern: Pattern
-    row_pointers: Tensor
-    columns: Tensor
+    # The arrays themselves, for who only reads: formats and kernels.
+    indices: Indices
 
-    def __post_init__(self) -> None:
-        made = type(self).adopt(self.shape, self.pattern, _private(self.row_pointers), _private(self.columns))
+    def __init__(self, shape: tuple[int, int], pattern: str | Pattern, row_pointers: Tensor, columns: Tensor) -> None:
+        made = type(self).adopt(shape, pattern, own(row_pointers), own(columns))
         self.__dict__.update(made.__dict__)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a topology is frozen: {name!r} cannot be set; make another one")
 
     @classmethod
     def adopt(cls, shape: tuple[int, int], pattern: str | Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
@@ -117,7 +121,7 @@ class Topology:
         """
         shape, pattern, groups = checked_frame(shape, pattern)
         ascending = checked_positions(positions, groups * shape[1])
-        return cls._from_ascending(shape, pattern, len(ascending), _slices(ascending.numpy()))
+        return cls._from_ascending(shape, pattern, len(ascending), slices(ascending.numpy()))
 
     @classmethod
     def random(
@@ -141,9 +145,9 @@ class Topology:
         count = round(density * total)
         check_count(count)
         if 2 * count <= total:
-            return cls._from_ascending(shape, pattern, count, _slices(sample(total, count, generator)))
+            return cls._from_ascending(shape, pattern, count, slices(sample(total, count, generator)))
         dropped = sample(total, total - count, generator)
-        return cls._from_ascending(shape, pattern, count, _complement(dropped, total))
+        return cls._from_ascending(shape, pattern, count, complement(dropped, total))
 
     @classmethod
     def full(cls, shape: tuple[int, int], pattern: str | Pattern = "unstructured") -> Self:
@@ -174,7 +178,7 @@ class Topology:
         flat = np.ascontiguousarray(grains).reshape(-1)
         count = int(np.count_nonzero(flat))
         check_count(count)
-        return cls._from_ascending(shape, pattern, count, _nonzero(flat))
+        return cls._from_ascending(shape, pattern, count, nonzero(flat))
 
     @classmethod
     def _from_ascending(cls, shape: tuple[int, int], pattern: Pattern, count: int, chunks: Iterable[Integers]) -> Self:
@@ -197,7 +201,7 @@ class Topology:
     def trusted(cls, shape: tuple[int, int], pattern: Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
         """As `adopt`, and unchecked: only for arrays that are right by the way they were made."""
         made = object.__new__(cls)
-        made.__dict__.update(shape=shape, pattern=pattern, row_pointers=row_pointers, columns=columns)
+        made.__dict__.update(shape=shape, pattern=pattern, indices=Indices(row_pointers, columns))
         return made
 
     def __repr__(self) -> str:
@@ -210,17 +214,28 @@ class Topology:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As arrays: a tensor's own attributes, which may lead back to this topology, stay behind.
-        return _restore, (type(self), self.shape, str(self.pattern), self.row_pointers.numpy(), self.columns.numpy())
+        arrays = (array.numpy() for array in self.indices)
+        return _restore, (type(self), self.shape, str(self.pattern), *arrays)
+
+    @property
+    def row_pointers(self) -> Tensor:
+        """Where each row group begins, and where the last one ends, int32 `(groups + 1,)`: a copy."""
+        return self.indices.row_pointers.clone()
+
+    @property
+    def columns(self) -> Tensor:
+        """The column of each grain, int32 `(grains,)`: a copy."""
+        return self.indices.columns.clone()
 
     @property
     def groups(self) -> int:
         """Row groups, `out / rows`."""
-        return len(self.row_pointers) - 1
+        return len(self.indices.row_pointers) - 1
 
     @property
     def grains(self) -> int:
         """How many grains are kept."""
-        return len(self.columns)
+        return len(self.indices.columns)
 
     @property
     def nnz(self) -> int:
@@ -237,23 +252,30 @@ class Topology:
         """Bytes of index arrays held now: pointers and columns, and the transpose once it has been made."""
         made = self.__dict__.get("_transposed")
         extra = () if made is None else (made.row_pointers, made.groups, made.permutation)
-        return sum(array.nbytes for array in (self.row_pointers, self.columns, *extra))
+        return sum(array.nbytes for array in (*self.indices, *extra))
 
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that stand for the contents: BLAKE2b over shape, pattern and index arrays."""
         digest = hashlib.blake2b(f"{self.shape} {self.pattern} ".encode(), digest_size=16)
-        for array in (self.row_pointers, self.columns):
+        for array in self.indices:
             digest.update(array.numpy().astype("<i4", copy=False).data)
         return digest.hexdigest()
+
+    @cached_property
+    def signature(self) -> Tensor:
+        """As `fingerprint`, many times as fast and no proof against malice: 8 whole numbers below 256, float32.
+
+        As floats they survive what is done to buffers: a mean of equal ones is the same again, and so is half precision.
+        """
+        return signature(self.indices, f"{self.shape} {self.pattern}")
 
     def same_as(self, other: Topology) -> bool:
         """Whether `other` keeps the same grains of the same shape under the same pattern."""
         return self is other or (
             self.shape == other.shape
             and self.pattern == other.pattern
-            and torch.equal(self.row_pointers, other.row_pointers)
-            and torch.equal(self.columns, other.columns)
+            and all(torch.equal(*pair) for pair in zip(self.indices, other.indices, strict=True))
         )
 
     def positions(self, only: Tensor | None = None) -> Tensor:
@@ -264,11 +286,11 @@ class Topology:
         ([0, 1, 2, 3], [0, 3])
         """
         if only is None:
-            return torch.from_numpy(self._group_starts(self.shape[1]) + self.columns.numpy())
+            return torch.from_numpy(self._group_starts(self.shape[1]) + self.indices.columns.numpy())
         chosen = np.flatnonzero(only.numpy())
-        counts = np.diff(np.searchsorted(chosen, self.row_pointers.numpy()))
+        counts = np.diff(np.searchsorted(chosen, self.indices.row_pointers.numpy()))
         starts = np.repeat(np.arange(self.groups, dtype=np.int64) * self.shape[1], counts)
-        return torch.from_numpy(starts + self.columns.numpy()[chosen])
+        return torch.from_numpy(starts + self.indices.columns.numpy()[chosen])
 
     def weight_positions(self) -> Tensor:
         """Flat weight positions `row * in + column` of every value, int64 `(nnz,)` in the order of values.
@@ -278,13 +300,13 @@ class Topology:
         """
         if self.pattern.rows == 1:
             return self.positions()
-        top = self._group_starts(self.pattern.rows * self.shape[1]) + self.columns.numpy()
+        top = self._group_starts(self.pattern.rows * self.shape[1]) + self.indices.columns.numpy()
         below = np.arange(self.pattern.rows, dtype=np.int64) * self.shape[1]
         return torch.from_numpy((top[:, None] + below).reshape(-1))
 
     def _group_starts(self, step: int) -> NDArray[np.int64]:
         """`step` times its row group, for every grain."""
-        return np.repeat(np.arange(self.groups, dtype=np.int64) * step, np.diff(self.row_pointers.numpy()))
+        return np.repeat(np.arange(self.groups, dtype=np.int64) * step, np.diff(self.indices.row_pointers.numpy()))
 
     def mask(self) -> Tensor:
         """Bool `(out, in)`, True = keep. One byte a weight: for small things and tests."""
@@ -298,7 +320,7 @@ class Topology:
         >>> Topology.from_mask(torch.eye(3, dtype=torch.bool)).fan_in().tolist()
         [1, 1, 1]
         """
-        return self.row_pointers.diff().long().repeat_interleave(self.pattern.rows)
+        return self.indices.row_pointers.diff().long().repeat_interleave(self.pattern.rows)
 
     def transpose(self, make: Callable[[Topology], Transpose] | None = None) -> Transpose:
         """The same grains by columns; made once, then kept. `make` may know a faster way than the one here.
@@ -307,9 +329,9 @@ class Topology:
         >>> by_column.row_pointers.tolist(), by_column.groups.tolist(), by_column.permutation.tolist()
         ([0, 2, 3], [0, 1, 0], [0, 2, 1])
         """
-        if "_transposed" not in self.__dict__:
-            self.__dict__["_transposed"] = (make or _transposed)(self)
-        made: Transpose = self.__dict__["_transposed"]
+        made: Transpose | None = self.__dict__.get("_transposed")
+        if made is None:
+            made = self.__dict__["_transposed"] = (make or _transposed)(self)
         return made
 
     def drop_transpose(self) -> None:
@@ -331,7 +353,7 @@ class Topology:
             raise TopologyError(
                 f"{other!r}", f"shape {self.shape} and pattern {self.pattern}", "Compare like with like."
             )
-        here, there = (Rows(side.row_pointers.numpy(), side.columns.numpy()) for side in (self, other))
+        here, there = (Rows(*(array.numpy() for array in side.indices)) for side in (self, other))
         return compare(here, there, self.shape[1])
 
     def rewired(self, stays: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
@@ -348,7 +370,7 @@ class Topology:
         ([1, 2, 4], [-1, 1, 2])
         """
         change = checked_change(self.grains, self.groups * self.shape[1], stays, grown)
-        moved = rewire(Rows(self.row_pointers.numpy(), self.columns.numpy()), self.shape[1], *change)
+        moved = rewire(Rows(*(array.numpy() for array in self.indices)), self.shape[1], *change)
         pointers, columns, source = (torch.from_numpy(array) for array in moved)
         return self.trusted(self.shape, self.pattern, pointers, columns), source
 
@@ -358,7 +380,7 @@ def _transposed(topology: Topology) -> Transpose:
 
     entries = np.arange(topology.grains, dtype=np.int32)
     by_row = scipy.sparse.csr_array(
-        (entries, topology.columns.numpy(), topology.row_pointers.numpy()), (topology.groups, topology.shape[1])
+        (entries, *(array.numpy() for array in reversed(topology.indices))), (topology.groups, topology.shape[1])
     )
     by_column = by_row.tocsc()
     arrays = (by_column.indptr, by_column.indices, by_column.data)
@@ -369,32 +391,3 @@ def _restore(
     kind: type[Topology], shape: tuple[int, int], pattern: str, pointers: NDArray[np.int32], columns: NDArray[np.int32]
 ) -> Topology:
     return kind.adopt(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
-
-
-def _slices(positions: Integers) -> Iterator[Integers]:
-    for start in range(0, len(positions), _CHUNK):
-        yield positions[start : start + _CHUNK]
-
-
-def _nonzero(flat: NDArray[np.bool_]) -> Iterator[Integers]:
-    for start in range(0, len(flat), _CHUNK):
-        positions = np.flatnonzero(flat[start : start + _CHUNK])
-        if len(positions):
-            yield positions + start
-
-
-def _complement(dropped: Integers, total: int) -> Iterator[Integers]:
-    """Chunks of the ascending integers of `range(total)` that are not in ascending `dropped`."""
-    for start in range(0, total, _CHUNK):
-        stop = min(start + _CHUNK, total)
-        kept = np.ones(stop - start, np.bool_)
-        first, last = np.searchsorted(dropped, (start, stop))
-        kept[dropped[first:last] - start] = False
-        positions = np.flatnonzero(kept)
-        if len(positions):
-            yield positions + start
-
-
-def _private(array: Tensor) -> Tensor:
-    # Any other dtype is refused, or converted later, which copies.
-    return array.detach().clone() if getattr(array, "dtype", None) is torch.int32 else array

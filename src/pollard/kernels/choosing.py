@@ -36,11 +36,11 @@ def choose(topology: Topology, stays: Tensor, first: int, scores: Tensor, bound:
 
 def choose_slowly(topology: Topology, stays: Flags, first: int, scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """`choose`, by masks: its specification."""
-    width, pointers = topology.shape[1], topology.row_pointers[first : first + len(scores) + 1].numpy()
+    width, pointers = topology.shape[1], topology.indices.row_pointers[first : first + len(scores) + 1].numpy()
     held = slice(int(pointers[0]), int(pointers[-1]))
     rows = np.repeat(np.arange(len(scores)), np.diff(pointers))
     above = scores.numpy() > bound
-    above[rows[stays[held]], topology.columns[held].numpy()[stays[held]]] = False
+    above[rows[stays[held]], topology.indices.columns[held].numpy()[stays[held]]] = False
     found = torch.from_numpy(np.flatnonzero(above))
     return found + first * width, scores.reshape(-1)[found]
 
@@ -58,7 +58,7 @@ def _chosen(
     counts = torch.zeros(threads, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("choose", target.isa), threads, threads, scores=scores, bound=torch.tensor([bound], dtype=torch.float32, device="cpu"),
-        flags=torch.from_numpy(stays), columns=topology.columns, pointers=topology.row_pointers, found=found, best=best,
+        flags=torch.from_numpy(stays), columns=topology.indices.columns, pointers=topology.indices.row_pointers, found=found, best=best,
         counts=counts, spare=torch.empty(threads, dtype=torch.float32, device="cpu"), bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"), PASSES=1, WIDTH=width,
         FIRST=first,
     )()  # fmt: skip

@@ -38,11 +38,19 @@ class Tiling:
         return self.pointers.nbytes if self.stride else 0
 
 
+class Calls:
+    """Prepared calls: those of the latest batches, and one for each way to cut a batch, which are few."""
+
+    def __init__(self) -> None:
+        self.recent: dict[Hashable, Any] = {}
+        self.prepared: dict[Hashable, Any] = {}
+
+
 class _Derived:
     def __init__(self) -> None:
         self.tilings: dict[int, Tiling] = {}
         self.bounds: dict[int, Tensor] = {}
-        self.calls: dict[Hashable, Any] = {}
+        self.calls = Calls()
         self.by_columns: tuple[Topology, Tensor] | None = None
 
 
@@ -85,7 +93,7 @@ def forget_columns(topology: Topology) -> None:
     topology.drop_transpose()
 
 
-def calls(topology: Topology) -> dict[Hashable, Any]:
+def calls(topology: Topology) -> Calls:
     """Prepared calls on `topology`, by what they are prepared for; they live as long as the topology."""
     return _of(topology).calls
 
@@ -95,7 +103,7 @@ def bounds(topology: Topology, chunks: int) -> Tensor:
     """Row groups cut into `chunks` runs of about equal numbers of grains: int32 `(chunks + 1,)`."""
     known = _of(topology).bounds
     if chunks not in known:
-        known[chunks] = even(topology.row_pointers, chunks)
+        known[chunks] = even(topology.indices.row_pointers, chunks)
     return known[chunks]
 
 
@@ -142,7 +150,7 @@ def _turned(topology: Topology, target: Target) -> Transpose:
 def _make(topology: Topology, width: int) -> Tiling:
     tiles = -(-topology.shape[1] // width)
     if tiles <= 1:
-        return Tiling(topology.row_pointers, 1, width, 0, 1)
+        return Tiling(topology.indices.row_pointers, 1, width, 0, 1)
     table = attempt(partial(_borders, topology, width))
     if table is None:
         table = _table(topology, width, tiles)
@@ -162,7 +170,7 @@ def _table(topology: Topology, width: int, tiles: int) -> Tensor:
     # What `cut` makes, in numpy.
     groups = topology.groups
     table = np.empty((tiles + 1, groups), np.int32)
-    pointers, columns = topology.row_pointers.numpy(), topology.columns.numpy()
+    pointers, columns = topology.indices.row_pointers.numpy(), topology.indices.columns.numpy()
     table[0] = pointers[:-1]
     first = 0
     while first < groups:

@@ -1,6 +1,7 @@
 """The three products with a sparse weight, without autograd: each picks a generated kernel, or the slow twin.
 
-A kernel runs for float32 on the CPU. Everything else, and ``POLLARD_TARGET=reference``, takes the twin in `reference`.
+A kernel runs for float32, and for half precision that is brought to it; float64 takes torch's sparse products. Everything
+else, and ``POLLARD_TARGET=reference``, takes the twin in `reference`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pollard.errors import KernelError
 from pollard.formats.topology import Topology
-from pollard.kernels import reference, tuning
+from pollard.kernels import precisions, reference, tuning
 from pollard.kernels.derived import (
     Tiling,
     bounds,
@@ -33,7 +34,7 @@ from pollard.kernels.emit.sample import STEP as BATCH_STEP
 from pollard.kernels.fallback import warn
 from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.once import one_at_a_time
-from pollard.kernels.operand import Operand, Packing
+from pollard.kernels.operand import Operand, Packing, output
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target, current
 from pollard.kernels.tuning import Build, Choice, Decision
@@ -45,6 +46,10 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
     "avx2": {1: (8, 6, 12, 4), 2: (5, 4), 4: (3, 2)},
     "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
 }
+
+
+# Batches whose calls are found at once; the others look their choice up again.
+RECENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,84 +137,99 @@ class Product:
         )
 
 
+# A prepared call takes the panels of the batch, then its operands.
 Call = Callable[..., Tensor]
 
 
 def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
-    target = _target(x, values)
-    if target is None or 0 in (x.shape[0], topology.shape[0], topology.grains):
-        return reference.forward(x, values, topology, bias, relu=relu)
-    operand, values = Operand.of(x), values.contiguous()
-    offset = 0 if bias is None else bias.contiguous()
-
-    def make(product: Product, choice: Choice) -> Call:
-        return _gather(product, choice, bias=bias is not None, relu=relu)
-
-    request = Request("gather", topology, operand, target, (bias is not None, relu))
-    call = _prepared(request, make, (operand, values, offset))
-    return reference.forward(x, values, topology, bias, relu=relu) if call is None else call(operand, values, offset)
+    target = current()
+    if target is None or x.dtype is not torch.float32 or not (len(x) and topology.shape[0] and topology.grains):
+        return _without_kernel(forward, target, x, values, topology, bias, relu=relu)
+    operand = Operand.of(x)
+    operands = (operand, values.contiguous(), 0 if bias is None else bias.contiguous())
+    y = _run("gather", topology, operand, target, operands, (bias is not None, relu))
+    return reference.forward(x, values, topology, bias, relu=relu) if y is None else y
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
     """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, features-first in memory."""
-    target = _target(grad, values)
-    if target is None or 0 in (grad.shape[0], topology.shape[1], topology.grains):
-        return reference.input_grad(grad, values, topology)
-    operand, values = Operand.of(grad), values.contiguous()
-    call = _prepared(Request("scatter", topology, operand, target, ()), _scatter, (operand, values))
-    return reference.input_grad(grad, values, topology) if call is None else call(operand, values)
+    target = current()
+    if target is None or grad.dtype is not torch.float32 or not (len(grad) and topology.shape[1] and topology.grains):
+        return _without_kernel(input_grad, target, grad, values, topology)
+    operand = Operand.of(grad)
+    dx = _run("scatter", topology, operand, target, (operand, values.contiguous()), ())
+    return reference.input_grad(grad, values, topology) if dx is None else dx
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     """``(grad.T @ x)`` at the kept weights: one number a value."""
-    target = _target(grad, x)
-    if target is None or 0 in (grad.shape[0], topology.grains):
-        return reference.value_grad(grad, x, topology)
+    target = current()
+    if target is None or grad.dtype is not torch.float32 or not (len(grad) and topology.grains):
+        return _without_kernel(value_grad, target, grad, x, topology)
     upstream, inputs = Operand.of(grad), Operand.of(x)
-
-    def make(product: Product, choice: Choice) -> Call:
-        return _sample(product, choice, upstream)
-
-    request = Request("sample", topology, inputs, target, (upstream.features_first,))
-    call = _prepared(request, make, (upstream, inputs))
-    return reference.value_grad(grad, x, topology) if call is None else call(upstream, inputs)
+    dw = _run("sample", topology, inputs, target, (upstream, inputs), (upstream.features_first,))
+    return reference.value_grad(grad, x, topology) if dw is None else dw
 
 
-class Request(NamedTuple):
-    """What is asked of a kernel at every call: cheap to make, since small layers feel each microsecond."""
-
-    operation: str
-    topology: Topology
-    operand: Operand
-    target: Target
-    variant: tuple[bool, ...]
-
-
-def _target(first: Tensor, second: Tensor) -> Target | None:
-    if first.dtype != torch.float32 or second.dtype != torch.float32 or not (first.is_cpu and second.is_cpu):
-        return None
-    return current()
+def _without_kernel(product: Callable[..., Tensor], target: Target | None, *operands: Any, **options: Any) -> Tensor:
+    # Other precisions have ways of their own; the twin is left what is empty, and where it is asked for.
+    dtype = operands[0].dtype
+    if target is not None and dtype in precisions.HALVES:
+        return precisions.rounded(product, *operands, **options)
+    ways = precisions if target is not None and dtype is torch.float64 else reference
+    y: Tensor = getattr(ways, product.__name__)(*operands, **options)
+    return y
 
 
-def _prepared(request: Request, make: Callable[[Product, Choice], Call], arguments: tuple[object, ...]) -> Call | None:
-    # The call for this kind of product, made on first use; None, after one warning, where its kernel does not compile.
-    operation, topology, operand, target, variant = request
-    threads = torch.get_num_threads()
-    key = (operation, operand.tensor.shape[0], operand.features_first, variant, threads, target.isa)
-    known = calls(topology)
-    call: Call | None = known.get(key)
-    if call is None:
-        product = Product(operation, topology, operand, target, threads)
+Operands = tuple[Any, ...]
+Variant = tuple[bool, ...]
 
-        def build(choice: Choice) -> Callable[[], Tensor]:
-            return partial(make(product, choice), *arguments)
 
+def _run(  # noqa: PLR0917 - called at every product: names would cost
+    operation: str, topology: Topology, operand: Operand, target: Target, operands: Operands, variant: Variant
+) -> Tensor | None:
+    # The product; None, after one warning, where its kernel does not compile.
+    key = (operation, len(operand.tensor), operand.features_first, variant, torch.get_num_threads(), target.isa)
+    recent = calls(topology).recent
+    found = recent.get(key)
+    if found is None:
+        product = Product(operation, topology, operand, target, torch.get_num_threads())
         try:
-            call = known[key] = make(product, product.decide(build).choice)
+            found = _prepared(product, operands, variant)
         except KernelError as refused:
             warn(str(refused))
-    return call
+            return None
+        if len(recent) >= RECENT:
+            recent.clear()
+        recent[key] = found
+    call, panels = found
+    y: Tensor = call(panels, *operands)
+    return y
+
+
+@one_at_a_time
+def _prepared(product: Product, operands: Operands, variant: Variant) -> tuple[Call, Panels]:
+    # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
+    known = calls(product.topology).prepared
+
+    def build(choice: Choice) -> Callable[[], Tensor]:
+        return partial(_made(product, choice, operands, variant), product.panels(choice), *operands)
+
+    choice = product.decide(build).choice
+    panels = product.panels(choice)
+    layout = product.operand.features_first
+    key = (product.operation, layout, variant, product.threads, product.target.isa, choice, panels.kind)
+    call = known.get(key)
+    if call is None:
+        call = known[key] = _made(product, choice, operands, variant)
+    return call, panels
+
+
+def _made(product: Product, choice: Choice, operands: Operands, variant: Variant) -> Call:
+    if product.operation == "gather":
+        return _gather(product, choice, *variant)
+    return _scatter(product, choice) if product.operation == "scatter" else _sample(product, choice, operands[0])
 
 
 def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:
@@ -218,29 +238,30 @@ def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | 
     block = math.ceil(16 / max(topology.density, 1e-6))
     passes = max(1, math.ceil(topology.groups / chunks / block))
     return {
-        "tiles": tiles.pointers, "columns": topology.columns, "bounds": bounds(topology, chunks * passes),
+        "tiles": tiles.pointers, "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes),
         "PASSES": passes, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end,
     }  # fmt: skip
 
 
-def _gather(product: Product, choice: Choice, *, bias: bool, relu: bool) -> Call:
-    batch, threads = product.batch, product.threads
+def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = False) -> Call:
+    threads = product.threads
     topology, permutation = by_columns(product.topology) if choice.transposed else (product.topology, 0)
     out, width = topology.shape
-    panels = product.panels(choice)
-    packs = product.target, product.operand, panels, threads
-    pack = Packing(*packs, purpose="operand") if choice.packed else None
+    kind = product.panels(choice).kind
+    pack = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
     launch = Launch(
-        product.spec(choice, bias=bias, relu=relu), panels.count * threads, threads,
+        product.spec(choice, bias=bias, relu=relu), threads, threads,
         **_walk(topology, tiling(topology, choice.width or width), threads), permutation=permutation,
-        IN=width, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=threads,
+        IN=width, CHUNKS=threads,
     )  # fmt: skip
 
-    def call(operand: Operand, values: Tensor, offset: Tensor | int) -> Tensor:
-        y = torch.empty(out, batch)
-        x = operand.tensor if pack is None else pack(operand)
-        launch(values, x, y, offset, operand.stride)
-        return y.t()
+    def call(panels: Panels, operand: Operand, values: Tensor, offset: Tensor | int) -> Tensor:
+        batch = operand.tensor.shape[0]
+        y = output(batch, out)
+        x = operand.tensor if pack is None else pack(operand, panels)
+        counts = (panels.count, panels.wide, panels.last)
+        launch(values, x, y, offset, operand.stride, batch, *counts, units=panels.count * threads)
+        return y
 
     return call
 
@@ -249,48 +270,52 @@ def _scatter(product: Product, choice: Choice) -> Call:
     # The transpose of an unstructured W can be gathered like W itself: no stores, for 8 bytes more a kept weight. Both add
     # in the order of rows, so both give the same bits.
     if choice.transposed:
-        gathered = _gather(product, choice, bias=False, relu=False)
-        return lambda operand, values: gathered(operand, values, 0)
-    width, batch, threads = product.topology.shape[1], product.batch, product.threads
-    panels = product.panels(choice)
-    pack = Packing(product.target, product.operand, panels, threads, purpose="operand")
+        gathered = _gather(product, choice)
+        return lambda panels, operand, values: gathered(panels, operand, values, 0)
+    width, threads, lanes = product.topology.shape[1], product.threads, product.target.lanes
+    pack = Packing(product.target, product.operand, product.panels(choice).kind, threads, purpose="operand")
     tiles = tiling(product.topology, choice.width or width)
-    room = width * panels.columns(product.target.lanes)
     chunks = min(threads, tiles.tiles)
-    cuts = torch.tensor(equal_runs(tiles.tiles, chunks), dtype=torch.int32)
+    cuts = torch.tensor(equal_runs(tiles.tiles, chunks), dtype=torch.int32, device="cpu")
     launch = Launch(
-        product.spec(choice), panels.count * chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
-        GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width, LDY=batch,
-        PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks,
+        product.spec(choice), chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
+        GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width, CHUNKS=chunks,
     )  # fmt: skip
 
-    def call(operand: Operand, values: Tensor) -> Tensor:
-        dx = torch.empty(width, batch)
-        launch(values, pack(operand), dx, workspace("sums", room))
-        return dx.t()
+    def call(panels: Panels, operand: Operand, values: Tensor) -> Tensor:
+        batch = operand.tensor.shape[0]
+        dx = output(batch, width)
+        sums = workspace("sums", width * panels.columns(lanes))
+        counts = (panels.count, panels.wide, panels.last)
+        launch(values, pack(operand, panels), dx, sums, batch, *counts, units=panels.count * chunks)
+        return dx
 
     return call
 
 
 def _sample(product: Product, choice: Choice, upstream: Operand) -> Call:
     topology, target, threads = product.topology, product.target, product.threads
-    whole = Panels.cut(product.batch, target.lanes, product.batch)
     packs = [
-        None if each.features_first else Packing(target, each, whole, threads, purpose=purpose)
+        None if each.features_first else Packing(target, each, (1, False, False), threads, purpose=purpose)
         for each, purpose in ((upstream, "upstream"), (product.operand, "operand"))
     ]
     launch = Launch(
         product.spec(choice), threads, threads,
-        **_walk(topology, tiling(topology, choice.width or topology.shape[1]), threads), BATCH=product.batch,
+        **_walk(topology, tiling(topology, choice.width or topology.shape[1]), threads),
     )  # fmt: skip
 
-    def call(*operands: Operand) -> Tensor:
-        dw = torch.empty(topology.nnz)
+    def call(_: Panels, *operands: Operand) -> Tensor:
+        batch = operands[0].tensor.shape[0]
+        dw = torch.empty(topology.nnz, dtype=torch.float32, device="cpu")
         (dy, ldy), (x, ldx) = (
-            (each.tensor, each.stride) if pack is None else (pack(each), pack.columns)
+            (each.tensor, each.stride) if pack is None else transposed(pack, each, batch)
             for each, pack in zip(operands, packs, strict=True)
         )
-        launch(dw, x, dy, ldx, ldy)
+        launch(dw, x, dy, batch, ldx, ldy)
         return dw
+
+    def transposed(pack: Packing, operand: Operand, batch: int) -> tuple[Tensor, int]:
+        whole = Panels.cut(batch, target.lanes, batch)
+        return pack(operand, whole), whole.columns(target.lanes)
 
     return call

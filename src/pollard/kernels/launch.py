@@ -14,25 +14,27 @@ from pollard.kernels.spec import KernelSpec
 class Launch:
     """Runs `units` of the kernel of `spec` on `threads` of torch's threads.
 
-    fixed: arguments that are the same at every call. The others are given to each call, in the order of the kernel's own
-    arguments. Kernels check nothing: a caller passes a validated topology, and tensors of the sizes that it says.
+    fixed: arguments that are the same at every call: tensors among them belong to the package, so nobody moves or changes
+    their memory. The others are given to each call, in the order of the kernel's own arguments; a call may say its own
+    number of `units`. Kernels check nothing: a caller passes a validated topology, and tensors of the sizes that it says.
     """
 
     def __init__(self, spec: KernelSpec, units: int, threads: int, **fixed: Tensor | int) -> None:
         names = ARGUMENTS[spec.operation]
         self.spec, self._units, self._threads = spec, units, threads
-        self._entry = jit.load(spec).entry
+        # The kernel itself, not its entry alone: the code is freed with its engine.
+        self._kernel = jit.load(spec)
         self._array = ctypes.c_int64 * len(names)
         self._fixed = bytes(self._array(*[_slot(fixed.get(name, 0)) for name in names]))
         self._open = [position for position, name in enumerate(names) if name not in fixed]
         self._alive = [value for value in fixed.values() if isinstance(value, Tensor)]
 
-    def __call__(self, *arguments: Tensor | int) -> None:
+    def __call__(self, *arguments: Tensor | int, units: int | None = None) -> None:
         """Run the kernel; tensors stand for their memory."""
         slots = self._array.from_buffer_copy(self._fixed)
         for position, value in zip(self._open, arguments, strict=True):
-            slots[position] = _slot(value)
-        self._entry(ctypes.addressof(slots), self._units, self._threads)
+            slots[position] = value if type(value) is int else value.data_ptr()  # type: ignore[union-attr]  # see _slot
+        self._kernel.entry(ctypes.addressof(slots), self._units if units is None else units, self._threads)
 
 
 def equal_runs(count: int, parts: int) -> list[int]:
@@ -45,4 +47,4 @@ def equal_runs(count: int, parts: int) -> list[int]:
 
 
 def _slot(value: Tensor | int) -> int:
-    return value.data_ptr() if isinstance(value, Tensor) else value
+    return value if type(value) is int else value.data_ptr()  # type: ignore[union-attr]  # it is one or the other

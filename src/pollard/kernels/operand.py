@@ -42,33 +42,38 @@ class Operand(NamedTuple):
         return "column-major" if self.features_first else "row-major"
 
 
-class Packing:
-    """Lays operands of one shape and layout out in panels: panel after panel, each `(features, width)`.
+def output(batch: int, features: int) -> Tensor:
+    """Room for a `(batch, features)` result, features-first: a tensor of its own, no view, so that it may be written to."""
+    return torch.empty_strided((batch, features), (1, batch), dtype=torch.float32, device="cpu")
 
-    The panels lie in the thread's workspace for `purpose`, until the next packing for the same.
+
+class Packing:
+    """Lays operands of so many `features` and one layout out in panels: panel after panel, each `(features, width)`.
+
+    kind: of the panels, which a batch is cut into. The panels lie in the thread's workspace for `purpose`, until the next
+    packing for the same.
     """
 
-    def __init__(self, target: Target, operand: Operand, panels: Panels, threads: int, *, purpose: str) -> None:
-        batch, features = operand.tensor.shape
-        self.columns = panels.columns(target.lanes)
-        self._size, self._purpose = self.columns * features, purpose
+    def __init__(
+        self, target: Target, operand: Operand, kind: tuple[int, bool, bool], threads: int, *, purpose: str
+    ) -> None:
+        self._features, self._lanes, self._purpose = operand.tensor.shape[1], target.lanes, purpose
+        vectors, wide, ragged = kind if operand.features_first else (1, False, False)
         spec = KernelSpec(
-            "pack",
-            target.isa,
-            vectors=panels.vectors,
-            wide=panels.wide > 0 and operand.features_first,
-            ragged=panels.last > 0 and operand.features_first,
-            packed=not operand.features_first,
+            "pack", target.isa, vectors=vectors, wide=wide, ragged=ragged, packed=not operand.features_first
         )
-        chunks = max(1, min(threads, features))
+        self._chunks = max(1, min(threads, self._features))
+        bounds = equal_runs(self._features, self._chunks)
         self._launch = Launch(
-            spec, panels.count * chunks, threads,
-            bounds=torch.tensor(equal_runs(features, chunks), dtype=torch.int32),
-            PASSES=1, FEATURES=features, BATCH=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last, CHUNKS=chunks,
+            spec, self._chunks, threads, bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"),
+            PASSES=1, FEATURES=self._features, CHUNKS=self._chunks,
         )  # fmt: skip
 
-    def __call__(self, operand: Operand) -> Tensor:
-        """The panels of `operand`."""
-        out = workspace(self._purpose, self._size)
-        self._launch(operand.tensor, out, operand.stride)
+    def __call__(self, operand: Operand, panels: Panels) -> Tensor:
+        """`operand` in `panels`."""
+        out = workspace(self._purpose, panels.columns(self._lanes) * self._features)
+        self._launch(
+            operand.tensor, out, operand.tensor.shape[0], operand.stride, panels.count, panels.wide, panels.last,
+            panels.vectors, units=panels.count * self._chunks,
+        )  # fmt: skip
         return out

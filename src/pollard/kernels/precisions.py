@@ -23,19 +23,20 @@ def rounded(product: Callable[..., Tensor], *operands: Any, **options: Any) -> T
     """What `product` makes of `operands`, those in half precision brought to float32, rounded once to their dtype."""
     halves = [each.dtype for each in operands if isinstance(each, Tensor)]
     wide = [each.float() if isinstance(each, Tensor) else each for each in operands]
-    return product(*wide, **options).to(halves[0])
+    y = product(*wide, **options)
+    return y.to(halves[0])
 
 
 def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x @ W.T + bias`` for float64 x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
     if 0 in (*x.shape, topology.grains):
         return reference.forward(x, values, topology, bias, relu=relu)
-    y, rows = x.new_empty(topology.shape[0], x.shape[0]), topology.pattern.rows
+    y, rows = _room(x, topology.shape[0]), topology.pattern.rows
     for row, matrix in _by_rows(values, topology):
-        torch.mm(matrix, x.t(), out=y) if rows == 1 else y[row::rows].copy_(matrix @ x.t())
+        torch.mm(matrix, x.t(), out=y.t()) if rows == 1 else y.t()[row::rows].copy_(matrix @ x.t())
     if bias is not None:
-        y += bias[:, None]
-    return (y.relu_() if relu else y).t()
+        y += bias
+    return y.relu_() if relu else y
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
@@ -44,12 +45,12 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
         return reference.input_grad(grad, values, topology)
     turned, rows = topology.transpose(), topology.pattern.rows
     shape = topology.shape[1], topology.groups
-    dx = grad.new_zeros(topology.shape[1], grad.shape[0])
+    dx = _room(grad, topology.shape[1]).zero_()
     for row in range(rows):
         moved = values[row::rows].index_select(0, turned.permutation)
         matrix = _matrix(turned.row_pointers, turned.groups, moved, shape)
-        dx.addmm_(matrix, grad[:, row::rows].t())
-    return dx.t()
+        dx.t().addmm_(matrix, grad[:, row::rows].t())
+    return dx
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
@@ -64,11 +65,16 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     return dw
 
 
+def _room(like: Tensor, features: int) -> Tensor:
+    # Features-first, and no view, so that it may be written to.
+    return like.new_empty_strided((like.shape[0], features), (1, like.shape[0]))
+
+
 def _by_rows(values: Tensor, topology: Topology) -> Iterator[tuple[int, Tensor]]:
     """Of every grain the first row, the second and so on: matrices that share the index arrays of the topology."""
     rows, shape = topology.pattern.rows, (topology.groups, topology.shape[1])
     for row in range(rows):
-        yield row, _matrix(topology.row_pointers, topology.columns, values[row::rows].contiguous(), shape)
+        yield row, _matrix(topology.indices.row_pointers, topology.indices.columns, values[row::rows].contiguous(), shape)
 
 
 _announced: list[bool] = []

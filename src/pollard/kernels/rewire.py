@@ -77,16 +77,16 @@ def _placed(topology: Topology, flags: Flags, target: Target) -> Tensor:
     starts = torch.from_numpy(_tally(topology, flags, target)).int()
     positions = torch.empty(int(starts[-1]), dtype=torch.int64, device="cpu")
     Launch(
-        KernelSpec("place", target.isa), threads, threads, flags=torch.from_numpy(flags), columns=topology.columns,
-        pointers=topology.row_pointers, starts=starts, positions=positions,
-        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.row_pointers, threads), PASSES=1,
+        KernelSpec("place", target.isa), threads, threads, flags=torch.from_numpy(flags), columns=topology.indices.columns,
+        pointers=topology.indices.row_pointers, starts=starts, positions=positions,
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.indices.row_pointers, threads), PASSES=1,
         WIDTH=topology.shape[1], ROOM=room,
     )()  # fmt: skip
     return positions
 
 
 def _longest(topology: Topology) -> int:
-    return int(np.diff(topology.row_pointers.numpy()).max(initial=0))
+    return int(np.diff(topology.indices.row_pointers.numpy()).max(initial=0))
 
 
 def _merged(
@@ -94,11 +94,11 @@ def _merged(
 ) -> tuple[Topology, Tensor] | None:
     # None where a grain both stays and comes: the twin says which.
     threads, width, groups = torch.get_num_threads(), topology.shape[1], topology.groups
-    old, comes = topology.row_pointers, _row_starts(grown, groups, width)
+    old, comes = topology.indices.row_pointers, _row_starts(grown, groups, width)
     longest, pointers = int(old.diff().max()), torch.zeros(groups + 1, dtype=torch.int32, device="cpu")
     flags = torch.from_numpy(stays if anew else np.append(stays, False))
     walk: dict[str, Tensor | int] = {
-        "grown": torch.from_numpy(grown), "columns": topology.columns, "pointers": old, "comes": comes, "flags": flags,
+        "grown": torch.from_numpy(grown), "columns": topology.indices.columns, "pointers": old, "comes": comes, "flags": flags,
         "bounds": even(old.long() + comes, threads), "PASSES": 1, "WIDTH": width,
     }  # fmt: skip
     if anew:
@@ -133,7 +133,7 @@ def _mark(topology: Topology, walk: dict[str, Tensor | int], counts: Tensor, tar
 def _positions(
     topology: Topology, count: int, generator: torch.Generator, stays: Flags | None, target: Target
 ) -> Tensor:
-    threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.row_pointers
+    threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.indices.row_pointers
     taken = pointers.numpy() if stays is None else _tally(topology, stays, target)
     free = np.arange(topology.groups + 1, dtype=np.int64) * width - taken
     ranks = sample_ranks(int(free[-1]), count, generator, distinct)
@@ -142,7 +142,7 @@ def _positions(
     Launch(
         KernelSpec("absent", target.isa, permuted=stays is not None), threads, threads,
         flags=0 if stays is None else torch.from_numpy(stays), ranks=torch.from_numpy(ranks), free=torch.from_numpy(free),
-        columns=topology.columns, pointers=pointers, comes=comes, positions=positions,
+        columns=topology.indices.columns, pointers=pointers, comes=comes, positions=positions,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(comes, threads),
         PASSES=1, WIDTH=width, ROOM=room,
     )()  # fmt: skip
@@ -153,8 +153,8 @@ def _tallied(topology: Topology, flags: Tensor, target: Target) -> Tensor:
     """How many grains of each row group are flagged, int32."""
     threads, counts = torch.get_num_threads(), torch.empty(topology.groups, dtype=torch.int32, device="cpu")
     Launch(
-        KernelSpec("tally", target.isa), threads, threads, flags=flags, pointers=topology.row_pointers, counts=counts,
-        bounds=even(topology.row_pointers, threads), PASSES=1,
+        KernelSpec("tally", target.isa), threads, threads, flags=flags, pointers=topology.indices.row_pointers, counts=counts,
+        bounds=even(topology.indices.row_pointers, threads), PASSES=1,
     )()  # fmt: skip
     return counts
 

@@ -39,12 +39,12 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
     """
     tiles, threads = -(-topology.shape[1] // width), torch.get_num_threads()
     if tiles == 1:
-        return torch.cat((topology.row_pointers[:-1], topology.row_pointers[1:]))
-    room = int(np.diff(topology.row_pointers.numpy()).max(initial=0)) + target.lanes
+        return torch.cat((topology.indices.row_pointers[:-1], topology.indices.row_pointers[1:]))
+    room = int(np.diff(topology.indices.row_pointers.numpy()).max(initial=0)) + target.lanes
     table = torch.empty((tiles + 1) * topology.groups, dtype=torch.int32, device="cpu")
     Launch(
-        KernelSpec("cut", target.isa), threads, threads, pointers=topology.row_pointers, columns=topology.columns, table=table,
-        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.row_pointers, threads), PASSES=1,
+        KernelSpec("cut", target.isa), threads, threads, pointers=topology.indices.row_pointers, columns=topology.indices.columns, table=table,
+        scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.indices.row_pointers, threads), PASSES=1,
         TILES=tiles, GROUPS=topology.groups, WIDTH=width, ROOM=room,
     )()  # fmt: skip
     return table
@@ -64,12 +64,12 @@ def turn(topology: Topology, borders: Callable[[int], Tensor], target: Target) -
     wide = -(-width // threads)
     tiles, table = -(-width // wide), borders(wide)
     counts = pointers[1:]
-    walk: dict[str, Tensor | int] = {"columns": topology.columns, "PASSES": 1, "GROUPS": topology.groups}
+    walk: dict[str, Tensor | int] = {"columns": topology.indices.columns, "PASSES": 1, "GROUPS": topology.groups}
     Launch(KernelSpec("count", target.isa), tiles, threads, **walk, tiles=table, counts=counts)()
     torch.cumsum(counts, 0, dtype=torch.int32, out=counts)
     groups, permutation = (torch.empty(topology.grains, dtype=torch.int32, device="cpu") for _ in range(2))
     Launch(
-        KernelSpec("turn", target.isa), tiles, threads, **walk, pointers=topology.row_pointers, at=table,
+        KernelSpec("turn", target.isa), tiles, threads, **walk, pointers=topology.indices.row_pointers, at=table,
         next=pointers[:-1].clone(), groups=groups, permutation=permutation,
         IN=width, WIDE=wide, STEP=max(COLUMNS, math.ceil(RUN / topology.density)),
     )()  # fmt: skip

@@ -16,7 +16,7 @@ def workspace(purpose: str, size: int) -> Tensor:
     buffers: dict[str, Tensor] = _own.__dict__
     found = buffers.get(purpose)
     if found is None or found.numel() < size:
-        buffers[purpose] = found = torch.empty(size)
+        buffers[purpose] = found = torch.empty(size, dtype=torch.float32, device="cpu")
     return found
 
 

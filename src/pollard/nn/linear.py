@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,22 @@ from pollard.errors import InvalidInput, PollardError, TopologyError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.kernels import derived
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
-from pollard.ops.matmul import carriers, let_go, product, topology_of
+from pollard.ops import matmul, operators
 
 
 class SparseLinear(nn.Module):
-    """``y = x W^T + b`` with a sparse W: `values` is the parameter, the index arrays are buffers, nothing dense exists.
+    """``y = x W^T + b`` with a sparse W: `values` is the parameter, `topology` says where they stand, nothing dense exists.
 
     x: `(..., in_features)`, any strides. y: `(..., out_features)`, features-first in memory for a 2-D x.
     values: `(nnz,)`. bias: `(out_features,)` or None. Any torch optimizer trains it, and all it holds is proportional to
     what is kept. float32 on the CPU runs on generated kernels; other dtypes on plain torch, slowly.
+
+    The topology belongs to the state, as `row_pointers` and `columns`, but is no parameter or buffer that anybody could write
+    to. A buffer holds its signature: where that was overwritten with another's, as averaging two models does, the values
+    stand elsewhere than the layer thinks, and it says so instead of computing.
 
     topology: which weights are kept, of shape (out_features, in_features). initialiser: (topology, generator) to values,
     by default U(-b, b) with b = 1 / sqrt(kept fan-in). relu: apply ReLU to the output, fused into the kernel.
@@ -38,8 +42,7 @@ class SparseLinear(nn.Module):
 
     values: nn.Parameter
     bias: nn.Parameter | None
-    row_pointers: Tensor
-    columns: Tensor
+    topology_signature: Tensor | None
     # Bool (nnz,): which values the forward pass reads, where it does not read all; every value gets its gradient.
     active: Tensor | None
 
@@ -67,9 +70,8 @@ class SparseLinear(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         self.values = nn.Parameter(initialiser(topology, generator).to(dtype))
         self.bias = nn.Parameter(initialise.uniform_bias(topology, generator).to(dtype)) if bias else None
-        row_pointers, columns = carriers(topology)
-        self.register_buffer("row_pointers", row_pointers)
-        self.register_buffer("columns", columns)
+        self.register_buffer("topology_signature", None, persistent=False)
+        self._stand_on(topology)
 
     @classmethod
     def from_dense(
@@ -143,32 +145,72 @@ class SparseLinear(nn.Module):
 
     @property
     def topology(self) -> Topology:
-        """Which weights are kept."""
-        return topology_of(self.row_pointers, self.columns, self.in_features, self._rows)
+        """Which weights are kept; raises TopologyError where the values were made for another one."""
+        held = self._buffers["topology_signature"]
+        if held is not self._vouched[0] or _writes(held) != self._vouched[1]:
+            self._vouch(held)
+        return self._topology
+
+    @property
+    def row_pointers(self) -> Tensor:
+        """Where each row group begins, and where the last one ends, int32 `(groups + 1,)`: a copy."""
+        return self.topology.row_pointers
+
+    @property
+    def columns(self) -> Tensor:
+        """The column of each kept grain, int32 `(grains,)`: a copy."""
+        return self.topology.columns
 
     @property
     def pattern(self) -> Pattern:
         """The pattern of the kept weights."""
-        return Pattern(self._rows)
+        return self._topology.pattern
 
     @property
     def density(self) -> float:
         """Fraction of weights kept."""
         return self.values.numel() / max(self.in_features * self.out_features, 1)
 
-    @property
-    def _rows(self) -> int:
-        groups = len(self.row_pointers) - 1
-        return self.out_features // groups if groups else 1
-
     def forward(self, x: Tensor) -> Tensor:
         """The product, for x of shape `(..., in_features)`."""
-        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        arrays = (self.row_pointers, self.columns)
-        sizes = (self.in_features, self._rows)
+        # What compilers trace is checked where they call it: they would take these attributes for constants.
+        topology = self._topology if torch.compiler.is_compiling() else self.topology
         values = self.values if self.active is None else straight_through(self.values, self.active)
-        y = product(flat, values, *arrays, self.bias, *sizes, self.relu)
-        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+        if x.dim() == 2:
+            return matmul.linear(x, values, topology, self.bias, relu=self.relu)
+        matmul.refuse(x)
+        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, self.bias, relu=self.relu)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def reset_parameters(self) -> None:
+        """Draws values and bias anew, from U(-b, b) with b = 1 / sqrt(kept fan-in); what is kept stays."""
+        with torch.no_grad():
+            self.values.copy_(initialise.uniform(self.topology))
+            if self.bias is not None:
+                self.bias.copy_(initialise.uniform_bias(self.topology))
+
+    def _stand_on(self, topology: Topology) -> None:
+        self._topology = topology
+        operators.know(topology)
+        held = self.topology_signature
+        if held is None or held.is_inference() or not held.is_cpu:
+            self.topology_signature = topology.signature.clone()
+        else:
+            # In place: whoever shares the values, in another process perhaps, learns that they stand elsewhere now.
+            held.copy_(topology.signature)
+        self._vouched = self.topology_signature, _writes(self.topology_signature)
+
+    def _vouch(self, held: Tensor | None) -> None:
+        """Raises TopologyError unless the buffer, which is another or was written to, still says the same."""
+        if held is None or _numbers(held) != self._topology.signature.tolist():
+            raise TopologyError(
+                "values of another topology than the layer's: its signature was overwritten, by averaging over models, by "
+                "functional_call or by a copy of parameters and buffers",
+                f"values that stand where {self._topology!r} says",
+                "Copy a model with load_state_dict or copy.deepcopy, which bring the topology along, and average one whose "
+                "topology moves by place: see docs/how-to/averaging.md.",
+            )
+        self._vouched = held, _writes(held)
 
     def keep_(self, topology: Topology, values: Tensor) -> None:
         """Keeps `topology` from now on, with `values` `(nnz,)`, taken over; its gradient is gone.
@@ -176,10 +218,10 @@ class SparseLinear(nn.Module):
         The parameter stays the same object, so that optimizers keep pointing at it; what they hold for it is theirs to move.
         Raises InvalidInput for a topology of another shape, or values that do not fit it.
         """
-        if topology.shape != self.topology.shape or values.shape != (topology.nnz,):
+        if topology.shape != self._topology.shape or values.shape != (topology.nnz,):
             raise InvalidInput(
                 f"a topology of shape {topology.shape} with values of shape {tuple(values.shape)}",
-                f"shape {self.topology.shape}, and one value for each kept weight",
+                f"shape {self._topology.shape}, and one value for each kept weight",
                 "Make the topology for this layer.",
             )
         self.values.grad = None
@@ -188,10 +230,10 @@ class SparseLinear(nn.Module):
             # size. A change of dtype, unlike one of size, makes torch let go of it.
             self.values.data = values.new_empty(0, dtype=torch.half if values.dtype != torch.half else torch.float)
         self.values.data = values
-        before = self.topology
-        self.row_pointers, self.columns = carriers(topology)
+        before = self._topology
+        self._stand_on(topology)
         if topology is not before:
-            let_go(before)
+            derived.let_go(before)
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""
@@ -201,13 +243,12 @@ class SparseLinear(nn.Module):
             f"pattern={self.pattern}, bias={self.bias is not None}{fused}"
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Index arrays are frozen: copies of a layer share them, and what kernels derived from them.
-        memo.update({id(buffer): buffer for buffer in (self.row_pointers, self.columns)})
-        made = self.__class__.__new__(self.__class__)
-        memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return made
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise InvalidInput(
+            "torch.jit.script of a sparse layer",
+            "a way that runs its operator: TorchScript cannot hold a topology",
+            "Use torch.export.export(model, inputs) or torch.jit.trace(model, inputs), or pollard.densify_(model) first.",
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         device = fn(self.values.detach()[:0]).device
@@ -217,11 +258,14 @@ class SparseLinear(nn.Module):
                 "'cpu': kernels are generated for CPUs",
                 "Keep the model on the CPU, or call pollard.densify_(model) before moving it.",
             )
-        arrays = (self.row_pointers, self.columns)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves its hook untyped
-        # Index arrays have one dtype and one device: whatever happened to the values, they stay as they were.
-        self.row_pointers, self.columns = arrays
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Copies: checkpoint readers write into a state in place, and queues move its memory.
+        arrays = zip(_ARRAYS, self.topology.indices, strict=True)
+        destination.update({prefix + name: array.clone() for name, array in arrays})
 
     def _load_from_state_dict(  # noqa: PLR0917 - torch's own hook
         self,
@@ -233,8 +277,8 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        indices = {prefix + name for name in ("row_pointers", "columns")}
-        names = [prefix + "values", prefix + "row_pointers", prefix + "columns"]
+        indices = [prefix + name for name in _ARRAYS]
+        names = [prefix + "values", *indices]
         absent = [name for name in names if name not in state_dict]
         if absent:
             missing_keys.extend(absent)
@@ -244,15 +288,9 @@ class SparseLinear(nn.Module):
         except PollardError as refused:
             error_msgs.append(f"{prefix or 'the layer'}: {refused}")
             return
-        # The index arrays are in place already and frozen: torch's loader would write into them.
+        # Torch's loader copies the rest; what the signature stands for is in place already.
         rest = {name: tensor for name, tensor in state_dict.items() if name not in indices}
-        self._non_persistent_buffers_set.update(("row_pointers", "columns"))
-        try:
-            super()._load_from_state_dict(
-                rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-            )
-        finally:
-            self._non_persistent_buffers_set.difference_update(("row_pointers", "columns"))
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def _adopt(self, values: Tensor, row_pointers: Tensor, columns: Tensor) -> None:
         # Makes room for another topology; the parameter stays the same object, so that optimizers keep pointing at it.
@@ -272,8 +310,29 @@ class SparseLinear(nn.Module):
                 f"({topology.nnz},)",
                 "Values and indices must be of one layer.",
             )
-        if not topology.same_as(self.topology):
+        if topology.same_as(self._topology):
+            self._stand_on(self._topology)
+        else:
             self.keep_(topology, values.detach().to(self.values.dtype, copy=True))
+
+
+# What stands for the topology in a state.
+_ARRAYS = ("row_pointers", "columns")
+
+
+def _writes(buffer: Tensor | None) -> int:
+    # Inference tensors keep no count; they cannot be written to in ordinary code either.
+    return -1 if buffer is None or buffer.is_inference() else buffer._version  # noqa: SLF001 - torch's own count of writes has no other name
+
+
+def _numbers(buffer: Tensor) -> list[float]:
+    if torch._C._functorch.is_functorch_wrapped_tensor(buffer):  # noqa: SLF001 - no public name
+        # Stacked for an ensemble: right where all its members agree.
+        plain = torch._C._functorch.get_unwrapped(buffer)  # noqa: SLF001
+        rows = plain.reshape(-1, buffer.numel()).tolist()
+        return rows[0] if all(row == rows[0] for row in rows) else []
+    numbers: list[float] = buffer.tolist()
+    return numbers
 
 
 def straight_through(values: Tensor, active: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import TARGETS
 
 # x is the source, features-first or batch-first with a stride of LDX; y takes the panels. `bounds` cuts the features.
-ARGUMENTS = ("x", "y", "bounds", "PASSES", "FEATURES", "BATCH", "LDX", "PANELS", "WIDE", "LAST", "CHUNKS")
+ARGUMENTS = ("x", "y", "bounds", "PASSES", "FEATURES", "BATCH", "LDX", "PANELS", "WIDE", "LAST", "CHUNKS", "VECTORS")
 
 
 def pack(spec: KernelSpec) -> ir.Module:
@@ -24,12 +24,13 @@ def pack(spec: KernelSpec) -> ir.Module:
         return panel_module(spec, ARGUMENTS, _copy)
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        # A transposed panel is written a vector at a time whatever its kind: one version serves all.
+        # A transposed panel is written a vector at a time whatever its kind and width: one kernel serves all batches.
         index, turn = work
         panel = code.ir.sdiv(index, arguments["CHUNKS"])
         chunk = code.ir.srem(index, arguments["CHUNKS"])
-        extent = panel_extent(code, spec, panel, arguments["WIDE"])
-        _transpose(code, arguments, extent, run_of_groups(code, arguments, chunk, turn), TARGETS[spec.isa].lanes)
+        lanes = TARGETS[spec.isa].lanes
+        extent = panel_extent(code, panel, arguments["WIDE"], arguments["VECTORS"], lanes)
+        _transpose(code, arguments, extent, run_of_groups(code, arguments, chunk, turn), lanes)
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 

@@ -34,6 +34,11 @@ class Panels:
         vectors, wide = divmod(parts, count)
         return cls(count, vectors, wide, batch % lanes)
 
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What a kernel is compiled for: vectors a panel, whether some are wider, whether the last is partly filled."""
+        return self.vectors, self.wide > 0, self.last > 0
+
     def columns(self, lanes: int) -> int:
         """Columns of the packed operand, the unfilled lanes included."""
         return (self.count * self.vectors + self.wide) * lanes
@@ -96,7 +101,7 @@ def each_kind(
     """
     panels, wide, last = counts
     lanes = TARGETS[spec.isa].lanes
-    start = panel_extent(code, spec, index, wide)[0]
+    start = panel_extent(code, index, wide, code.integer(spec.vectors), lanes)[0]
     is_wide = code.less(index, wide)
     if spec.wide:
         with code.when(is_wide):
@@ -112,9 +117,8 @@ def each_kind(
                 body(Panel(code, start, spec.vectors, lanes))
 
 
-def panel_extent(code: Code, spec: KernelSpec, index: Value, wide: Value) -> tuple[Value, Value]:
-    """The first column of panel `index`, and its width."""
-    vectors, lanes = spec.vectors, TARGETS[spec.isa].lanes
+def panel_extent(code: Code, index: Value, wide: Value, vectors: Value, lanes: int) -> tuple[Value, Value]:
+    """The first column of panel `index`, and its width, where panels have so many `vectors`, and `wide` one more."""
     start = code.mul(code.add(code.mul(index, vectors), code.minimum(index, wide)), lanes)
-    width = code.ir.select(code.less(index, wide), code.integer((vectors + 1) * lanes), code.integer(vectors * lanes))
+    width = code.mul(code.ir.select(code.less(index, wide), code.add(vectors, 1), vectors), lanes)
     return start, width

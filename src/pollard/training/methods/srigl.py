@@ -76,9 +76,9 @@ def _evened(weight: Weight, generator: torch.Generator) -> tuple[Tensor, Tensor]
     (out, width), scores = topology.shape, weight.values().abs()
     fan_in = max(1, topology.grains // out)
     stays, grown = torch.zeros(topology.grains, dtype=torch.bool, device="cpu"), []
-    for row, (first, last) in enumerate(pairwise(topology.row_pointers.tolist())):
+    for row, (first, last) in enumerate(pairwise(topology.indices.row_pointers.tolist())):
         stay = top_positions(scores[first:last], min(fan_in, last - first))
-        present = topology.columns[first:last][stay].long().numpy()
+        present = topology.indices.columns[first:last][stay].long().numpy()
         stays[stay + first] = True
         drawn = sample_absent(width, present, fan_in - len(stay), generator)
         grown.append(torch.from_numpy(drawn) + row * width)

@@ -1,0 +1,325 @@
+"""The three products as torch operators: seen by autocast, compilers, exporters, tracers, profilers and FLOP counters.
+
+Operators take the index arrays as plain tensors. Those of a Topology are known to be valid; others are validated, copied
+and remembered. Each derivative is one of the three operators again, so that derivatives of any order exist.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from pollard.errors import InvalidInput
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology
+from pollard.kernels import dispatch
+
+_library = torch.library.Library("pollard", "DEF")
+_library.define(
+    "linear(Tensor x, Tensor values, Tensor row_pointers, Tensor columns, Tensor? bias, "
+    "SymInt in_features, int rows, bool relu) -> Tensor"
+)
+_library.define(
+    "input_grad(Tensor grad, Tensor values, Tensor row_pointers, Tensor columns, SymInt in_features, int rows) -> Tensor"
+)
+_library.define(
+    "value_grad(Tensor grad, Tensor x, Tensor row_pointers, Tensor columns, SymInt in_features, int rows) -> Tensor"
+)
+
+
+def operators() -> Any:
+    """`torch.ops.pollard`: linear, input_grad, value_grad."""
+    return torch.ops.pollard
+
+
+def arrays(topology: Topology) -> tuple[Tensor, Tensor, int, int]:
+    """`topology` as operators take it: row pointers, columns, columns of the weight, rows of a grain."""
+    if not torch.compiler.is_dynamo_compiling():
+        know(topology)
+    return *topology.indices, topology.shape[1], topology.pattern.rows
+
+
+def know(topology: Topology) -> None:
+    """Let operators know the arrays of `topology` again: what was compiled hands on nothing else."""
+    columns = topology.indices.columns
+    if _KNOWN not in columns.__dict__:
+        # Weakly: the topology holds this tensor already.
+        columns.__dict__[_KNOWN] = _Known(weakref.ref(topology))
+
+
+def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> Topology:
+    """The validated topology of two index arrays: the one that they belong to, or one made of copies of them.
+
+    Raises TopologyError where the arrays are no sparse matrix of `in_features` columns and grains of `rows` rows.
+    """
+    known: _Known | None = columns.__dict__.get(_KNOWN)
+    found = None if known is None else known.topology(row_pointers, columns)
+    if found is not None and found.shape[1] == in_features and found.pattern.rows == rows:
+        return found
+    shape = (max(len(row_pointers) - 1, 0) * rows, in_features)
+    made = Topology(shape, Pattern(rows), row_pointers, columns)
+    columns.__dict__[_KNOWN] = _Known(lambda: made, (row_pointers, _writes(row_pointers), _writes(columns)))
+    return made
+
+
+_KNOWN = "_pollard"  # the attribute of an array of columns that says which topology it belongs to
+
+
+class _Known:
+    """The topology that an array of columns belongs to, or was copied to, and then `taken`: row pointers, writes to both."""
+
+    def __init__(self, find: Callable[[], Topology | None], taken: tuple[Tensor, int, int] | None = None) -> None:
+        self._find, self._taken = find, taken
+
+    def topology(self, row_pointers: Tensor, columns: Tensor) -> Topology | None:
+        """The topology, if these are still its arrays or still what was taken."""
+        found = self._find()
+        if found is None:
+            return None
+        if self._taken is None:
+            # Attributes are copied with a tensor: only the arrays themselves are what nobody writes to.
+            same = all(map(_same_memory, found.indices, (row_pointers, columns)))
+        elif row_pointers.is_inference() or columns.is_inference():
+            same = all(map(torch.equal, found.indices, (row_pointers, columns)))
+        else:
+            same = self._taken[0] is row_pointers and self._taken[1:] == (_writes(row_pointers), _writes(columns))
+        return found if same else None
+
+    def __reduce__(self) -> tuple[type[_Known], tuple[Callable[[], None]]]:
+        # Copies and files carry arrays only: what is read back is validated again.
+        return (_Known, (_nothing,))
+
+
+def _nothing() -> None:
+    return None
+
+
+def _same_memory(left: Tensor, right: Tensor) -> bool:
+    return left is right or (
+        left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.dtype == right.dtype
+    )
+
+
+def _writes(array: Tensor) -> int:
+    # Inference tensors keep no count.
+    return -1 if array.is_inference() else array._version  # noqa: SLF001 - torch's own count of writes has no other name
+
+
+# -- on the CPU
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool = False) -> Tensor:
+    """`x W^T + bias`, then ReLU if asked, by the best way there is; checked, and without derivatives."""
+    _check_matrix("x", x, topology.shape[1])
+    _check_vector("values", values, topology.nnz, x)
+    if bias is not None:
+        _check_vector("bias", bias, topology.shape[0], x)
+    return dispatch.forward(x, values, topology, bias, relu=relu)
+
+
+def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
+    """`grad W`, likewise."""
+    _check_matrix("grad", grad, topology.shape[0])
+    _check_vector("values", values, topology.nnz, grad)
+    return dispatch.input_grad(grad, values, topology)
+
+
+def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
+    """`grad^T x` at the kept weights, likewise."""
+    _check_matrix("grad", grad, topology.shape[0])
+    _check_matrix("x", x, topology.shape[1])
+    if grad.shape[0] != x.shape[0] or grad.dtype != x.dtype:
+        raise InvalidInput(
+            f"grad {tuple(grad.shape)} {grad.dtype} and x {tuple(x.shape)} {x.dtype}",
+            "the same batch and dtype",
+            "Pass the gradient of the output that this x gave.",
+        )
+    return dispatch.value_grad(grad, x, topology)
+
+
+def _check_matrix(name: str, tensor: Tensor, features: int) -> None:
+    if tensor.dim() != 2 or tensor.shape[1] != features or not tensor.is_floating_point() or not tensor.is_cpu:
+        raise InvalidInput(
+            f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
+            f"a floating-point tensor of shape (batch, {features}) on the CPU",
+            "Flatten leading dimensions and convert the dtype; a layer's in_features must be the input's last dimension.",
+        )
+    rows, (step, along) = len(tensor), tensor.stride()
+    if rows and features:
+        _check_memory(name, tensor, (rows - 1) * step + (features - 1) * along)
+
+
+def _check_vector(name: str, tensor: Tensor, length: int, like: Tensor) -> None:
+    if tensor.shape != (length,) or tensor.dtype != like.dtype or not tensor.is_cpu:
+        raise InvalidInput(
+            f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
+            f"shape ({length},), {like.dtype}, on the CPU: one number each, in the dtype of the input",
+            "Convert the input or the layer with .to(dtype); a layer's in_features must be the input's last dimension.",
+        )
+    if length:
+        _check_memory(name, tensor, (length - 1) * tensor.stride(0))
+
+
+def _check_memory(name: str, tensor: Tensor, last: int) -> None:
+    # Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
+    held, needed = tensor.untyped_storage().nbytes(), (tensor.storage_offset() + last + 1) * tensor.element_size()
+    if held < needed:
+        raise InvalidInput(
+            f"{name} with {held} bytes of memory",
+            f"{needed} bytes",
+            "Its storage was resized or freed: bring its numbers back before the product.",
+        )
+
+
+def _linear(
+    x: Tensor,
+    values: Tensor,
+    row_pointers: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    rows: int,
+    relu: bool,
+) -> Tensor:
+    return linear(x, values, bias, topology_of(row_pointers, columns, in_features, rows), relu)
+
+
+def _input_grad(
+    grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
+) -> Tensor:
+    return input_grad(grad, values, topology_of(row_pointers, columns, in_features, rows))
+
+
+def _value_grad(grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> Tensor:
+    return value_grad(grad, x, topology_of(row_pointers, columns, in_features, rows))
+
+
+# -- shapes without data, for compilers
+
+
+def _fake_linear(
+    x: Tensor,
+    values: Tensor,
+    row_pointers: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    rows: int,
+    relu: bool,
+) -> Tensor:
+    return _fake_output(x, (row_pointers.shape[0] - 1) * rows)
+
+
+def _fake_input_grad(
+    grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
+) -> Tensor:
+    return _fake_output(grad, in_features)
+
+
+def _fake_value_grad(
+    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
+) -> Tensor:
+    return x.new_empty(columns.shape[0] * rows)
+
+
+def _fake_output(like: Tensor, features: int) -> Tensor:
+    return like.new_empty_strided((like.shape[0], features), (1, like.shape[0]))
+
+
+# -- derivatives
+
+
+def linear_backward(
+    grad: Tensor, x: Tensor, values: Tensor, output: Tensor | None, needs: tuple[bool, ...], products: tuple[Any, Any]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients in x, values and bias that are needed; output: of a fused ReLU. products: input_grad and value_grad."""
+    if output is not None:
+        grad = grad.masked_fill(output <= 0, 0.0)
+    x_needs, values_need, bias_needs = needs
+    input_product, value_product = products
+    return (
+        input_product(grad, values) if x_needs else None,
+        value_product(grad, x) if values_need else None,
+        grad.sum(0) if bias_needs else None,
+    )
+
+
+def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, row_pointers, columns, _, _, ctx.rows, ctx.relu = inputs
+    ctx.save_for_backward(x, values, row_pointers, columns, output if ctx.relu else None)
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, values, row_pointers, columns, output = ctx.saved_tensors
+    rest = (row_pointers, columns, x.shape[1], ctx.rows)
+    x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
+    products = (
+        lambda u, w: operators().input_grad(u, w, *rest),
+        lambda u, v: operators().value_grad(u, v, *rest),
+    )
+    dx, dvalues, dbias = linear_backward(grad, x, values, output, (x_needs, values_need, bias_needs), products)
+    return dx, dvalues, None, None, dbias, None, None, None
+
+
+def _input_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, values, row_pointers, columns, _, ctx.rows = inputs
+    ctx.save_for_backward(grad, values, row_pointers, columns)
+
+
+def _input_grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    # input_grad(grad, W) = grad W, so its derivatives are upstream W^T, a forward product, and grad^T upstream.
+    grad, values, *both = ctx.saved_tensors
+    sizes = (upstream.shape[1], ctx.rows)
+    grad_needs, values_need, *_ = ctx.needs_input_grad
+    return (
+        operators().linear(upstream, values, *both, None, *sizes, False) if grad_needs else None,
+        operators().value_grad(grad, upstream, *both, *sizes) if values_need else None,
+        *(None,) * 4,
+    )
+
+
+def _value_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, x, row_pointers, columns, _, ctx.rows = inputs
+    ctx.save_for_backward(grad, x, row_pointers, columns)
+
+
+def _value_grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    # value_grad(grad, x) is linear in each; `upstream` plays the values of a matrix on the same topology.
+    grad, x, *both = ctx.saved_tensors
+    sizes = (x.shape[1], ctx.rows)
+    grad_needs, x_needs, *_ = ctx.needs_input_grad
+    return (
+        operators().linear(x, upstream, *both, None, *sizes, False) if grad_needs else None,
+        operators().input_grad(grad, upstream, *both, *sizes) if x_needs else None,
+        *(None,) * 4,
+    )
+
+
+_OPERATORS = (
+    ("linear", _linear, _fake_linear, _linear_backward, _linear_context),
+    ("input_grad", _input_grad, _fake_input_grad, _input_grad_backward, _input_grad_context),
+    ("value_grad", _value_grad, _fake_value_grad, _value_grad_backward, _value_grad_context),
+)
+for _name, _run, _fake, _backward, _context in _OPERATORS:
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"pollard::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(f"pollard::{_name}", _backward, setup_context=_context, lib=_library)
+    # Kernels compute in fp32: under autocast their operands are brought to it.
+    torch.library.register_autocast(f"pollard::{_name}", "cpu", torch.float32, lib=_library)
+
+
+@register_flop_formula([operators().linear, operators().input_grad, operators().value_grad])
+def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch.Size, *rest: Any, **named: Any) -> int:
+    """A multiplication and an addition for each kept weight and sample."""
+    del pointers, named
+    # linear has a bias before the sizes, and whether there is a ReLU after them
+    rows = rest[2] if len(rest) > 2 else rest[1]
+    return 2 * left[0] * columns[0] * int(rows)
+
+
+__all__ = ["arrays", "input_grad", "know", "linear", "linear_backward", "operators", "topology_of", "value_grad"]
