@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollard.errors import PatternError
-from pollard.formats import topology as module
+from pollard.formats import positions
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from strategies import densities, masks, patterns, seeds, shapes, strided, topologies
@@ -125,7 +125,7 @@ def test_pieces_make_no_difference(data):
     shape = data.draw(shapes(pattern))
     whole = Topology.from_mask(data.draw(masks(shape, pattern)), pattern)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK", 3)
+        patch.setattr(positions, "_CHUNK", 3)
         assert Topology.from_mask(whole.mask(), pattern).same_as(whole)
         assert Topology.from_positions(shape, pattern, whole.positions()).same_as(whole)
         dense = Topology.random(shape, 0.8, pattern, torch.Generator().manual_seed(3))
@@ -138,15 +138,17 @@ def test_the_arrays_are_private_and_stay_the_same_objects():
     pointers.fill_(9)
     columns.fill_(9)
     assert topology.mask().tolist() == [[True, False], [False, True]]
-    assert topology.columns is topology.columns
-    assert topology.row_pointers is topology.row_pointers
+    topology.columns.fill_(9)
+    topology.row_pointers.fill_(9)
+    assert topology.mask().tolist() == [[True, False], [False, True]]
+    assert topology.indices is topology.indices
     assert topology.transpose() is topology.transpose()
 
 
 def test_adopting_takes_the_arrays_over():
     pointers, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
     topology = Topology.adopt((2, 2), "unstructured", pointers, columns)
-    assert topology.columns.data_ptr() == columns.data_ptr()
+    assert topology.indices.columns.data_ptr() == columns.data_ptr()
 
 
 def test_wide_and_strided_indices_become_contiguous_int32():
