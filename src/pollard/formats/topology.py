@@ -158,8 +158,10 @@ class Topology:
         """
         shape, pattern, groups = checked_frame(shape, pattern)
         check_count(groups * shape[1])
-        row_pointers = torch.arange(groups + 1, dtype=torch.int32).mul_(shape[1])
-        return cls.trusted(shape, pattern, row_pointers, torch.arange(shape[1], dtype=torch.int32).repeat(groups))
+        row_pointers = torch.arange(groups + 1, dtype=torch.int32, device="cpu").mul_(shape[1])
+        return cls.trusted(
+            shape, pattern, row_pointers, torch.arange(shape[1], dtype=torch.int32, device="cpu").repeat(groups)
+        )
 
     @classmethod
     def _from_grain_mask(cls, mask: Tensor, pattern: str | Pattern, *, partial: bool) -> Self:
@@ -310,7 +312,7 @@ class Topology:
 
     def mask(self) -> Tensor:
         """Bool `(out, in)`, True = keep. One byte a weight: for small things and tests."""
-        grains = torch.zeros(self.groups * self.shape[1], dtype=torch.bool)
+        grains = torch.zeros(self.groups * self.shape[1], dtype=torch.bool, device="cpu")
         grains[self.positions()] = True
         return self.pattern.spread(grains.view(self.groups, self.shape[1]))
 

@@ -74,7 +74,10 @@ def _by_rows(values: Tensor, topology: Topology) -> Iterator[tuple[int, Tensor]]
     """Of every grain the first row, the second and so on: matrices that share the index arrays of the topology."""
     rows, shape = topology.pattern.rows, (topology.groups, topology.shape[1])
     for row in range(rows):
-        yield row, _matrix(topology.indices.row_pointers, topology.indices.columns, values[row::rows].contiguous(), shape)
+        yield (
+            row,
+            _matrix(topology.indices.row_pointers, topology.indices.columns, values[row::rows].contiguous(), shape),
+        )
 
 
 _announced: list[bool] = []
