@@ -219,3 +219,10 @@ def test_the_same_generator_gives_the_same_layer():
 def test_it_prints_what_it_is():
     assert repr(layer("v4")) == ("SparseLinear(in_features=20, out_features=16, density=0.3, pattern=v4, bias=True)")
     assert pollard.nn.SparseLinear is SparseLinear
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_dense_state_is_told_apart_from_a_missing_one(strict):
+    with pytest.raises(RuntimeError, match="dense weight for a sparse layer"):
+        nn.Sequential(layer()).load_state_dict(nn.Sequential(nn.Linear(20, 16)).state_dict(), strict=strict)
+    assert nn.Sequential(layer()).load_state_dict({}, strict=False).missing_keys[0] == "0.values"

@@ -280,6 +280,13 @@ class SparseLinear(nn.Module):
         indices = [prefix + name for name in _ARRAYS]
         names = [prefix + "values", *indices]
         absent = [name for name in names if name not in state_dict]
+        if absent and prefix + "weight" in state_dict:
+            # An error even where strict=False passes over what is missing: the values would stay as they were.
+            error_msgs.append(
+                f"{prefix or 'the layer'}: got a dense weight for a sparse layer; expected values, row_pointers and columns. "
+                "Load it into the dense model before sparsify_, or call densify_ first."
+            )
+            return
         if absent:
             missing_keys.extend(absent)
             return
