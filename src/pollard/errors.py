@@ -15,6 +15,8 @@
     PollardWarning (UserWarning)
     |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
     |-- CacheNotTrusted             others could have written what is kept on disk: it is made anew
+    |-- LeftDense                   layers stay dense beside those that a density was asked of
+    |-- SteppedPast                 an optimizer is stepped past the Sparsifier that waits for its steps
     |-- LayerCollapse               a layer keeps no weight at all
     `-- NothingMoves                a method that moves the topology has no update in so few steps
 """
@@ -83,6 +85,14 @@ class CacheNotTrusted(PollardWarning):
 
 class NothingMoves(PollardWarning):
     """A method that moves the topology has no update in so few steps."""
+
+
+class SteppedPast(PollardWarning):
+    """An optimizer is stepped past the Sparsifier that waits for its steps: no topology moves."""
+
+
+class LeftDense(PollardWarning):
+    """Layers stay dense beside those that a density was asked of."""
 
 
 class LayerCollapse(PollardWarning):

@@ -10,7 +10,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 import pollard
-from pollard.errors import InvalidInput, StoreError
+from pollard.errors import InvalidInput, LeftDense, SteppedPast, StoreError
 
 X, Y = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4
 
@@ -343,3 +343,29 @@ def test_the_optimizer_of_another_network_is_refused():
     model, _ = begin()
     with pytest.raises(InvalidInput, match="without the weight of layer '0'"):
         pollard.rigl(model, optim.SGD(network().parameters(), 0.1), density=0.3, steps=40)
+
+
+def test_a_bare_optimizer_that_is_stepped_while_a_method_waits_is_told_once():
+    model, sparse = begin()
+    learn(model, sparse.optimizer)
+    with pytest.warns(SteppedPast, match="rigl waits"):
+        learn(model, sparse.optimizer)
+    learn(model, sparse.optimizer, 5)
+
+
+def test_each_part_of_a_network_can_have_a_sparsifier_of_its_own():
+    model = nn.ModuleDict({"actor": network(), "critic": network()})
+    made = {
+        name: pollard.rigl(model, optim.SGD(part.parameters(), 0.1), density=0.2, steps=40, layers=f"{name}*")
+        for name, part in model.items()
+    }
+    assert [list(sparse.weights) for sparse in made.values()] == [["actor.0", "actor.2"], ["critic.0", "critic.2"]]
+
+
+def test_layers_left_dense_are_told_unless_layers_are_named():
+    model = nn.Sequential(pollard.nn.SparseLinear.random(16, 40, 0.3), nn.Linear(40, 4))
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    with pytest.warns(LeftDense, match="'1' stay dense"):
+        pollard.rigl(model, optimizer, density=0.3, steps=40)
+    assert list(pollard.rigl(model, optimizer, density=0.3, steps=40, layers="0").weights) == ["0"]
+    assert list(pollard.rigl(model, optimizer, density=0.3, steps=40, layers="1").weights) == ["1"]

@@ -256,11 +256,11 @@ def _member(choice: str | Member, members: Mapping[str, Member], kind: str) -> M
 
 def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
     sparse = [name for name, module in model.named_modules() if isinstance(getattr(module, "topology", None), Topology)]
-    if sparse:
+    if sparse and layers is None:
         raise InvalidInput(
             f"a model that is sparse already: {listed(sparse)}",
             "a dense model",
-            "Make it dense with densify_(model) first.",
+            "Make it dense with densify_(model) first, or name the dense layers to prune with layers=.",
         )
     linear = linear_layers(model)
     names = select(linear, layers)

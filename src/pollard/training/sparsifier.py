@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pollard.errors import InvalidInput, NothingMoves, StoreError
+from pollard.errors import InvalidInput, NothingMoves, SteppedPast, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels import derived
 from pollard.kernels.rewire import rewire
@@ -98,10 +98,18 @@ class Sparsifier(Wrapper):
         self._watch()
 
     def _listen(self) -> None:
+        self._past = 0
         self._stepping = Steps(self.optimizer, self._stepped_past)
 
     def _stepped_past(self) -> None:
-        """The optimizer has taken a step that was not asked of this."""
+        """The optimizer has taken a step that was not asked of this: twice in a row is no accident."""
+        self._past += 1
+        if self._past == 2 and self.method.next_due(self.steps) is not None:
+            message = (
+                f"the optimizer is stepped past the Sparsifier: {self.method.name} waits, and no topology moves. "
+                "Call step() of what the call returned, or hand that to the library that steps."
+            )
+            warnings.warn(message, SteppedPast, stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         # Who listens to a copied optimizer listens anew.
@@ -145,7 +153,7 @@ class Sparsifier(Wrapper):
     def _count(self, step: int, *, due: bool) -> None:
         """What a step that was taken leads to."""
         self._count_cost(due=due)
-        self.steps = step
+        self.steps, self._past = step, 0 if self._past < 2 else self._past
         if due:
             with torch.no_grad(), self._lean():
                 self._update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, LeftDense
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
@@ -18,7 +19,7 @@ from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import Storage, sparse_layers, sparsify_
 from pollard.pruning.decision import PatternChoice, prune
 from pollard.pruning.plan import Plan
-from pollard.selection import LayerFilter, linear_layers, select
+from pollard.selection import LayerFilter, linear_layers, listed, select
 from pollard.training import processes
 from pollard.training.methods import METHODS
 from pollard.training.methods.method import Method, options_of, require_options
@@ -64,7 +65,7 @@ def sparse_training(
     >>> model[0]
     SparseLinear(in_features=20, out_features=30, density=0.1433, pattern=unstructured, bias=True)
     """
-    sparse = sparse_layers(model)
+    sparse = _chosen_sparse(model, layers, density)
     if sparse and density is None:
         density = Plan({name: layer.topology for name, layer in sparse.items()}).density
     made = _made(method, density, steps, options)
@@ -87,8 +88,26 @@ def sparse_training(
         )
         made.require(plan)
         _make_sparse(model, optimizer, plan, storage)
-        layers = None
+        layers = list(plan)
     return Sparsifier(model, optimizer, made, layers=layers, seed=seed)
+
+
+def _chosen_sparse(
+    model: nn.Module, layers: LayerFilter, density: float | None
+) -> dict[str, SparseLinear | MaskedLinear]:
+    """The sparse layers of those that `layers` selects; none where these are dense, and are to be made sparse."""
+    sparse, dense = sparse_layers(model), linear_layers(model)
+    if not sparse:
+        return {}
+    if layers is not None:
+        return {name: sparse[name] for name in select({**sparse, **dense}, layers) if name in sparse}
+    if dense and density is not None:
+        message = (
+            f"layers {listed(dense)} stay dense beside layers {listed(sparse)}, which are sparse already and alone are trained "
+            f"at density {density:g}. Name the dense ones with layers= to make them sparse, or the sparse ones if it is meant so."
+        )
+        warnings.warn(message, LeftDense, stacklevel=4)
+    return sparse
 
 
 def _made(method: str | Method, density: float | None, steps: int, options: dict[str, Any]) -> Method:
