@@ -58,7 +58,7 @@ ARGUMENTS = {
     "density 0": ("rigl", {"density": 0.0}, r"density 0\.0"),
     "density above 1": ("rigl", {"density": 1.5}, r"density 1\.5"),
     "no steps": ("rigl", {"steps": 0}, "steps=0"),
-    "misspelt option": ("rigl", {"fractoin": 0.3}, "fractoin"),
+    "misspelt option": ("rigl", {"fractoin": 0.3}, "fractoin.* Did you mean 'fraction'"),
     "option of another": ("static", {"every": 10}, "every"),
     "fraction above 1": ("rigl", {"fraction": 1.5}, r"fraction of 1\.5"),
     "negative fraction": ("set", {"fraction": -0.1}, r"fraction of -0\.1"),

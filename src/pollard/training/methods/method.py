@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
@@ -187,7 +188,8 @@ def require_options(name: str, given: Iterable[str], known: Iterable[str]) -> No
             raise InvalidInput(
                 f"option {option!r} of method {name}",
                 "one of " + (", ".join(known) or "none: it has no options"),
-                "Leave it out for the method's own choice.",
+                "".join(f"Did you mean {near!r}? " for near in get_close_matches(option, known, n=1))
+                + "Leave it out for the method's own choice.",
             )
 
 
