@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pollard import errors as errors
     from pollard import nn as nn
+    from pollard.coverage import Coverage as Coverage
     from pollard.formats.matrix import SparseMatrix as SparseMatrix
     from pollard.formats.pattern import Pattern as Pattern
     from pollard.formats.topology import Topology as Topology
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Coverage": "pollard.coverage",
     "Pattern": "pollard.formats.pattern",
     "Plan": "pollard.pruning.plan",
     "SparseMatrix": "pollard.formats.matrix",
@@ -69,6 +71,7 @@ _HOMES |= dict.fromkeys(_STARTS, "pollard.training.start")
 _MODULES = ("errors", "nn")
 
 __all__ = [
+    "Coverage",
     "Pattern",
     "Plan",
     "SparseMatrix",

@@ -18,6 +18,7 @@
     |-- LeftDense                   layers stay dense beside those that a density was asked of
     |-- SteppedPast                 an optimizer is stepped past the Sparsifier that waits for its steps
     |-- LayerCollapse               a layer keeps no weight at all
+    |-- ScoresTie                   what is kept is decided among scores that are all zero
     `-- NothingMoves                a method that moves the topology has no update in so few steps
 """
 
@@ -92,8 +93,12 @@ class SteppedPast(PollardWarning):
 
 
 class LeftDense(PollardWarning):
-    """Layers stay dense beside those that a density was asked of."""
+    """Layers stay dense beside those that a density was asked of; or most of a model does."""
 
 
 class LayerCollapse(PollardWarning):
     """A layer keeps no weight at all."""
+
+
+class ScoresTie(PollardWarning):
+    """Scores of zero tie where the cut falls: which of them are kept says nothing."""

@@ -2,29 +2,150 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from pollard.errors import InvalidInput, NothingMatched
 
 Choice = TypeVar("Choice")
 LayerFilter = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
+# What hooks of torch make a weight anew at each call, by the module that they are of, and how to be rid of them.
+_REMOVERS = {
+    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer)",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(layer)",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, 'weight')",
+}
+
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers of `model` that can be pruned and replaced, by name: modules whose type is exactly `nn.Linear`.
 
     A subclass may be read in ways a replacement does not serve (`nn.MultiheadAttention` reads its output projection's
-    weight past the module), so it is left alone. A module used in several places appears once, under its first name.
+    weight past the module), so it is left alone. A linear layer that is lazy still, or parametrized, is among them, to be
+    refused by `refuse_unready` rather than passed over. A module used in several places appears once, under its first name.
 
     >>> list(linear_layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))))
     ['0', '2']
     """
-    return {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    return {name: module for name, module in model.named_modules() if _bare_type(module) in {nn.Linear, nn.LazyLinear}}
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `model` that hold a weight of two axes or more, by name, whatever their kind; norms hold none.
+
+    A module within one of torch's attention layers belongs to that.
+
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 4), nn.LayerNorm(4), nn.MultiheadAttention(4, 2))
+    >>> {name: kind_of(layer) for name, layer in weight_layers(model).items()}
+    {'0': 'Embedding', '1': 'LSTM', '3': 'MultiheadAttention'}
+    """
+    found: dict[str, nn.Module] = {}
+    within: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in within:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            within.update(module.modules())
+        if _holds_weight(module):
+            found[name] = module
+    return found
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of a module's class, before torch parametrized it."""
+    return _bare_type(module).__name__
+
+
+def is_sparse(module: nn.Module) -> bool:
+    """Whether a layer keeps a topology: told by what it has, since what to keep is decided without knowing its class."""
+    return isinstance(getattr(type(module), "topology", None), property)
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Kinds of layers for a message, the most frequent first.
+
+    >>> counted({"LSTM": 1, "Conv2d": 5})
+    'Conv2d x5, LSTM'
+    """
+    return (
+        ", ".join(f"{kind} x{count}" if count > 1 else kind for kind, count in Counter(kinds).most_common()) or "none"
+    )
+
+
+def _bare_type(module: nn.Module) -> type[nn.Module]:
+    kind = type(module)
+    # torch gives a parametrized module a class of its own, made from the one it had.
+    return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    if is_sparse(module):
+        return True
+    if "Norm" in kind_of(module):
+        return False
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return True
+    made = getattr(module, "parametrizations", {})
+    return "weight" in made or any(
+        "weight" in name and parameter.dim() > 1 for name, parameter in module.named_parameters(recurse=False)
+    )
+
+
+def require_prunable(model: nn.Module) -> dict[str, nn.Linear]:
+    """`linear_layers(model)`; raises NothingMatched, which says what there is instead, where there is none."""
+    linear = linear_layers(model)
+    if linear:
+        return linear
+    layers = weight_layers(model).values()
+    there = counted(Counter(map(kind_of, layers)))
+    own = sorted({kind_of(layer) for layer in layers if isinstance(layer, nn.Linear)})
+    why = f" {', '.join(own)}: a subclass of nn.Linear may read its weight in its own way." if own else ""
+    raise NothingMatched(
+        f"a model with nothing to prune: its weight layers are {there}",
+        "at least one nn.Linear",
+        f"Layers whose type is exactly nn.Linear are served; other kinds are not supported yet and stay dense.{why} "
+        "Layers in a plain list are seen only if they are registered too: use nn.ModuleList.",
+    )
+
+
+def refuse_unready(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises InvalidInput where a layer of `names` has no weight of its own yet, or any more: lazy, parametrized, hooked."""
+    for name in names:
+        module = model.get_submodule(name)
+        found = _not_own(module)
+        if found is not None:
+            what, fix = found
+            raise InvalidInput(
+                f"layer {name!r} {what}",
+                "a layer whose weight is a parameter of its own",
+                f"{fix}, or leave the layer out with layers=.",
+            )
+
+
+def _not_own(module: nn.Module) -> tuple[str, str] | None:
+    """What is the matter with a layer's weight, and what to do about it; None for nothing."""
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return "that is lazy and has seen no input yet", "Call the model once on a batch: its weight is made then"
+    for name, chain in getattr(module, "parametrizations", {}).items():
+        by = ", ".join(type(each).__name__.lstrip("_") for each in chain)
+        fix = f"Call torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}) first, with layer = the module"
+        return f"whose {name} is parametrized by {by}: it is made anew at each call", fix
+    for hook in module._forward_pre_hooks.values():  # noqa: SLF001 - torch has no other way to see them
+        for home in (base.__module__ for base in type(hook).__mro__):
+            if home in _REMOVERS:
+                fix = f"Call {_REMOVERS[home]} first, with layer = the module"
+                return f"under {home}, which makes its weight anew at each call", fix
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):  # noqa: SLF001 - a plain tensor may be in its place
+        return "whose weight is no parameter", "Give it one: layer.weight = torch.nn.Parameter(weight)"
+    return None
 
 
 def select(modules: Mapping[str, nn.Module], layers: LayerFilter) -> list[str]:

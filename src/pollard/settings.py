@@ -43,12 +43,7 @@ class Settings:
     @staticmethod
     def asked_target() -> str:
         """POLLARD_TARGET alone, unchecked: kernels ask at every call."""
-        asked: bytes | None = _VARIABLES.get(b"POLLARD_TARGET")
-        return asked.decode() if asked else TARGETS[0]
-
-
-# What os.environ looks up, without the exception that it makes of each name that is not set.
-_VARIABLES: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001 - for POSIX it is this
+        return os.environ.get("POLLARD_TARGET") or TARGETS[0]
 
 
 @cache

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
 
+import pollard
 from networks import BATCH, generator, lenet, noisy, same
-from pollard.errors import InvalidInput, LayerCollapse, NothingMatched, PatternError
+from pollard.errors import InvalidInput, LayerCollapse, LeftDense, NothingMatched, PatternError
+from pollard.formats.topology import Topology
+from pollard.nn import sparsify_
 from pollard.pruning import CRITERIA, MEASUREMENTS, criterion, measurement, prune
 from pollard.pruning.decision import round_densities
 
@@ -148,7 +154,13 @@ def test_only_linear_layers_are_taken():
             "out": nn.Linear(8, 9),
         }
     )
-    assert list(prune(model, "magnitude", 0.5)) == ["out"]
+    with pytest.warns(
+        LeftDense, match=r"sparse 1 of 3 weight layers, .*; left dense: Embedding, MultiheadAttention\. .* of the"
+    ):
+        plan = prune(model, "magnitude", 0.5)
+    assert list(plan) == ["out"]
+    assert "left dense: Embedding, MultiheadAttention" in repr(plan)
+    prune(model, "magnitude", 0.5, layers="out")  # meant so
 
 
 @pytest.mark.parametrize("layers", ["[02]", ["0", "2"], lambda name, module: module.in_features > 11 and name < "4"])
@@ -162,9 +174,92 @@ def test_a_selection_of_nothing_is_refused(layers):
         prune(lenet(), "magnitude", 0.5, layers=layers)
 
 
-def test_a_model_without_linear_layers_is_refused():
-    with pytest.raises(NothingMatched, match="none of 0 layers"):
-        prune(nn.Sequential(nn.Conv2d(1, 1, 1)), "magnitude", 0.5)
+class Own(nn.Linear):
+    """A subclass, which is left alone."""
+
+
+NOTHING = {
+    "other kinds": (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.LSTM(2, 2)), "Conv2d x2, LSTM"),
+    "a subclass": (lambda: nn.Sequential(Own(2, 2)), "are Own;.*a subclass of nn.Linear may"),
+    "no weights": (lambda: nn.Sequential(nn.ReLU()), "are none"),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), NOTHING.values(), ids=NOTHING)
+def test_a_model_without_linear_layers_is_told_what_it_has(model, message):
+    for call in (
+        lambda: prune(model(), "magnitude", 0.5),
+        lambda: sparsify_(model(), {"0": Topology.full((2, 2))}),
+        lambda: pollard.rigl(model(), torch.optim.SGD([torch.zeros(1)]), density=0.5, steps=10),
+    ):
+        with pytest.raises(NothingMatched, match=message):
+            call()
+
+
+UNREADY = {
+    "weight_norm": (
+        lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 12)),
+        r"parametrized by WeightNorm.*remove_parametrizations\(layer, 'weight'\)",
+    ),
+    "spectral_norm": (
+        lambda: torch.nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)),
+        r"parametrized by SpectralNorm",
+    ),
+    "an own parametrization": (
+        lambda: (layer := nn.Linear(12, 12), parametrize.register_parametrization(layer, "bias", nn.Identity()))[0],
+        r"whose bias is parametrized by Identity",
+    ),
+    "old weight_norm": (
+        lambda: _quietly(torch.nn.utils.weight_norm, nn.Linear(12, 12)),
+        r"torch.nn.utils.weight_norm.*remove_weight_norm\(layer\)",
+    ),
+    "old spectral_norm": (
+        lambda: _quietly(torch.nn.utils.spectral_norm, nn.Linear(12, 12)),
+        r"torch.nn.utils.spectral_norm.*remove_spectral_norm\(layer\)",
+    ),
+    "torch's prune": (
+        lambda: torch_prune.random_unstructured(nn.Linear(12, 12), "weight", 0.5),
+        r"torch.nn.utils.prune.*prune.remove\(layer, 'weight'\)",
+    ),
+    "torch's prune twice": (
+        lambda: torch_prune.l1_unstructured(
+            torch_prune.random_unstructured(nn.Linear(12, 12), "weight", 0.5), "weight", 3
+        ),
+        r"torch.nn.utils.prune",
+    ),
+    "a lazy layer": (lambda: nn.LazyLinear(12), r"is lazy.*Call the model once"),
+}
+
+
+def _quietly(wrap, layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return wrap(layer)
+
+
+@pytest.mark.parametrize(("layer", "message"), UNREADY.values(), ids=UNREADY)
+def test_a_weight_that_is_made_elsewhere_is_recognised_by_name(layer, message):
+    def model():
+        return nn.Sequential(layer(), nn.ReLU(), nn.Linear(12, 4))
+
+    for call in (
+        lambda: prune(model(), "snip", 0.5, BATCH),
+        lambda: sparsify_(model(), {"0": Topology.full((12, 12))}),
+        lambda: pollard.rigl(model(), torch.optim.SGD([torch.zeros(1)]), density=0.5, steps=10),
+    ):
+        with pytest.raises(InvalidInput, match=f"layer '0' .*{message}"):
+            call()
+    assert list(prune(model(), "snip", 0.5, BATCH, layers="2")) == ["2"]
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "synflow", "wanda"])
+def test_a_shared_module_keeps_its_own_parameters(criterion):
+    shared = nn.Linear(12, 12)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(12, 4))
+    before = list(model.parameters())
+    prune(model, criterion, 0.5, BATCH)
+    assert all(one is other for one, other in zip(before, model.parameters(), strict=True))
+    assert isinstance(shared.weight, nn.Parameter)
 
 
 def test_a_shared_module_is_one_layer_and_its_gradient_counts_every_use():

@@ -7,10 +7,11 @@ import pickle
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from pollard.errors import InvalidInput, NothingMatched, StoreError
 from pollard.formats.topology import Topology
-from pollard.pruning import Plan
+from pollard.pruning import Plan, prune, shuffle
 
 
 @pytest.fixture
@@ -103,3 +104,31 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path):
         Plan.load(tmp_path / "plan.safetensors")
     with pytest.raises(StoreError):
         Plan.load(tmp_path / "missing.safetensors")
+
+
+def covered() -> Plan:
+    model = nn.Sequential(nn.LSTM(4, 4), nn.Linear(40, 20))
+    return prune(model, "magnitude", 0.5)
+
+
+def test_a_printed_table_is_text_and_says_what_is_left_dense(plan):
+    text = str(plan.table())
+    assert "body" in text
+    assert "8 x 6" in text
+    assert "left dense: LSTM" in str(covered().table())
+
+
+def test_a_notebook_shows_the_same_and_runs_nothing(plan):
+    shown = Plan({"<b>fc</b>": plan["body"]})._repr_html_()
+    assert "&lt;b&gt;fc&lt;/b&gt;" in shown
+    assert "<b>" not in shown
+    assert "12" in shown
+    assert "left dense: LSTM" in covered()._repr_html_()
+
+
+def test_coverage_survives_saving_copying_and_what_is_made_of_the_plan(tmp_path):
+    made = covered()
+    made.save(tmp_path / "plan.safetensors")
+    for again in (Plan.load(tmp_path / "plan.safetensors"), pickle.loads(pickle.dumps(made)), shuffle(made)):
+        assert again.coverage == made.coverage
+        assert "left dense: LSTM" in repr(again)

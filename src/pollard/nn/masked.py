@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pollard.errors import InvalidInput
+from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.nn import initialise
 from pollard.nn.linear import straight_through
+
+
+class KeptParameter(nn.Parameter):
+    """A parameter that says that it is not all there is to its layer, and is an ordinary one otherwise.
+
+    torch's fused paths (`nn.TransformerEncoderLayer` in eval mode) read weights past the layers that own them, and would
+    miss the mask; they stand back from a parameter that overrides torch's functions, as this one does, to no effect.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - what torch's own documentation gives for this
+            return func(*args, **(kwargs or {}))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # torch would bring back a plain parameter.
+        del protocol
+        return _rebuilt, (self.data, self.requires_grad)
+
+
+def _rebuilt(data: Tensor, requires_grad: bool) -> KeptParameter:
+    return KeptParameter(data, requires_grad)
 
 
 class MaskedLinear(nn.Module):
     """`y = x (weight * mask)^T + bias`: what a sparse layer computes, at dense cost; the specification of its training.
 
-    weight: `(out, in)` Parameter. mask: bool buffer `(out, in)`, True = keep. bias: `(out,)` Parameter or None.
+    weight: `(out, in)` Parameter, zero where nothing is kept. mask: bool buffer `(out, in)`, True = keep. bias: `(out,)`
+    Parameter or None.
 
-    The gradient of a dropped weight is exactly zero. An optimizer may still move the number stored there (weight decay
-    shrinks it): nothing reads it, and `to_dense` leaves it out. Raises InvalidInput where weight and topology differ in shape.
+    The gradient of a dropped weight is exactly zero, so that optimizers leave it at zero, and whoever reads `weight` past
+    the layer reads what it computes with. What is written there all the same, neither `forward` nor `to_dense` reads, and
+    torch's fused paths are declined. Raises InvalidInput where weight and topology differ in shape.
 
     >>> layer = MaskedLinear(torch.tensor([[1.0, 2.0]]), Topology.from_mask(torch.tensor([[True, False]])))
     >>> layer(torch.tensor([[3.0, 4.0]])).tolist(), layer.density
@@ -40,9 +74,10 @@ class MaskedLinear(nn.Module):
                 "Take the topology that was made for this layer.",
             )
         self.pattern: Pattern = topology.pattern
-        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        mask = topology.mask().to(weight.device)
+        self.weight = KeptParameter(torch.where(mask, weight.detach(), 0.0), requires_grad=weight.requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        self.register_buffer("mask", topology.mask().to(weight.device))
+        self.register_buffer("mask", mask)
         # Bool (out, in): which kept weights the forward pass reads, where it does not read all.
         self.active: Tensor | None = None
 
@@ -69,9 +104,32 @@ class MaskedLinear(nn.Module):
             weight = straight_through(weight, self.active)
         return functional.linear(x, weight, self.bias)
 
+    def reset_parameters(self) -> None:
+        """Draws kept weights and bias anew, as `SparseLinear` draws them: from U(-b, b) with b = 1 / sqrt(kept fan-in)."""
+        topology = self.topology
+        with torch.no_grad():
+            self.weight.copy_(SparseMatrix(initialise.uniform(topology), topology).to_dense())
+            if self.bias is not None:
+                self.bias.copy_(initialise.uniform_bias(topology))
+
     def _kept(self) -> Tensor:
         # where, not a product: a dropped weight that is not finite stays without effect.
         return torch.where(self.mask, self.weight, 0.0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves its hook untyped
+        if not isinstance(self.weight, KeptParameter):  # torch made a plain parameter, as it does for another device
+            self.weight = KeptParameter(self.weight.detach(), self.weight.requires_grad)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # A dense state brings numbers where nothing is kept.
+        if isinstance(self.weight, KeptParameter):
+            with torch.no_grad():
+                self.weight.masked_fill_(~self.mask, 0.0)
+        else:  # the state's own tensor, by assign=True
+            self.weight = KeptParameter(self._kept().detach(), self.weight.requires_grad)
 
     @property
     def in_features(self) -> int:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
+from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
-from pollard.selection import LayerFilter, linear_layers, listed, refuse_tied, select, unmatched
+from pollard.nn.references import Reference, references, refuse_fixed, replace
+from pollard.selection import (
+    LayerFilter,
+    linear_layers,
+    listed,
+    refuse_tied,
+    refuse_unready,
+    require_prunable,
+    select,
+    unmatched,
+)
 
 Storage = Literal["compressed", "masked"]
 _HOOKS = {f"_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre")}
 Model = TypeVar("Model", bound=nn.Module)
+_LOG = logging.getLogger("pollard")
 _LAYERS: dict[str, type[SparseLinear | MaskedLinear]] = {"compressed": SparseLinear, "masked": MaskedLinear}
 
 
@@ -31,9 +44,12 @@ def sparsify_(
 
     Kept weights stay as they are, unless the plan brings new values for them (`Plan.updated`). Biases, training flags, `requires_grad`, dtype and device are carried over. All checks come before the first
     replacement, so a call that raises a Pollard error has changed nothing; each dense weight is let go before the next
-    layer is made. The parameters are new objects: make the optimizer afterwards.
+    layer is made. A layer that modules also hold in lists, tuples, dicts or attributes is replaced there too. The parameters
+    are new objects: make the optimizer afterwards. What is sparse then is told to the logger `pollard`, and is
+    `Coverage.of(model)`.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
-    parameters, hooks on a layer (they would be lost), a layer off the CPU, or a model that is itself a linear layer.
+    parameters, hooks on a layer or a `forward` of its own (they would be lost), a weight that is lazy, parametrized or made by
+    a hook, a layer that a function holds on to, a layer off the CPU, or a model that is itself a linear layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> type(sparsify_(model, {"0": Topology.full((3, 4))})[0]).__name__
@@ -46,7 +62,7 @@ def sparsify_(
     _refuse_root(model, nn.Linear, "SparseLinear.from_dense(linear, topology)")
     names = select(_planned(model, plan), layers)
     refuse_tied(model, names)
-    _refuse_hooks(model, names)
+    found = _replaceable(model, names)
     updated: Mapping[str, Tensor] = getattr(plan, "updated", {})
     if storage == "compressed":
         _refuse_devices(model, names)
@@ -54,7 +70,10 @@ def sparsify_(
         dense = model.get_submodule(name)
         assert isinstance(dense, nn.Linear)
         source = _with_values(dense, plan[name], updated[name]) if name in updated else dense
-        _swap(model, dense, _LAYERS[storage].from_dense(source, plan[name]))
+        _swap(model, dense, _LAYERS[storage].from_dense(source, plan[name]), found)
+        del dense, source  # it is let go before the next is made
+    if _LOG.isEnabledFor(logging.INFO):
+        _LOG.info("%s", Coverage.of(model))
     return model
 
 
@@ -82,7 +101,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     _refuse_root(model, (SparseLinear, MaskedLinear), "its to_dense()")
     names = select(sparse_layers(model), layers)
     refuse_tied(model, names)
-    _refuse_hooks(model, names)
+    found = _replaceable(model, names)
     fused = [name for name in names if getattr(model.get_submodule(name), "relu", False)]
     if fused:
         raise InvalidInput(
@@ -93,7 +112,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     for name in names:
         sparse = model.get_submodule(name)
         assert isinstance(sparse, SparseLinear | MaskedLinear)
-        _swap(model, sparse, sparse.to_dense())
+        _swap(model, sparse, sparse.to_dense(), found)
     return model
 
 
@@ -109,6 +128,8 @@ def _with_values(dense: nn.Linear, topology: Topology, values: Tensor) -> nn.Lin
 def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Module]:
     """The modules that `plan` names, each a linear layer of the planned shape."""
     linear = linear_layers(model)
+    if not sparse_layers(model):
+        require_prunable(model)
     modules = dict(model.named_modules())
     for name, topology in plan.items():
         if isinstance(modules.get(name), SparseLinear | MaskedLinear):
@@ -117,6 +138,7 @@ def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Mod
             )
         if name not in linear:
             raise unmatched(name, linear)
+        refuse_unready(model, [name])
         shape = (linear[name].out_features, linear[name].in_features)
         if topology.shape != shape:
             raise InvalidInput(
@@ -136,9 +158,29 @@ def _refuse_root(model: nn.Module, kinds: type | tuple[type, ...], instead: str)
         )
 
 
-def _refuse_hooks(model: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        module = model.get_submodule(name)
+def _replaceable(model: nn.Module, names: Iterable[str]) -> list[Reference]:
+    """All places that hold the layers, once it is sure that each can be given another and that nothing would be lost."""
+    layers = {model.get_submodule(name): name for name in names}
+    _refuse_hooks(layers)
+    _refuse_patched(layers)
+    found = references(model, layers)
+    refuse_fixed(found, layers)
+    return found
+
+
+def _refuse_patched(layers: Mapping[nn.Module, str]) -> None:
+    for module, name in layers.items():
+        if "forward" in vars(module):
+            raise InvalidInput(
+                f"layer {name!r} with a forward of its own, set on the instance",
+                "a layer that computes what its class does: the other would be lost",
+                "Undo it, as in `del layer.forward` or accelerate's remove_hook_from_module(layer), or leave the layer out "
+                "with layers=.",
+            )
+
+
+def _refuse_hooks(layers: Mapping[nn.Module, str]) -> None:
+    for module, name in layers.items():
         hooks = [hook for kind, held in vars(module).items() if kind in _HOOKS for hook in held.values()]
         # A sparsifier that watches a layer does not miss it.
         if not all(getattr(hook, "only_watches", False) for hook in hooks):
@@ -160,13 +202,15 @@ def _refuse_devices(model: nn.Module, names: Iterable[str]) -> None:
                 )
 
 
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts `new` wherever `old` is used, with its flags."""
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference]) -> None:
+    """Puts `new` wherever `old` is used, with its flags; of the places `found`, those of `old` are done with."""
     new.train(old.training)
     for was, now in zip(_parameters(old), _parameters(new), strict=True):
         now.requires_grad_(was.requires_grad)
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         model.set_submodule(name, new)
+    replace([reference for reference in found if reference.layer is old], {old: new})
+    found[:] = [reference for reference in found if reference.layer is not old]
 
 
 def _parameters(layer: nn.Module) -> list[nn.Parameter]:

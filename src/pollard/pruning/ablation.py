@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def shuffle(plan: Plan, generator: torch.Generator | None = None) -> Plan:
     [6, 9, 10, 12]
     """
     moved = {name: _elsewhere(topology, generator) for name, topology in plan.items()}
-    return Plan(moved, criterion=plan.criterion, allocation=plan.allocation, asked=plan.asked)
+    return replace(plan, topologies=moved, updated={})
 
 
 def _elsewhere(topology: Topology, generator: torch.Generator | None) -> Topology:

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pollard.errors import InvalidInput, LayerCollapse, PatternError
+from pollard.coverage import Coverage
+from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -21,12 +22,13 @@ from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Accumulate, Batches, Mode, Scoring
-from pollard.selection import LayerFilter, linear_layers, listed, per_layer, refuse_tied, select
+from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 
 PatternChoice = str | Pattern | Mapping[str, str | Pattern]
 Bound = float | Mapping[str, float] | None
 RoundSchedule = Literal["exponential", "linear"]
 Member = TypeVar("Member")
+QUARTER = 0.25
 
 
 def prune(
@@ -81,8 +83,9 @@ def prune(
     all the same, so the budget is spent on weights: there, zero biases score zero and go first.
 
     Raises InvalidInput for a bad argument, a missing batch, non-finite scores, tied weights, or a model that is sparse
-    already; PatternError where a pattern does not divide a layer; NothingMatched where a filter selects nothing. Warns
-    LayerCollapse where a layer keeps no weight.
+    already, or weights that are lazy, parametrized or made by a hook; PatternError where a pattern does not divide a layer;
+    NothingMatched where a filter selects nothing, or there is nothing to prune. Warns LayerCollapse where a layer keeps no
+    weight, LeftDense where layers= is left out and less than a quarter of the model's parameters is in the layers that are pruned.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
@@ -115,8 +118,11 @@ def prune(
     )
     count, start = rule.rounds if rounds is None else rounds, Plan(kept).density if kept else 1.0
     plan = decision.plan(round_densities(budget, count, round_schedule, start), density)
+    plan = replace(plan, coverage=Coverage.of(model, plan))
     if plan.collapsed:
         warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
+    if layers is None and plan.coverage is not None and plan.coverage.share < QUARTER:
+        warnings.warn(_mostly_dense(plan.coverage), LeftDense, stacklevel=2)
     return plan
 
 
@@ -262,8 +268,9 @@ def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
             "a dense model",
             "Make it dense with densify_(model) first, or name the dense layers to prune with layers=.",
         )
-    linear = linear_layers(model)
+    linear = require_prunable(model)
     names = select(linear, layers)
+    refuse_unready(model, names)
     refuse_tied(model, names)
     return {name: linear[name] for name in names}
 
@@ -336,6 +343,13 @@ def _with_biases(chosen: Mapping[str, nn.Linear]) -> float:
     """Weights and biases together, per weight."""
     weights = sum(module.weight.numel() for module in chosen.values())
     return 1 + sum(module.out_features for module in chosen.values() if module.bias is not None) / weights
+
+
+def _mostly_dense(coverage: Coverage) -> str:
+    return (
+        f"{coverage}. The density {coverage.density:.4g} is of the layers that are pruned; of the whole model "
+        f"{coverage.model_density:.4g} is kept. Only nn.Linear is pruned so far; layers= says that this is meant."
+    )
 
 
 def collapse_message(plan: Plan) -> str:

@@ -112,7 +112,7 @@ class Network:
         with _told(
             "inputs that the model does not take", "inputs as in training: their dtype and shape, and samples enough"
         ):
-            outputs: Tensor = functional_call(self.model, state, (inputs,))
+            outputs: Tensor = functional_call(self.model, state, (inputs,), tie_weights=False)
         return outputs
 
     def loss(self, weights: Mapping[str, Tensor], pair: Pair) -> Tensor:
@@ -189,6 +189,23 @@ class Network:
 
     def __repr__(self) -> str:
         return f"Network({len(self.names)} layers: {listed(self.names)})"
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, by each module that holds them: a tied one under several names, a module under its first.
+
+    What `functional_call` is to be given with `tie_weights=False`: left to tie names itself, torch takes the two names of a
+    module that stands in two places for two tensors, and afterwards leaves ours in the place of the parameter.
+
+    >>> shared = nn.Linear(2, 2, bias=False)
+    >>> list(held(nn.Sequential(shared, nn.ReLU(), shared)))
+    ['0.weight']
+    """
+    return {
+        f"{name}.{key}".lstrip("."): tensor
+        for name, module in model.named_modules()
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
 
 
 @contextmanager

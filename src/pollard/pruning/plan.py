@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_topologies, save_topologies
 from pollard.formats.topology import Topology
-from pollard.selection import unmatched
+from pollard.selection import counted, unmatched
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from pollard.tables import PrintedTable
+
+
+_COLUMNS = ("layer", "shape", "pattern", "density", "kept")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,6 +29,7 @@ class Plan(Mapping[str, Topology]):
 
     criterion, allocation: their names, None for a plan made by hand. asked: the density that was asked for.
     updated: new values `(nnz,)` of layers whose kept weights the criterion changed, in the order of their topology.
+    coverage: what part of its model the plan covers, None where it was made without one.
     Raises InvalidInput for a plan of no layer, or of something else than topologies, and for values that do not fit.
 
     >>> from pollard.formats.pattern import Pattern
@@ -40,6 +45,7 @@ class Plan(Mapping[str, Topology]):
     allocation: str | None = None
     asked: float | None = None
     updated: Mapping[str, Tensor] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     def __post_init__(self) -> None:
         if not self.topologies or not all(isinstance(topology, Topology) for topology in self.topologies.values()):
@@ -61,7 +67,8 @@ class Plan(Mapping[str, Topology]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy can be neither copied nor pickled.
-        return type(self), (dict(self.topologies), self.criterion, self.allocation, self.asked, dict(self.updated))
+        told = (self.criterion, self.allocation, self.asked, dict(self.updated), self.coverage)
+        return type(self), (dict(self.topologies), *told)
 
     def __getitem__(self, name: str) -> Topology:
         return self.topologies[name]
@@ -74,10 +81,17 @@ class Plan(Mapping[str, Topology]):
 
     def __repr__(self) -> str:
         layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
-        return f"Plan({layers}, {self.nnz} of {self.weights} weights kept, density {self.density:.4g})"
+        left = self.coverage.left if self.coverage else {}
+        dense = f"; left dense: {counted(left)}" if left else ""
+        return f"Plan({layers}, {self.nnz} of {self.weights} weights kept, density {self.density:.4g}{dense})"
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> PrintedTable:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        from pollard.tables import html_table  # here: importing pollard stays light
+
+        return html_table(_COLUMNS, self._rows(), title=self._title(), note=str(self.coverage or ""))
 
     @property
     def weights(self) -> int:
@@ -108,23 +122,39 @@ class Plan(Mapping[str, Topology]):
             raise unmatched(name, self)
         return self[name].mask()
 
-    def table(self) -> Table:
-        """A rich table: one row per layer, a total, and what has collapsed marked so."""
-        from rich.table import Table  # here: importing pollard stays light
+    def table(self) -> PrintedTable:
+        """A table that prints: one row per layer, a total, what has collapsed marked so, and what the plan leaves dense."""
+        from pollard.tables import PrintedTable  # here: importing pollard stays light
 
-        told = ", ".join(f"{key} {value}" for key, value in self._metadata().items() if value is not None)
-        table = Table("layer", "shape", "pattern", title=f"Plan: {told}" if told else "Plan")
-        table.add_column("density", justify="right")
-        table.add_column("kept", justify="right")
-        for name, topology in self.items():
-            shape = f"{topology.shape[0]} x {topology.shape[1]}"
-            lost = topology.nnz == 0
-            kept = "0 (collapsed)" if lost else f"{topology.nnz:,}"
-            style = "bold red" if lost else None
-            table.add_row(name or "(root)", shape, str(topology.pattern), f"{topology.density:.4f}", kept, style=style)
+        caption = str(self.coverage) if self.coverage else None
+        table = PrintedTable(*_COLUMNS[:3], title=self._title(), caption=caption)
+        for column in _COLUMNS[3:]:
+            table.add_column(column, justify="right")
+        *rows, total = self._rows()
+        for row, topology in zip(rows, self.values(), strict=True):
+            table.add_row(*row, style=None if topology.nnz else "bold red")
         table.add_section()
-        table.add_row("total", f"{self.weights:,} weights", "", f"{self.density:.4f}", f"{self.nnz:,}", style="bold")
+        table.add_row(*total, style="bold")
         return table
+
+    def _title(self) -> str:
+        told = {"criterion": self.criterion, "allocation": self.allocation, "asked": self.asked}
+        text = ", ".join(f"{key} {value}" for key, value in told.items() if value is not None)
+        return f"Plan: {text}" if text else "Plan"
+
+    def _rows(self) -> list[tuple[str, str, str, str, str]]:
+        """One for each layer, and the total."""
+        rows = [
+            (
+                name or "(root)",
+                f"{topology.shape[0]} x {topology.shape[1]}",
+                str(topology.pattern),
+                f"{topology.density:.4f}",
+                f"{topology.nnz:,}" if topology.nnz else "0 (collapsed)",
+            )
+            for name, topology in self.items()
+        ]
+        return [*rows, ("total", f"{self.weights:,} weights", "", f"{self.density:.4f}", f"{self.nnz:,}")]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the plan to one file, atomically; raises StoreError where that fails."""
@@ -138,9 +168,11 @@ class Plan(Mapping[str, Topology]):
             raise StoreError(f"{path} without a layer", "a saved plan", "Save the plan again.")
         told = {key: metadata.get(key) for key in ("criterion", "allocation", "asked")}
         try:
-            return cls(topologies, **told, updated=updated)
+            coverage = Coverage.from_dict(metadata["coverage"]) if metadata.get("coverage") else None
+            return cls(topologies, **told, updated=updated, coverage=coverage)
         except InvalidInput as error:
             raise StoreError(f"{path} with {error.got}", error.expected, "Save the plan again.") from error
 
     def _metadata(self) -> dict[str, Any]:
-        return {"criterion": self.criterion, "allocation": self.allocation, "asked": self.asked}
+        told = {"criterion": self.criterion, "allocation": self.allocation, "asked": self.asked}
+        return told | ({"coverage": self.coverage.to_dict()} if self.coverage else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequ
     Values that a criterion computed belong to the weights it has `scored`: other weights go without them.
     """
     if weights is not scored:
-        plan = Plan(plan.topologies, criterion=plan.criterion, allocation=plan.allocation, asked=plan.asked)
+        plan = replace(plan, updated={})
     if last and recipe.ablation == "shuffle":
         plan = shuffle(plan, generator(recipe.seed, "shuffle"))
     return restore_isometry(plan, weights) if last and recipe.repair == "isometry" else plan

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pollard.report.plot import Series, ticks
+from pollard.tables import PrintedTable
 
 SERIES_STYLES = ("bold green", "white", "yellow", "blue")
 BRAILLE = 0x2800
@@ -60,12 +61,14 @@ def _three_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
 
 
-def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A table whose first `left` columns are words and whose other columns are figures, aligned to the right.
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> PrintedTable:
+    """A table, which prints as one too, whose first `left` columns are words and whose other columns are figures, aligned to the right.
 
     Where there is too little room, words are folded; names (the first column) and figures are not.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = PrintedTable(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for index, column in enumerate(columns):
         words = index < left
         table.add_column(

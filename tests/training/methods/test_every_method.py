@@ -286,7 +286,9 @@ def test_masked_storage_clears_the_state_it_finds_outside_the_mask():
     pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.2), storage="masked")
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     x, y = examples()
-    for _ in range(3):  # weight decay has moved what is dropped, and momentum remembers it
+    with torch.no_grad():
+        model[0].weight += 0.1  # what is dropped too; weight decay moves it, and momentum remembers it
+    for _ in range(3):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from pollard.errors import InvalidInput
 from pollard.pruning.measurements.measurement import measurement
-from pollard.pruning.network import Network
+from pollard.pruning.network import Network, held
 
 KERNEL_SAMPLES, KERNEL_STEP = 64, 0.01
 
@@ -80,13 +80,13 @@ def _normal(shape: tuple[int, ...], network: Network, deviation: float) -> Tenso
 def _flow(network: Network, weights: dict[str, Tensor], *, biases: bool) -> tuple[dict[str, Tensor], Tensor]:
     """The scores, and R."""
     model = network.model
-    state = {name: _magnitude(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
+    state = {name: _magnitude(value) for name, value in held(model).items()}
     if not biases:
         state |= {name: torch.zeros_like(value) for name, value in state.items() if name.endswith("bias")}
     leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
     state |= {f"{name}.weight".lstrip("."): leaf for name, leaf in leaves.items()}
     ones = torch.ones((1, *network.input_shape), dtype=torch.float64, device=network.device)
-    total = functional_call(model, state, (ones,)).sum()
+    total = functional_call(model, state, (ones,), tie_weights=False).sum()
     found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     gradients = network.reached(dict(zip(leaves, found, strict=True)))
     return {name: (gradients[name] * leaf).detach().abs() for name, leaf in leaves.items()}, total.detach()
