@@ -7,18 +7,18 @@ dense weight, in memory proportional to the batch. No gradient of all weights ev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
-from pollard.nn.linear import SparseLinear
 from pollard.ops.matmul import value_grad
 from pollard.training import processes
+from pollard.training.recording import Product, Recorder, parameter_of
+from pollard.training.remainder import Remainder
 
 # Numbers of a block of rows: it stays in the second-level cache while it is scored.
 BLOCK = 1 << 19
@@ -57,80 +57,109 @@ class Passes:
         self.name, self.layer, self.whole = name, layer, whole
         self.seen: list[Pass] = []
         self.decay, self.dense = 1.0, False
+        self.recorder = Recorder(layer, self)
+        self._remainder = Remainder()
         self._sum: Tensor | None = None
-        self._handle: Any = None
-        self._step = 0
-        self._watching = False
-        self.owned = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The copy of a watched layer brings one of its watcher along, which looks away: unless whom it works for is copied too.
-        return {**self.__dict__, "owned": False}
+        self._step = self._folded = 0
 
     def attach(self) -> None:
         """Be there when the layer runs: from before a compiler looks at it, which would not notice later."""
-        if self._handle is None:
-            self._handle = self.layer.register_forward_hook(self._forward)
+        self.recorder.attach()
 
     def detach(self) -> None:
         """Watch no longer, ever."""
         self.stop()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self.recorder.detach()
 
     def watch(self, step: int) -> None:
         """Keep what goes through the layer from now on, as of `step`."""
         self._fold()
-        self.attach()
-        self._step, self._watching = step, True
+        self._remainder.forget()
+        self._step = step
+        self.recorder.watch()
 
     def stop(self) -> None:
         """Watch no longer for now, and forget what was seen; a dense running sum goes on."""
         self._fold()
-        self.seen, self._watching = [], False
+        self._remainder.forget()
+        self.seen = []
+        self.recorder.stop()
+
+    def settle(self) -> None:
+        """Let passes of this step count as much as `.grad` says, before an optimizer or an update looks at it.
+
+        What was zeroed or thrown away since counts nothing; what was clipped or unscaled counts as much less. All processes
+        call this.
+        """
+        if self.recorder.watching:
+            self._settle(together=self.decay != 1.0 or self.dense)
+
+    def before(self) -> None:
+        """More is about to be added to `.grad`."""
+        self._settle()
+
+    @torch.no_grad()
+    def added(self, products: list[Product]) -> None:
+        """These were."""
+        for x, dy in products:
+            self.seen.append(Pass(self._step, x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])))
+        self._remainder.note(self._gradient())
+
+    def forget(self) -> None:
+        """Nothing was ever seen."""
+        self.seen, self._sum = [], None
+
+    @torch.no_grad()
+    def _settle(self, *, together: bool = False) -> None:
+        gradient = self._gradient()
+        left = self._remainder.of(gradient, together=together)
+        if left != 1.0:
+            earlier = [each for each in self.seen if each.step != self._step]
+            now = self.seen[len(earlier) :] if left else []
+            self.seen = [*earlier, *(each._replace(dy=each.dy * left) for each in now)]
+            self._remainder.note(gradient)
+
+    def _gradient(self) -> Tensor | None:
+        gradient = parameter_of(self.layer).grad
+        return None if gradient is None else gradient.detach()
 
     def _fold(self) -> None:
-        if self.dense and self.seen:
+        """Add the passes of this step to the dense running sum, once."""
+        if self.dense and self._folded != self._step and (self.seen or self._sum is not None):
             # Of this process alone: means are for what growth looks at, or a dense sum would travel each step.
-            self._sum = self._own_rows(0, self.seen[0].dy.shape[1])
+            self._sum = self._own_rows(0, self._shape[0])
             self.seen = []
+        self._folded = self._step
 
-    # Compilers leave it to Python. The public name for that, torch.compiler.disable, would load one, 50 MB, for everybody.
-    @_disable_dynamo
-    def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not self.owned:
-            self.seen, self._sum = [], None
-        if not (self.owned and self._watching and output.requires_grad):
-            return
-        if self._parameter().grad is None:
-            # The gradient of earlier passes was thrown away, and so their step: this one begins it anew.
-            self.seen = [each for each in self.seen if each.step != self._step]
-        # dY is the gradient before a fused ReLU: nothing flows through outputs that it cut off.
-        cut = (output <= 0).detach() if getattr(layer, "relu", False) else None
-        step, x = self._step, inputs[0].detach()
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.layer.out_features, self.layer.in_features  # type: ignore[return-value]  # both storages have them
 
-        def backward(dy: Tensor) -> None:
-            upstream = dy.detach() if cut is None else dy.detach().masked_fill(cut, 0.0)
-            self.seen.append(Pass(step, x.reshape(-1, x.shape[-1]), upstream.reshape(-1, upstream.shape[-1])))
+    @property
+    def step(self) -> int:
+        """The step that is watched."""
+        return self._step
 
-        output.register_hook(backward)
-
-    _forward.only_watches = True  # type: ignore[attr-defined]  # a function takes attributes; `densify_` asks for this one
-
-    def _parameter(self) -> Tensor:
-        parameter = self.layer.values if isinstance(self.layer, SparseLinear) else self.layer.weight
-        assert isinstance(parameter, Tensor)
-        return parameter
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was seen in this step."""
+        return not any(each.step == self._step for each in self.seen)
 
     def fault(self) -> InvalidInput | None:
         """What keeps growth from choosing by these passes, if anything does."""
-        if not any(each.step == self._step for each in self.seen):
+        gradient = self._gradient()
+        if self.empty and gradient is not None and bool(gradient.any()):
             return InvalidInput(
-                f"an update at step {self._step} without a forward and backward pass through layer {self.name!r}",
-                "the gradients of this step",
-                "Call loss.backward() before step(), and leave layers out with layers= that not every step uses. Where a model "
-                "was compiled before its layers were made sparse, or one like it, call torch.compiler.reset() first.",
+                f"a gradient of layer {self.name!r} from no pass through it that was seen in step {self._step}",
+                "gradients that loss.backward() has added to .grad since the last step",
+                "Call the layer itself, and loss.backward(), rather than assign to .grad. Where a model was compiled before "
+                "its layers were made sparse, or one like it, call torch.compiler.reset() first.",
+            )
+        if self.recorder.third:
+            return InvalidInput(
+                f"derivatives of the third order through layer {self.name!r}",
+                "at most gradients of gradients, as of a penalty on them",
+                "Take the step of an update without them, or a method that does not look at gradients, such as set.",
             )
         if all(is_finite(x) and is_finite(dy) for _, x, dy in self.seen):
             return None
@@ -160,8 +189,11 @@ class Passes:
                     total *= share
             else:
                 total.addmm_(upstream, inputs, alpha=share)
-        assert total is not None
-        return total
+        return torch.zeros(last - first, self._shape[1], dtype=self._dtype) if total is None else total
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(parameter_of(self.layer).dtype, torch.float32)
 
     def scores(self, topology: Topology, first: int, last: int) -> Tensor:
         """The magnitudes of the dense gradient summed over each grain of row groups `first` to `last`: `(last - first, in)`."""
@@ -187,14 +219,17 @@ class Passes:
             if step != self._step:
                 found *= self.decay ** (self._step - step)
             total = found if total is None else total.add_(found)
-        assert total is not None
-        return processes.mean(total)
+        return processes.mean(torch.zeros(topology.nnz, dtype=self._dtype) if total is None else total)
 
     def flow(self) -> tuple[Tensor, Tensor]:
         """`sum over the batch of |x|` `(in,)` and of `|dy|` `(out,)`: how much each neuron has to do with the gradient."""
-        inputs = torch.stack([x.abs().sum(0) for _, x, _ in self.seen]).sum(0)
-        outputs = torch.stack([dy.abs().sum(0) for _, _, dy in self.seen]).sum(0)
-        return processes.mean(inputs), processes.mean(outputs)
+        inputs = [x.abs().sum(0) for _, x, _ in self.seen]
+        outputs = [dy.abs().sum(0) for _, _, dy in self.seen]
+        return self._mean_of(inputs, 1), self._mean_of(outputs, 0)
+
+    def _mean_of(self, sums: list[Tensor], side: int) -> Tensor:
+        """The sum of what each pass gives, for inputs (1) or outputs (0); zeros where there was none."""
+        return processes.mean(torch.stack([torch.zeros(self._shape[side], dtype=self._dtype), *sums]).sum(0))
 
     def signed_flow(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`|sum over the batch of s x|` and `|sum of s dy|` with one random sign s an example: an unbiased look at dY^T X."""
@@ -204,7 +239,7 @@ class Passes:
             signs = _signs(len(x), generator).to(x.dtype)
             inputs.append(signs @ x)
             outputs.append(signs.to(dy.dtype) @ dy)
-        return tuple(processes.mean(torch.stack(sums).sum(0)).abs() for sums in (inputs, outputs))  # type: ignore[return-value]  # two of them
+        return self._mean_of(inputs, 1).abs(), self._mean_of(outputs, 0).abs()
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen, by all processes, as one process would have seen it."""
@@ -222,9 +257,26 @@ class Passes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See again what was seen: each process its part, however many there were."""
         self.seen, self._sum = [Pass(*each) for each in state["seen"]], state["sum"]
+        self._folded = self._step
         if (others := processes.count()) > 1:
             own = slice(processes.rank(), None, others)
             self.seen = [Pass(step, x[own], dy[own] * others) for step, x, dy in self.seen]
+
+
+def fault_of(passes: Sequence[Passes]) -> InvalidInput | None:
+    """What keeps growth from choosing by the passes of all layers, if anything does; a single one may have seen nothing.
+
+    A layer that a step did not use, as a part of a mixture, counts as one with gradient zero.
+    """
+    found = next(filter(None, (each.fault() for each in passes)), None)
+    if found or not passes or not all(each.empty for each in passes):
+        return found
+    return InvalidInput(
+        f"an update at step {passes[0].step} without a forward and backward pass through layer {passes[0].name!r}",
+        "the gradients of this step",
+        "Call loss.backward() before step(). Where a model was compiled before its layers were made sparse, or one like "
+        "it, call torch.compiler.reset() first.",
+    )
 
 
 def _signs(examples: int, generator: torch.Generator) -> Tensor:

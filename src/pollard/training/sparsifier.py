@@ -19,6 +19,7 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.kernels import derived
 from pollard.kernels.rewire import rewire
 from pollard.kernels.workspace import trim
+from pollard.nn.surgery import sparse_layers
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
 from pollard.pruning.masks import top_mask
 from pollard.selection import LayerFilter
@@ -27,9 +28,10 @@ from pollard.training.exploration import Exploration
 from pollard.training.methods.change import Change
 from pollard.training.methods.grow import by_gradient
 from pollard.training.methods.method import Method
+from pollard.training.passes import fault_of
 from pollard.training.randomness import generator
 from pollard.training.stepping import Steps
-from pollard.training.weights import CompressedWeight, Weight, sparse_weights
+from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
 from pollard.training.wrapping import Wrapper
 
 
@@ -89,7 +91,10 @@ class Sparsifier(Wrapper):
         method.after_update(self.weights, 0)
         self._require_agreement()
         self._explored = {name: Exploration(weight.topology) for name, weight in self.weights.items()}
-        if method.end > 0 and method.next_due(0) is None:
+        if method.end > 0 and not self.weights:
+            message = f"every sparse layer is frozen: {method.name} moves none. Set requires_grad before this call."
+            warnings.warn(message, NothingMoves, stacklevel=2)
+        elif method.end > 0 and method.next_due(0) is None:
             message = (
                 f"{method.name} updates every {method.every} steps, up to step {method.end}: not once. Lower every."
             )
@@ -133,6 +138,8 @@ class Sparsifier(Wrapper):
         instead = due and self.method.instead_of_step
 
         def prepare() -> None:
+            for weight in self.weights.values():
+                weight.passes.settle()
             if due:
                 self._require_ready()
             self.method.before_step(self.weights, step)
@@ -161,12 +168,17 @@ class Sparsifier(Wrapper):
 
     def _require_ready(self) -> None:
         """Raises InvalidInput where an update could not be gone through with: before anything has moved, a step included."""
-        weights = self.weights.values()
+        weights = list(self._moving().values())
         # Passes are of one process, gradients of all: who first has a fault in its passes is the one to be named.
-        passes = (weight.passes.fault() for weight in weights if self.method.window)
-        processes.fail_together(next(filter(None, passes), None))
-        held = (weight.fault(scored=self.method.scores_gradient) for weight in weights)
-        processes.fail_together(next(filter(None, held), None))
+        if self.method.window:
+            processes.fail_together(fault_of([weight.passes for weight in weights]))
+        if self.method.scores_gradient:
+            processes.fail_together(no_gradient(weights))
+        processes.fail_together(next(filter(None, (weight.fault() for weight in weights)), None))
+
+    def _moving(self) -> dict[str, Weight]:
+        """The weights that an update may move: what is frozen stays as it is."""
+        return {name: weight for name, weight in self.weights.items() if weight.parameter.requires_grad}
 
     @contextmanager
     def _lean(self) -> Iterator[None]:
@@ -187,10 +199,11 @@ class Sparsifier(Wrapper):
 
     def _update(self) -> None:
         fraction = self.method.fraction(self.steps)
-        counts = self.method.counts(self.weights, self._targets(), fraction)
-        last = list(self.weights)[-1]
+        moving = self._moving()
+        counts = self.method.counts(moving, self._targets(moving), fraction)
+        last = list(self.weights)[-1] if self.weights else ""
         found = []
-        for name, weight in self.weights.items():
+        for name, weight in moving.items():
             keep, target = counts[name]
             draw = generator(self.seed, f"update {self.updates} of {name}")
             change = Change(weight, keep, target, fraction, draw, last=name == last)
@@ -222,24 +235,28 @@ class Sparsifier(Wrapper):
         weight.move(after, source, fill)
         return count
 
-    def _targets(self) -> dict[str, int]:
+    def _targets(self, moving: dict[str, Weight]) -> dict[str, int]:
         """Grains to keep of each layer at this step."""
         if self.method.density is None:
-            return self._held
+            return {name: self._held[name] for name in moving}
         density = self.method.density(self.steps)
         if self.method.allocation == "global":
-            return self._by_global_magnitude(density)
-        layers = {n: Layer(w.topology.shape, w.topology.pattern) for n, w in self.weights.items()}
+            return self._by_global_magnitude(density, moving)
+        layers = {n: Layer(w.topology.shape, w.topology.pattern) for n, w in moving.items()}
+        if not layers:
+            return {}
         return whole_grains(layers, ALLOCATIONS[self.method.allocation](layers, density), density)
 
-    def _by_global_magnitude(self, density: float) -> dict[str, int]:
+    def _by_global_magnitude(self, density: float, moving: dict[str, Weight]) -> dict[str, int]:
         """What one ranking of the magnitudes of all kept weights leaves in each layer."""
-        weights = list(self.weights.values())
+        if not moving:
+            return {}
+        weights = list(moving.values())
         scores = [weight.by_grain(weight.values().abs()) for weight in weights]
         total = sum(math.prod(weight.topology.shape) // weight.rows for weight in weights)
         count = min(round(density * total), sum(map(len, scores)))
         best = top_mask(torch.cat(scores), count).split([len(each) for each in scores])
-        return {name: int(won.count_nonzero()) for name, won in zip(self.weights, best, strict=True)}
+        return {name: int(won.count_nonzero()) for name, won in zip(moving, best, strict=True)}
 
     def _watch(self) -> None:
         """Watch the passes of the next step if its growth, or a later one's, looks at them."""
@@ -258,7 +275,7 @@ class Sparsifier(Wrapper):
         dense = float(sum(math.prod(weight.topology.shape) for weight in self.weights.values()))
         forward = float(sum(weight.topology.nnz for weight in self.weights.values()))
         cost = self.method.update_cost if due else self.method.step_cost
-        self.cost += cost(forward, dense) / (3.0 * dense)
+        self.cost += cost(forward, dense) / (3.0 * dense) if dense else 0.0
 
     def _require_agreement(self) -> None:
         if processes.count() > 1:
@@ -285,13 +302,17 @@ class Sparsifier(Wrapper):
         """Figures of the moment: density, explored_rate (weights that were ever kept, of all), flips (kept weights that the
         last update exchanged), dead_neurons (rows that keep nothing), training_flops and inference_flops (of dense ones).
         """
-        topologies = {name: weight.topology for name, weight in self.weights.items()}
+        # Where all is frozen, what there is says how dense the model is.
+        held = self.weights or sparse_layers(self.model)
+        topologies = {name: each.topology for name, each in held.items()}
         sizes = {name: math.prod(topology.shape) for name, topology in topologies.items()}
         total = sum(sizes.values())
         density = sum(topology.nnz for topology in topologies.values()) / total
+        rates = {name: each.rate for name, each in self._explored.items()}
         return {
             "density": density,
-            "explored_rate": sum(self._explored[name].rate * size for name, size in sizes.items()) / total,
+            "explored_rate": sum(rates.get(name, topologies[name].density) * size for name, size in sizes.items())
+            / total,
             "flips": self.flips,
             "dead_neurons": float(sum(int((each.fan_in() == 0).sum()) for each in topologies.values())),
             "training_flops": self.cost / max(1, self.steps),

@@ -7,7 +7,7 @@ twin, holds dense ones that are zero wherever nothing is kept.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Weight(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.passes.owned = True
+        self.passes.recorder.own()
 
     def values(self) -> Tensor:
         """The kept values `(nnz,)`, in the order of the topology; not to be written to."""
@@ -130,15 +130,9 @@ class Weight(ABC):
     def _keep(self, after: Topology, values: Tensor) -> None:
         """Make `after` and `values` the layer's own."""
 
-    def fault(self, *, scored: bool = False) -> InvalidInput | None:
-        """What keeps an update from moving this weight, if anything does. scored: it will look at the gradient."""
+    def fault(self) -> InvalidInput | None:
+        """What keeps an update from moving this weight, if anything does."""
         gradient = self.gradient()
-        if scored and gradient is None:
-            return InvalidInput(
-                f"an update without a gradient of layer {self.name!r}",
-                "a gradient to score by",
-                "Call loss.backward() before step(), and leave layers out with layers= that not every step uses.",
-            )
         for what, numbers in (("weights", self.values()), ("gradients", gradient)):
             if numbers is not None and not is_finite(numbers):
                 return InvalidInput(
@@ -278,6 +272,17 @@ class MaskedWeight(Weight):
     @torch.no_grad()
     def _drop_rest(self, tensor: Tensor) -> None:
         tensor.masked_fill_(~self.layer.mask, 0.0)
+
+
+def no_gradient(weights: Sequence[Weight]) -> InvalidInput | None:
+    """What keeps an update from scoring by gradients, if anything does; a single layer without one counts as zero."""
+    if not weights or any(weight.parameter.grad is not None for weight in weights):
+        return None
+    return InvalidInput(
+        f"an update without a gradient of layer {weights[0].name!r}",
+        "a gradient to score by",
+        "Call loss.backward() before step().",
+    )
 
 
 def sparse_weights(model: nn.Module, optimizer: Optimizer, layers: LayerFilter = None) -> dict[str, Weight]:

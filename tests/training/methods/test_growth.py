@@ -243,7 +243,7 @@ def test_a_watched_model_is_copied_and_made_dense():
     for _ in range(3):  # gradients add up: a watcher would keep each pass
         nn.functional.cross_entropy(twin(x), y).backward()
     assert hooks
-    assert not any(hook.__self__.seen for hook in hooks)
+    assert not any(hook.__self__.listener.seen for hook in hooks)
     assert not any(weight.passes.seen for weight in sparse.weights.values())
 
 

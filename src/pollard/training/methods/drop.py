@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput
 from pollard.pruning.masks import top_mask
 from pollard.training.methods.change import Change
 
@@ -50,14 +49,9 @@ def by_magnitude_and_gradient(strength: float) -> Drop:
 
     def rule(change: Change) -> Tensor:
         weight = change.weight
-        gradient = weight.gradient()
-        if gradient is None:
-            raise InvalidInput(
-                f"layer {weight.name!r} without a gradient",
-                "a gradient to score by",
-                "Call loss.backward() before step().",
-            )
-        scores = weight.by_grain(weight.values().abs() + strength * gradient.abs())
+        magnitudes, gradient = weight.values().abs(), weight.gradient()
+        # A layer that this step did not use has none: that is one of zero.
+        scores = weight.by_grain(magnitudes if gradient is None else magnitudes + strength * gradient.abs())
         return top_mask(scores, change.keep, layer=weight.name)
 
     return rule
