@@ -144,10 +144,19 @@ def test_an_update_without_backward_says_so(name):
     assert sparse.updates == 1
 
 
-def test_a_layer_that_a_step_does_not_use_is_named():
-    model, optimizer, sparse = until_due("rigl")
+def test_a_layer_that_a_step_does_not_use_counts_as_one_without_gradient():
+    model, _, sparse = until_due("rigl")
     nn.functional.cross_entropy(model[2](torch.randn(32, 40)), Y).backward()
-    refused(model, optimizer, sparse, "layer '0'")
+    sparse.step()
+    assert sparse.updates == 1
+
+
+def test_a_gradient_that_came_from_no_pass_is_refused():
+    model, optimizer, sparse = until_due("rigl")
+    learn(model)
+    optimizer.zero_grad()
+    model[0].values.grad = torch.ones_like(model[0].values)
+    refused(model, optimizer, sparse, "layer '0' from no pass")
 
 
 @pytest.mark.parametrize("name", ["set", "rigl", "gmp"])
