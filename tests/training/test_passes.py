@@ -143,3 +143,44 @@ def test_passes_are_the_dense_gradient(name, storage):
         expected = dense.get_submodule(key).weight.grad
         assert expected.any()
         torch.testing.assert_close(weight.passes.rows(0, len(expected)), expected)
+
+
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+@pytest.mark.parametrize("dense_memory", [False, True])
+def test_a_running_mean_is_of_gradients_as_the_optimizer_sees_them(storage, dense_memory):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparse = pollard.snfs(
+        model, optimizer, density=0.4, steps=40, every=6, window=6, dense_memory=dense_memory, storage=storage
+    )
+    mean = {}
+    for step in range(1, 6):
+        optimizer.zero_grad()
+        dense = network()
+        for key, layer in sparse_layers(model).items():
+            dense.get_submodule(key).load_state_dict(layer.to_dense().state_dict())
+        loss_of(model, X * step).backward()
+        loss_of(dense, X * step).backward()
+        for parameter in (*model.parameters(), *dense.parameters()):
+            parameter.grad.mul_(0.5**step)
+        for key in sparse.weights:
+            mean[key] = 0.9 * mean.get(key, 0.0) + dense.get_submodule(key).weight.grad
+        if step < 5:
+            sparse.step()
+    for key, weight in sparse.weights.items():
+        weight.passes.settle()
+        torch.testing.assert_close(weight.passes.rows(0, len(mean[key])), mean[key])
+
+
+def test_what_is_frozen_after_training_has_begun_does_not_move():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparse = pollard.rigl(model, optimizer, density=0.4, steps=20, every=2, until=1.0)
+    model[0].values.requires_grad_(False)
+    before = [layer.topology for layer in sparse_layers(model).values()]
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        sparse.step()
+    after = [layer.topology for layer in sparse_layers(model).values()]
+    assert [one.same_as(other) for one, other in zip(before, after, strict=True)] == [True, False]

@@ -148,7 +148,8 @@ class Passes:
     def fault(self) -> InvalidInput | None:
         """What keeps growth from choosing by these passes, if anything does."""
         gradient = self._gradient()
-        if self.empty and gradient is not None and bool(gradient.any()):
+        # Among several processes it may be that of another, whose examples used this layer.
+        if self.empty and gradient is not None and processes.count() == 1 and bool(gradient.any()):
             return InvalidInput(
                 f"a gradient of layer {self.name!r} from no pass through it that was seen in step {self._step}",
                 "gradients that loss.backward() has added to .grad since the last step",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pollard.errors import InvalidInput
 from pollard.training.methods import drop
 from small_weights import STORAGES, change, seen, small_weight
 
@@ -73,6 +72,5 @@ def test_a_gradient_counts_as_much_as_it_is_told_to(storage, strength, stays):
     assert staying(drop.by_magnitude_and_gradient(strength), weight, 2) == stays
 
 
-def test_a_rule_that_looks_at_gradients_asks_for_them():
-    with pytest.raises(InvalidInput, match="'small' without a gradient"):
-        staying(drop.by_magnitude_and_gradient(1.0), small_weight([[1.0]]), 1)
+def test_a_layer_without_a_gradient_counts_as_one_of_zero():
+    assert staying(drop.by_magnitude_and_gradient(1.0), small_weight([[1.0, -3.0, 2.0]]), 2) == [False, True, True]
