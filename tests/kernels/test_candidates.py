@@ -94,3 +94,15 @@ def test_what_does_not_fit_is_refused(target):
         candidates(here, 1, torch.tensor([1.0, torch.nan]), torch.ones(3))
     with pytest.raises(TopologyError):
         candidates(here, 1 << 31, torch.ones(2), torch.ones(3))
+
+
+def test_a_row_with_half_of_all_is_drawn_alike_whatever_its_last_bit():
+    here = Topology.from_positions((4, 50), "unstructured", torch.tensor([], dtype=torch.int64))
+    exact = torch.tensor([1.5, 0.25, 0.75, 0.5], dtype=torch.float64)
+    columns = torch.ones(50, dtype=torch.float64)
+    for seed in range(20):
+        drawn = [
+            candidates(here, 30, weights, columns, torch.Generator().manual_seed(seed)).positions().tolist()
+            for weights in (exact, exact * torch.tensor([1 + 1e-15, 1, 1, 1], dtype=torch.float64))
+        ]
+        assert drawn[0] == drawn[1]

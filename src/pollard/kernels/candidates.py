@@ -22,6 +22,8 @@ from pollard.kernels.target import Target
 from pollard.kernels.turning import even
 
 Numbers = NDArray[np.uint64]
+# Of a row's share that count: roundings beyond them, which differ from one storage to another, change no draw.
+SHARE_BITS = 40
 
 
 def candidates(
@@ -70,7 +72,9 @@ def _dealt(weights: Tensor, count: int, key: int) -> Tensor:
     """How many of `count` draws fall to each row group, int64: a multinomial draw, a binomial one each."""
     # What rounding leaves over goes to the last outcome: to none that has no weight.
     likely, dealt = weights.nonzero().view(-1), torch.zeros(len(weights), dtype=torch.int64, device="cpu")
-    shares = (weights[likely] / weights.sum()).numpy()
+    # Gradients of a softmax add up to zero, so that one row often has just half of all: where numpy goes one way or another.
+    fractions, exponents = np.frexp((weights[likely] / weights.sum()).numpy())
+    shares = np.ldexp(np.round(fractions * 2.0**SHARE_BITS), exponents - SHARE_BITS)
     dealt[likely] = torch.from_numpy(np.random.Generator(np.random.PCG64(key)).multinomial(count, shares))
     return dealt
 
