@@ -15,10 +15,11 @@ from pollard.formats.topology import Topology
 from pollard.kernels import derived
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
+from pollard.nn.readable import ReadableWeight
 from pollard.ops import matmul, operators
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(ReadableWeight, nn.Module):
     """``y = x W^T + b`` with a sparse W: `values` is the parameter, `topology` says where they stand, nothing dense exists.
 
     x: `(..., in_features)`, any strides. y: `(..., out_features)`, features-first in memory for a 2-D x.

@@ -121,7 +121,7 @@ def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
 def _check_shapes(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     for name, topology in plan.items():
-        weight = getattr(modules.get(name), "weight", None)
+        weight = modules[name]._parameters.get("weight") if name in modules else None  # noqa: SLF001 - of its own, not read past it
         if not isinstance(weight, Tensor) or tuple(weight.shape) != topology.shape:
             got = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no dense weight"
             raise InvalidInput(
