@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pollard.pruning.decision import prune as prune
     from pollard.pruning.decision import prune_at_init as prune_at_init
     from pollard.pruning.plan import Plan as Plan
+    from pollard.training.averaging import Averaged as Averaged
     from pollard.training.sparsifier import Sparsifier as Sparsifier
     from pollard.training.start import dsd as dsd
     from pollard.training.start import gmp as gmp
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Averaged": "pollard.training.averaging",
     "Coverage": "pollard.coverage",
     "Pattern": "pollard.formats.pattern",
     "Plan": "pollard.pruning.plan",
@@ -71,6 +73,7 @@ _HOMES |= dict.fromkeys(_STARTS, "pollard.training.start")
 _MODULES = ("errors", "nn")
 
 __all__ = [
+    "Averaged",
     "Coverage",
     "Pattern",
     "Plan",

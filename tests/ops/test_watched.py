@@ -238,3 +238,12 @@ def test_fakes_and_meta_tensors_have_shapes_only(pair):
 def test_other_layouts_are_refused_by_name(pair, x, said):
     with pytest.raises(InvalidInput, match=said):
         pair[0].float()(x())
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (1, 5, 6), (6,)])
+def test_symbolic_tracing(pair, shape):
+    layer, dense = pair
+    graph = torch.fx.symbolic_trace(nn.Sequential(layer, nn.ReLU()))
+    assert any("linear" in str(node.target) for node in graph.graph.nodes)
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(graph(x), dense(x).relu())

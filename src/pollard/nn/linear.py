@@ -7,6 +7,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from pollard.errors import InvalidInput, PollardError, TopologyError
 from pollard.formats.matrix import SparseMatrix
@@ -177,11 +178,12 @@ class SparseLinear(ReadableWeight, nn.Module):
         # What compilers trace is checked where they call it: they would take these attributes for constants.
         topology = self._topology if torch.compiler.is_compiling() else self.topology
         values = self.values if self.active is None else straight_through(self.values, self.active)
-        if x.dim() == 2:
+        # Of a symbol nobody knows the dimensions: they are flattened in any case.
+        if not isinstance(x, Proxy) and x.dim() == 2:
             return matmul.linear(x, values, topology, self.bias, relu=self.relu)
         matmul.refuse(x)
         y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, self.bias, relu=self.relu)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
 
     def reset_parameters(self) -> None:
         """Draws values and bias anew, from U(-b, b) with b = 1 / sqrt(kept fan-in); what is kept stays."""
