@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
@@ -118,8 +119,9 @@ def dense_weight(layer: Kept) -> Tensor:
     return _spread(values, layer.topology)
 
 
-# Where values stand is worked out in numpy, which no compiler is to trace: it breaks its graph here.
-_uncompiled = torch.compiler.disable(dense_weight)
+# Where values stand is worked out in numpy, which no compiler is to trace: it breaks its graph here. The public name for
+# that, torch.compiler.disable, would load a compiler, 50 MB, for everybody.
+_uncompiled = _disable_dynamo(dense_weight)
 
 
 def _spread(values: Tensor, topology: Topology) -> Tensor:
