@@ -25,7 +25,7 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     x: `(..., in_features)`, any strides. y: `(..., out_features)`, features-first in memory for a 2-D x.
     values: `(nnz,)`. bias: `(out_features,)` or None. Any torch optimizer trains it, and all it holds is proportional to
-    what is kept. float32 on the CPU runs on generated kernels; other dtypes on plain torch, slowly.
+    what is kept. float32 runs on generated kernels, half precision on the same, rounded once; float64 on torch's sparse products.
 
     The topology belongs to the state, as `row_pointers` and `columns`, but is no parameter or buffer that anybody could write
     to. A buffer holds its signature: where that was overwritten with another's, as averaging two models does, the values
