@@ -29,8 +29,8 @@ def bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Ten
 
     >>> topology = Topology.from_mask(torch.tensor([[True, False], [True, True]]))
     >>> x, values = torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0])
-    >>> torch.func.jvp(lambda w: bilinear("linear", x, w, topology), (values,), (torch.ones(3),))[1]
-    tensor([[ 1., 11.]])
+    >>> torch.func.grad(lambda w: bilinear("linear", x, w, topology).sum())(values)
+    tensor([ 1.,  1., 10.])
     """
     product: Tensor = _Bilinear.apply(kind, left, right, topology)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return product
