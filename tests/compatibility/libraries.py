@@ -148,7 +148,7 @@ def _(method):
     model = BertForSequenceClassification(config)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     options = {} if method == "static" else {"every": 2}
-    sparse = pollard.sparse_training(model, optimizer, method, density=0.3, steps=4, **options)
+    sparse = pollard.sparse_training(model, optimizer, method, density=0.3, steps=4, layers="*", **options)
     tokens, labels = torch.arange(40).view(8, 5) % 20, torch.arange(8) % 2
     for _ in range(4):
         optimizer.zero_grad()
