@@ -190,7 +190,7 @@ class Passes:
                     total *= share
             else:
                 total.addmm_(upstream, inputs, alpha=share)
-        return torch.zeros(last - first, self._shape[1], dtype=self._dtype) if total is None else total
+        return torch.zeros(last - first, self._shape[1], dtype=self._dtype, device="cpu") if total is None else total
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -220,7 +220,7 @@ class Passes:
             if step != self._step:
                 found *= self.decay ** (self._step - step)
             total = found if total is None else total.add_(found)
-        return processes.mean(torch.zeros(topology.nnz, dtype=self._dtype) if total is None else total)
+        return processes.mean(torch.zeros(topology.nnz, dtype=self._dtype, device="cpu") if total is None else total)
 
     def flow(self) -> tuple[Tensor, Tensor]:
         """`sum over the batch of |x|` `(in,)` and of `|dy|` `(out,)`: how much each neuron has to do with the gradient."""
@@ -230,7 +230,9 @@ class Passes:
 
     def _mean_of(self, sums: list[Tensor], side: int) -> Tensor:
         """The sum of what each pass gives, for inputs (1) or outputs (0); zeros where there was none."""
-        return processes.mean(torch.stack([torch.zeros(self._shape[side], dtype=self._dtype), *sums]).sum(0))
+        return processes.mean(
+            torch.stack([torch.zeros(self._shape[side], dtype=self._dtype, device="cpu"), *sums]).sum(0)
+        )
 
     def signed_flow(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`|sum over the batch of s x|` and `|sum of s dy|` with one random sign s an example: an unbiased look at dY^T X."""

@@ -26,7 +26,7 @@ class Remainder:
     def forget(self) -> None:
         """There is no gradient yet."""
         self._version: tuple[int, int] | None = None
-        self._held = torch.empty(0)
+        self._held = torch.empty(0, dtype=torch.float32, device="cpu")
         self._zero = True
 
     def note(self, gradient: Tensor | None) -> None:
