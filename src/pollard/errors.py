@@ -101,4 +101,4 @@ class LayerCollapse(PollardWarning):
 
 
 class ScoresTie(PollardWarning):
-    """Scores of zero tie where the cut falls: which of them are kept says nothing."""
+    """Scores of zero tie where the cut falls, so that they decide nothing; or a layer has no others, as nothing reaches it."""

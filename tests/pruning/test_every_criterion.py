@@ -20,6 +20,7 @@ def rounds_of(criterion):
     return min(CRITERIA[criterion].rounds, FEW)
 
 
+@pytest.mark.filterwarnings("ignore::pollard.errors.ScoresTie")
 @given(
     st.sampled_from(sorted(CRITERIA)),
     st.sampled_from(sorted(ALLOCATIONS)),
@@ -71,6 +72,7 @@ def test_what_one_round_keeps_is_nested_as_density_grows(criterion):
         assert all(not (fewer.mask(name) & ~more.mask(name)).any() for name in fewer)
 
 
+@pytest.mark.filterwarnings("ignore::pollard.errors.ScoresTie")
 @pytest.mark.parametrize("pattern", ["unstructured", "v4"])
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_what_an_earlier_plan_dropped_stays_away(criterion, pattern):

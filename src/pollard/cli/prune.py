@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from pollard import data
 from pollard.cli.output import JsonFlag, emit
 from pollard.cli.recipe_options import recipe_of, recipe_options
+from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.recipes.build import build
 from pollard.recipes.models import layer_sizes
@@ -57,11 +59,12 @@ def prune(
     recipe = recipe_of(ctx, flags)
     loaded = data.load(recipe.data)
     sizes = layer_sizes(recipe.model, loaded.features, loaded.classes)
-    _, plan = build(recipe, sizes, Examples(loaded.train_x, loaded.train_y))
+    model, plan = build(recipe, sizes, Examples(loaded.train_x, loaded.train_y))
     if plan is None:
         raise InvalidInput(
             "method 'dense'", "a method that removes something", "Use --method snip, magnitude or random."
         )
+    plan = replace(plan, coverage=Coverage.of(model, plan))
     if save is not None:
         plan.save(save)
     layers = {
@@ -80,6 +83,7 @@ def prune(
         "nnz": plan.nnz,
         "weights": plan.weights,
         "collapsed": plan.collapsed,
+        "coverage": Coverage.of(model, plan).to_dict(),
         "layers": layers,
     }
     emit(answer, [plan.table()], as_json=json)

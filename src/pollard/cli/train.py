@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 from pollard.cli.output import JsonFlag, emit
 from pollard.cli.recipe_options import recipe_of, recipe_options
+from pollard.coverage import Coverage
 from pollard.formats.store import write_atomic
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
@@ -100,14 +101,20 @@ def _tell(experiment: Recipe, result: RunResult, out: Path, *, as_json: bool) ->
     )
     plot = result.folder / PLOT
     write_atomic(plot, svg(run_figure(told, curves)).encode())
-    answer = told | {"folder": str(result.folder), "plot": str(plot), "reused": result.reused}
+    coverage = Coverage.of(result.model())
+    answer = told | {
+        "coverage": coverage.to_dict(),
+        "folder": str(result.folder),
+        "plot": str(plot),
+        "reused": result.reused,
+    }
     picture: list[RenderableType] = ["", "test accuracy in percent, by epoch", terminal_plot(curves), ""]
-    emit(answer, [*_plan(result), comparison_table(told), *picture, *_where(result, plot)], as_json=as_json)
+    emit(answer, [*_plan(result, coverage), comparison_table(told), *picture, *_where(result, plot)], as_json=as_json)
 
 
-def _plan(result: RunResult) -> list[RenderableType]:
+def _plan(result: RunResult, coverage: Coverage) -> list[RenderableType]:
     kept = result.kept()
-    return [] if kept is None else [kept.table(), ""]
+    return [] if kept is None else [replace(kept, coverage=coverage).table(), ""]
 
 
 def _where(result: RunResult, plot: Path) -> list[str]:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
+from pollard.pruning.batches import between, count, joined, mapped, signals
 from pollard.pruning.measurements.gradient import gradient
 from pollard.pruning.measurements.hessian import hessian_times
-from pollard.pruning.measurements.samples import separable, squared_gradients
+from pollard.pruning.measurements.samples import Pass, separable, squared_gradients
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
-from pollard.pruning.scoring import Batches, Scoring
+from pollard.pruning.scoring import Batches, Pair, Scoring
 
 SAMPLES = 64
 
@@ -144,50 +145,73 @@ def _judged(network: Network, weights: Mapping[str, Tensor]) -> tuple[float, flo
     seen, labelled = 0, True
     with torch.no_grad():
         for pair in network.pairs():
-            for (inputs, targets), _ in network.chunks(pair):
-                outputs = network(weights, inputs)
-                losses += float(network.loss_of(outputs, targets)) * len(inputs)
-                seen += len(inputs)
-                labelled = labelled and targets.dim() == 1 and not targets.is_floating_point() and outputs.dim() == 2
-                right += float((outputs.argmax(1) == targets).sum()) if labelled else 0.0
+            samples = count(pair[0])
+            cut = [inputs for (inputs, _), _ in network.chunks(pair)]
+            outputs = joined([network(weights, inputs) for inputs in cut], [count(inputs) for inputs in cut])
+            losses += _loss(network, weights, pair, outputs) * samples
+            seen += samples
+            labels = pair[1]
+            labelled = labelled and _are_classes(outputs, labels)
+            right += float((outputs.argmax(1) == labels).sum()) if labelled else 0.0
     return losses / seen, right / seen if labelled else None
 
 
-def _first(network: Network, samples: int) -> list[tuple[Tensor, Tensor]]:
+def _loss(network: Network, weights: Mapping[str, Tensor], pair: Pair, outputs: object) -> float:
+    """The loss of all outputs; the mean over chunks where these are not one thing a sample."""
+    if outputs is not None:
+        return float(network.loss_of(outputs, pair[1]))
+    return sum(float(network.loss(weights, chunk)) * share for chunk, share in network.chunks(pair))
+
+
+def _are_classes(outputs: object, labels: object) -> bool:
+    whole = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    return whole and isinstance(outputs, Tensor) and outputs.dim() == 2
+
+
+def _first(network: Network, samples: int) -> list[Pair]:
     """The first `samples` samples, in pairs."""
     found, left = [], samples
     for inputs, targets in network.pairs():
-        found.append((inputs[:left], targets[:left]))
-        left -= len(inputs)
+        found.append((between(inputs, 0, left), between(targets, 0, left)))
+        left -= count(inputs)
         if left <= 0:
             break
     return found
 
 
-def _units(outputs: Tensor, samples: int) -> Iterator[Tensor]:
+def _units(one: Pass) -> Iterator[list[Tensor]]:
     """For each output unit, what picks it out of every sample."""
-    flat = outputs.detach().reshape(samples, -1)
+    flat = one.flat(output.detach() for output in one.outputs)
     for unit in range(flat.shape[1]):
         picked = torch.zeros_like(flat)
         picked[:, unit] = 1
-        yield picked.view(outputs.shape)
+        yield one.shaped(picked)
 
 
 def _singular_value(network: Network, weights: Mapping[str, Tensor]) -> float:
     values: list[Tensor] = []
-    for inputs, _ in separable(network):
-        free = inputs.detach().clone().requires_grad_()
-        outputs = network(weights, free)
+    for inputs in separable(network):
+        free: list[Tensor] = []
+
+        def freed(part: Tensor, free: list[Tensor] = free) -> Tensor:
+            free.append(part.detach().clone().requires_grad_())
+            return free[-1]
+
+        outputs = signals(network(weights, mapped(inputs, freed)))
+        one = Pass(count(inputs), outputs, {}, lambda parts: parts[0])
         rows = [
-            torch.autograd.grad(outputs, free, picked, retain_graph=True, materialize_grads=True)[0].flatten(1)
-            for picked in _units(outputs, len(inputs))
+            _row(torch.autograd.grad(outputs, free, picked, retain_graph=True, materialize_grads=True))
+            for picked in _units(one)
         ]
-        jacobian = torch.stack(rows, 1)
-        # There is no decomposition of half precision.
-        values.append(torch.linalg.svdvals(jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))).mean(1))
+        values.append(torch.linalg.svdvals(torch.stack(rows, 1)).mean(1))
     return float(torch.cat(values).mean())
 
 
+def _row(parts: tuple[Tensor, ...]) -> Tensor:
+    """Gradients in all inputs side by side, a row for each sample."""
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
 def _ntk_trace(network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
-    squares = squared_gradients(network, weights, lambda outputs, targets: _units(outputs, len(targets)))
+    squares = squared_gradients(network, weights, _units)
     return sum(float(square[masks[name]].sum()) for name, square in squares.items())

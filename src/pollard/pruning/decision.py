@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pollard.coverage import Coverage
-from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError
+from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -22,6 +22,7 @@ from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Accumulate, Batches, Mode, Scoring
+from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
 from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 
 PatternChoice = str | Pattern | Mapping[str, str | Pattern]
@@ -85,7 +86,8 @@ def prune(
     Raises InvalidInput for a bad argument, a missing batch, non-finite scores, tied weights, or a model that is sparse
     already, or weights that are lazy, parametrized or made by a hook; PatternError where a pattern does not divide a layer;
     NothingMatched where a filter selects nothing, or there is nothing to prune. Warns LayerCollapse where a layer keeps no
-    weight, LeftDense where layers= is left out and less than a quarter of the model's parameters is in the layers that are pruned.
+    weight, ScoresTie where the cut falls among scores of 0 or no gradient reaches a layer, LeftDense
+    where layers= is left out and less than a quarter of the model's parameters is in the layers that are pruned.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
@@ -119,6 +121,10 @@ def prune(
     count, start = rule.rounds if rounds is None else rounds, Plan(kept).density if kept else 1.0
     plan = decision.plan(round_densities(budget, count, round_schedule, start), density)
     plan = replace(plan, coverage=Coverage.of(model, plan))
+    if decision.network.unreached:
+        warnings.warn(unreached_message(decision.network.unreached), ScoresTie, stacklevel=2)
+    if decision.ties and not invert:
+        warnings.warn(tie_message(decision.ties, decision.network.weights), ScoresTie, stacklevel=2)
     if plan.collapsed:
         warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
     if layers is None and plan.coverage is not None and plan.coverage.share < QUARTER:
@@ -160,6 +166,8 @@ class _Decision:
     within: Mapping[str, Topology]
     recover: bool
     invert: bool
+    # Where the last cut fell among scores of zero.
+    ties: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
@@ -214,8 +222,10 @@ class _Decision:
 
     def _select(self, scored: dict[str, Layer], density: float) -> dict[str, Topology]:
         """The topology of each layer at `density`."""
-        counts = whole_grains(scored, self.allocate(scored, density), density)
-        return {name: _topology(name, layer, counts[name]) for name, layer in scored.items()}
+        counts = whole_grains(scored, self.allocate(comparable(scored), density), density)
+        self.ties.clear()
+        self.ties.update(ties_at_zero(scored, counts))
+        return {name: _topology(name, layer, counts[name]) for name, layer in ranked(scored).items()}
 
     def _solve(
         self, solve: Any, scored: dict[str, Layer], density: float, measured: Mapping[str, dict[str, Tensor]]
@@ -227,7 +237,8 @@ class _Decision:
                 "a criterion that only scores",
                 "Leave invert= out.",
             )
-        counts = whole_grains(scored, self.allocate(scored, density), density)
+        counts = whole_grains(scored, self.allocate(comparable(scored), density), density)
+        self.ties.update(ties_at_zero(scored, counts))
         topologies, updated = {}, {}
         for name, layer in scored.items():
             assert layer.scores is not None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from pollard.errors import InvalidInput, PollardError
+from pollard.pruning.batches import arguments, checked, count, is_pair, mapped, pieces, signals, tensors
 from pollard.pruning.scoring import Batches, Mode, Pair, Scoring
 from pollard.selection import listed
 
-T = TypeVar("T")
+HALVES = (torch.float16, torch.bfloat16)
 # What each layer was called with and gave back, by layer, in the order of the calls.
 Calls = dict[str, list[tuple[Tensor, Tensor]]]
 
@@ -25,10 +26,13 @@ class Network:
     """What measurements are taken of: outputs and loss of `model` as functions of the weights of `names`.
 
     names: the prunable layers, in order. batches: one pair `(inputs, targets)` or an iterable of pairs; an iterator is
-    read to its end and held, since a measurement may want it again. input_shape: of one sample, for measurements that
-    look at no data; read off the first batch where it is not given.
+    read to its end and held, since a measurement may want it again. Inputs and targets are tensors, or tuples, lists or dicts
+    of them: a model is called with the parts of a tuple one by one, with those of a dict by name. input_shape: of one
+    sample, for measurements that look at no data; read off the first batch where it is not given.
     weights: the original weights by layer, sharing storage with the model: never written. masks: bool `(out, in)` by
-    layer, what is kept so far; None for everything.
+    layer, what is kept so far; None for everything. unreached: layers that some measurement found no gradient for.
+
+    A model in half precision is measured in float32, of which copies are held: products of small numbers vanish in half.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> network = Network(model, [""], (torch.ones(3, 2), torch.zeros(3, 1)), Scoring(functional.mse_loss))
@@ -48,7 +52,11 @@ class Network:
     ) -> None:
         self.model, self.scoring = model, scoring or Scoring()
         self.generator = generator or torch.default_generator
-        self.weights = {name: _weight(model, name).detach() for name in names}
+        self.wide = any(parameter.dtype in HALVES for parameter in model.parameters())
+        self.weights = {name: self.widened(_weight(model, name).detach()) for name in names}
+        own = {f"{name}.weight".lstrip(".") for name in self.weights}
+        self._rest = {n: self.widened(t) for n, t in held(model).items() if t.dtype in HALVES and n not in own}
+        self.unreached: set[str] = set()
         self.names = list(self.weights)
         self.masks: dict[str, Tensor] | None = None
         self.device = next(iter(self.weights.values())).device
@@ -66,29 +74,39 @@ class Network:
         """`kept()` as leaves of their own that require gradients: the model's parameters may be frozen."""
         return {name: weight.detach().requires_grad_() for name, weight in self.kept().items()}
 
+    def widened(self, tensor: Tensor) -> Tensor:
+        """`tensor` in the precision that is measured in."""
+        return tensor.detach().float() if self.wide and tensor.dtype in HALVES else tensor
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample; raises InvalidInput where there is neither a batch nor a given shape."""
-        return self._first[0] if self._input_shape is None else self._input_shape
+        return tuple(tensors(self._first)[0].shape[1:]) if self._input_shape is None else self._input_shape
 
     @property
     def takes_signals(self) -> bool:
         """Whether inputs are floating-point numbers, as far as is known: without a batch, they are taken to be."""
-        return self._batches is None or self._first[1]
+        return self._batches is None or len(signals(self._first)) == len(tensors(self._first))
+
+    def like_inputs(self, samples: int, fill: Callable[[tuple[int, ...]], Tensor]) -> Any:
+        """Inputs of the structure that the model takes, made by `fill` of the shape of so many samples."""
+        if self._input_shape is not None:
+            return fill((samples, *self._input_shape))
+        return mapped(self._first, lambda part: fill((samples, *part.shape[1:])))
 
     @cached_property
-    def _first(self) -> tuple[tuple[int, ...], bool]:
-        """Of the first batch, the shape of a sample and whether it is of floats: asked in every round, read once."""
-        inputs, _ = next(self.pairs())
-        return tuple(inputs.shape[1:]), inputs.is_floating_point()
+    def _first(self) -> Any:
+        """A sample of the first batch: asked for in every round, read once."""
+        return mapped(next(self.pairs())[0], lambda part: part[:1].clone())
 
     def pairs(self) -> Iterator[Pair]:
         """The scoring batches, from the first; raises InvalidInput where there is none, or one is unfit."""
         if self._batches is None:
             raise InvalidInput("no scoring batch", "the batch that is measured on", "Pass batch=(inputs, targets).")
         empty = True
-        for pair in [self._batches] if _is_pair(self._batches) else self._batches:
-            yield _checked(pair, self.device)
+        for pair in [self._batches] if is_pair(self._batches) else self._batches:
+            inputs, targets = checked(pair, self.device)
+            yield mapped(inputs, self.widened), mapped(targets, self.widened)
             empty = False
         if empty:
             raise InvalidInput(
@@ -99,80 +117,106 @@ class Network:
 
     def chunks(self, pair: Pair) -> Iterator[tuple[Pair, float]]:
         """`pair` in pieces of `chunk_size` samples, each with its share of the samples."""
-        inputs, targets = pair
-        size = self.scoring.chunk_size or len(inputs)
-        for chunk in zip(inputs.split(size), targets.split(size), strict=True):
-            yield chunk, len(chunk[0]) / len(inputs)
+        samples = count(pair[0])
+        for piece in pieces(pair, self.scoring.chunk_size or samples):
+            yield piece, count(piece[0]) / samples
 
-    def __call__(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def __call__(self, weights: Mapping[str, Tensor], inputs: Any) -> Any:
         """The outputs for `inputs`, with `weights` in place of the layers' own."""
-        state = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
+        state = self._rest | {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
         # In train mode batch norm writes its statistics: into copies.
-        state.update({name: buffer.clone() for name, buffer in self.model.named_buffers()})
+        state |= self._buffers()
+        args, kwargs = arguments(inputs)
         with _told(
             "inputs that the model does not take", "inputs as in training: their dtype and shape, and samples enough"
         ):
-            outputs: Tensor = functional_call(self.model, state, (inputs,), tie_weights=False)
-        return outputs
+            return functional_call(self.model, state, args, kwargs, tie_weights=False)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers; one that two modules share is one copy."""
+        copies: dict[int, Tensor] = {}
+        found = {name: tensor for name, tensor in held(self.model).items() if not isinstance(tensor, nn.Parameter)}
+        return {
+            name: copies.setdefault(id(tensor), self._rest.get(name, tensor).clone()) for name, tensor in found.items()
+        }
 
     def loss(self, weights: Mapping[str, Tensor], pair: Pair) -> Tensor:
         """The mean loss over the samples of `pair`; raises InvalidInput unless it is a scalar."""
         inputs, targets = pair
         return self.loss_of(self(weights, inputs), targets)
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss_of(self, outputs: Any, targets: Any) -> Tensor:
         """The mean loss of `outputs`; raises InvalidInput unless it is a scalar."""
         if self.scoring.temperature != 1:
-            outputs = outputs / self.scoring.temperature
+            heat = self.scoring.temperature
+            outputs = mapped(outputs, lambda part: part / heat if part.is_floating_point() else part)
         with _told("outputs and targets that the loss does not take", "targets that fit the outputs, as in training"):
             loss = (self.scoring.loss_fn or functional.cross_entropy)(outputs, targets)
-        if loss.numel() != 1:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise InvalidInput(
-                f"a loss of shape {tuple(loss.shape)}",
+                f"a loss of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a loss of type {type(loss)}",
                 "a scalar, the mean over the samples",
                 "Use reduction='mean' in the loss.",
             )
         return loss
 
-    def traced(self, weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Calls]:
+    def traced(self, weights: Mapping[str, Tensor], inputs: Any) -> tuple[Any, Calls]:
         """The outputs for `inputs`, and what every layer was given and gave back."""
         calls: Calls = {}
 
-        def keep(name: str, _module: nn.Module, given: tuple[Any, ...], made: Tensor) -> None:
-            calls.setdefault(name, []).append((given[0], made))
+        def keep(name: str, given: Tensor, made: Tensor) -> Tensor:
+            calls.setdefault(name, []).append((given, made))
+            return made.clone()  # what follows may write into it, as nn.ReLU(inplace=True) does
+
+        return self._watched(weights, inputs, keep), calls
+
+    def look(self, weights: Mapping[str, Tensor], inputs: Any, see: Callable[[str, Tensor], None]) -> Any:
+        """Shows `see` what each layer is given, `(rows, in)`, whenever it is called, as the network sees `inputs`."""
+
+        def show(name: str, given: Tensor, made: Tensor) -> Tensor:
+            see(name, given.reshape(given.shape[:-1].numel(), given.shape[-1]))
+            return made
+
+        with torch.no_grad():
+            return self._watched(weights, inputs, show)
+
+    def inputs_of(self, weights: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
+        """What each layer is given when the network sees `inputs`: `(rows, in)` by layer, over positions and calls."""
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self.look(weights, inputs, lambda name, given: rows[name].append(given.clone()))
+        never = {name: weight.new_zeros(0, weight.shape[1]) for name, weight in self.weights.items()}
+        return {name: torch.cat([never[name], *given]) for name, given in rows.items()}
+
+    def _watched(self, weights: Mapping[str, Tensor], inputs: Any, see: Callable[[str, Tensor, Tensor], Tensor]) -> Any:
+        def hook(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> Tensor:
+            return see(name, args[0] if args else kwargs["input"], made)
 
         with ExitStack() as stack:
             for name in self.names:
-                hook = self.model.get_submodule(name).register_forward_hook(partial(keep, name))
-                stack.callback(hook.remove)
-            return self(weights, inputs), calls
-
-    def inputs_of(self, weights: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
-        """What each layer is given when the network sees `inputs`: `(samples, in)` by layer, over positions and calls."""
-        with torch.no_grad():
-            _, calls = self.traced(weights, inputs)
-        return {
-            name: torch.cat([given.reshape(-1, given.shape[-1]) for given, _ in of_layer])
-            for name, of_layer in self.reached({name: calls.get(name) for name in self.names}).items()
-        }
+                layer = self.model.get_submodule(name)
+                handle = layer.register_forward_hook(partial(hook, name), with_kwargs=True)
+                stack.callback(handle.remove)
+            return self(weights, inputs)
 
     def gates(self) -> dict[str, Tensor]:
         """One factor for each weight, 1 where it is kept and 0 elsewhere, as leaves that require gradients."""
         masks = self.masks or {name: torch.ones_like(weight) for name, weight in self.weights.items()}
         return {name: masks[name].to(weight).detach().requires_grad_() for name, weight in self.weights.items()}
 
-    def reached(self, found: Mapping[str, T | None]) -> dict[str, T]:
-        """What was `found` by layer, once it is sure that the loss depends on all; raises InvalidInput otherwise."""
-        return {name: self._reached(name, part) for name, part in found.items()}
+    def reached(self, found: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """What was `found` by layer, zero for a layer that the loss did not depend on, which is noted in `unreached`.
 
-    def _reached(self, name: str, part: T | None) -> T:
-        if part is None:
+        A mixture's part that saw no sample, or a layer that is not used. Raises InvalidInput where no layer was reached.
+        """
+        missing = [name for name, part in found.items() if part is None]
+        if missing and len(missing) == len(found):
             raise InvalidInput(
-                f"a loss that does not depend on layer {name!r}",
-                "a loss that every layer takes part in",
-                "Leave the layer out with layers=.",
+                f"a loss that does not depend on layer {listed(missing)}",
+                "a loss that depends on the layers that are scored",
+                "Look for detach() or no_grad() in the model, or leave layers out with layers=.",
             )
-        return part
+        self.unreached.update(missing)
+        return {name: torch.zeros_like(self.weights[name]) if part is None else part for name, part in found.items()}
 
     @contextmanager
     def undisturbed(self, mode: Mode | None = None) -> Iterator[None]:
@@ -220,33 +264,6 @@ def _told(got: str, expected: str) -> Iterator[None]:
             raise
         fix = "Try model(inputs) and loss_fn(outputs, targets) on the scoring batch, in the mode it is scored in."
         raise InvalidInput(f"{got}: {error}", expected, fix) from error
-
-
-def _checked(pair: object, device: torch.device) -> Pair:
-    if not _is_pair(pair):
-        raise InvalidInput(
-            f"a scoring batch of type {type(pair).__name__}",
-            "a pair of tensors (inputs, targets), or an iterable of such pairs",
-            "Pass batch=(inputs, targets).",
-        )
-    inputs, targets = pair
-    if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets) or len(inputs) == 0:
-        raise InvalidInput(
-            f"inputs of shape {tuple(inputs.shape)} with targets of shape {tuple(targets.shape)}",
-            "as many inputs as targets along the first axis, at least one",
-            "Pass matching samples.",
-        )
-    if inputs.device != device or targets.device != device:
-        raise InvalidInput(
-            f"a scoring batch on {inputs.device} and {targets.device}",
-            f"tensors on {device}, as the model",
-            "Move them with .to(device).",
-        )
-    return inputs, targets
-
-
-def _is_pair(value: object) -> TypeGuard[Pair]:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from pollard.errors import InvalidInput
 
-Pair = tuple[Tensor, Tensor]
+# Inputs and targets: tensors, or tuples, lists or dicts of them.
+Pair = tuple[Any, Any]
 Batches = Pair | Iterable[Pair]
 Mode = Literal["eval", "train"]
 Accumulate = Literal["signed", "absolute"]
@@ -20,18 +21,21 @@ Accumulate = Literal["signed", "absolute"]
 class Scoring:
     """How the network is evaluated, and its loss taken, while a criterion looks at it.
 
-    loss_fn: `(outputs, targets) -> scalar`, the mean over the samples; None is cross-entropy.
+    loss_fn: `(outputs, targets) -> scalar`, the mean over the samples, weighted or not; None is cross-entropy. Outputs and
+    targets are what the model gives and the batch holds: tensors, tuples, dicts.
     mode: what batch norm and dropout do meanwhile. `eval`, as the authors of SNIP, or `train`, as most later code.
     accumulate: over several batches, average the gradients (`signed`: the gradient of one big batch) or their magnitudes
     (`absolute`: Frankle et al., Pruning neural networks at initialization, ICLR 2021).
     chunk_size: samples that pass the network at once. It bounds memory and, but for batch norm in `train` mode and
-    floating-point rounding, changes nothing. None passes a batch whole.
+    floating-point rounding, changes nothing. None passes a batch whole. A loss that is not known to be a plain mean (class
+    weights, targets that are ignored, a function of your own) is taken of all outputs of a batch, which are held for it,
+    and the network is passed a second time.
     temperature: outputs are divided by it before the loss; GraSP uses 200.
 
     Raises InvalidInput for an unknown mode or accumulate, a chunk size below 1, or a temperature that is not above 0.
     """
 
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    loss_fn: Callable[[Any, Any], Tensor] | None = None
     mode: Mode = "eval"
     accumulate: Accumulate = "signed"
     chunk_size: int | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NothingMoves, SteppedPast, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels import derived
@@ -299,7 +300,8 @@ class Sparsifier(Wrapper):
             )
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the moment: density, explored_rate (weights that were ever kept, of all), flips (kept weights that the
+        """Figures of the moment: density of these layers, model_density (of all parameters of the model, of which what is left
+        dense is kept), explored_rate (weights that were ever kept, of all), flips (kept weights that the
         last update exchanged), dead_neurons (rows that keep nothing), training_flops and inference_flops (of dense ones).
         """
         # Where all is frozen, what there is says how dense the model is.
@@ -311,6 +313,7 @@ class Sparsifier(Wrapper):
         rates = {name: each.rate for name, each in self._explored.items()}
         return {
             "density": density,
+            "model_density": Coverage.of(self.model).model_density,
             "explored_rate": sum(rates.get(name, topologies[name].density) * size for name, size in sizes.items())
             / total,
             "flips": self.flips,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import pytest
 import torch
@@ -113,6 +114,93 @@ def test_flows_beyond_the_range_of_floats_rank_as_they_would_within(scale):
     far = prune(model, "synflow", 0.2, input_shape=(12,), rounds=3)
     assert not any(topology.nnz == 0 for topology in far.values())
     assert all(torch.equal(plain.mask(name), far.mask(name)) for name in plain)
+
+
+class Deep(nn.Module):
+    """Skip connections all the way: paths of every length, up to the number of layers."""
+
+    def __init__(self, depth, width, step):
+        super().__init__()
+        draw = torch.Generator().manual_seed(depth)
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+        for layer in self.layers:
+            layer.weight.data = torch.randint(-8, 9, (width, width), generator=draw) * step
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + torch.relu(layer(x))
+        return x
+
+
+@pytest.mark.parametrize(("depth", "step"), [(20, 1 / 8), (800, 1 / 8), (1200, 1 / 8)])
+def test_deep_residual_flows_are_exact_where_floats_end(depth, step):
+    width = 3
+    model = Deep(depth, width, step)
+    names = [f"layers.{number}" for number in range(depth)]
+    network = Network(model, names, input_shape=(width,))
+    with network.undisturbed():
+        found = MEASUREMENTS["synaptic_flow"](network)
+    # Whole numbers of any size: eight times the weights, and eight times the skip connections.
+    matrices = [(layer.weight.abs() / step).int().tolist() for layer in model.layers]
+    skip, rows = round(1 / step), range(width)
+    into = [[1] * width]
+    for matrix in matrices:
+        into.append([skip * into[-1][i] + sum(matrix[i][j] * into[-1][j] for j in rows) for i in rows])
+    out = [[1] * width]
+    for matrix in reversed(matrices):
+        out.append([skip * out[-1][j] + sum(matrix[i][j] * out[-1][i] for i in rows) for j in rows])
+    total = sum(into[-1])
+    assert depth == 20 or total > skip**depth * 2**1024, "past float64"
+    exact = [
+        [[Fraction(out[depth - 1 - n][i] * matrices[n][i][j] * into[n][j], total) for j in rows] for i in rows]
+        for n in range(depth)
+    ]
+    largest = max(share for layer in exact for row in layer for share in row)
+    best = max(float(score.max()) for score in found.values())
+    for name, layer in zip(names, exact, strict=True):
+        expected = torch.tensor([[float(share / largest) for share in row] for row in layer], dtype=torch.float64)
+        torch.testing.assert_close(found[name] / best, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_chains_rank_as_they_would_within_however_far_they_go(scale):
+    model = bias_free(*[12] * 80)
+    plain = prune(model, "synflow", 0.2, input_shape=(12,), rounds=2)
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight *= scale
+    far = prune(model, "synflow", 0.2, input_shape=(12,), rounds=2)
+    assert all(torch.equal(plain.mask(name), far.mask(name)) for name in plain)
+
+
+def test_biases_and_running_means_keep_their_proportion_where_the_flow_is_scaled():
+    def network(deep):
+        torch.manual_seed(0)
+        head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()
+        head[1].running_mean.uniform_(0, 0.1)
+        tail = [module for _ in range(deep) for module in (nn.Linear(4, 4, bias=False), nn.ReLU())]
+        model = nn.Sequential(*head, *tail)
+        for layer in tail[::2]:
+            layer.weight.data = torch.ones(4, 4) * 2.0**20
+        return model
+
+    near, far = (measured("synaptic_flow", network(deep), input_shape=(4,))["0"] for deep in (1, 60))
+    torch.testing.assert_close(far / far.max(), near / near.max(), rtol=1e-12, atol=0)
+
+
+def test_a_flow_that_cannot_be_told_is_refused():
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(14))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + layer(x).square()
+            return x
+
+    with pytest.raises(InvalidInput, match="leaves float64 at every scale"):
+        measured("synaptic_flow", Squared(), input_shape=(4,))
 
 
 def test_scores_are_magnitudes_where_a_norm_turns_the_flow_around():

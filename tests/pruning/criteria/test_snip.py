@@ -41,6 +41,7 @@ def test_snip_is_its_definition_index_for_index(seed, density):
         assert torch.equal(plan.mask(name), mask)
 
 
+@pytest.mark.filterwarnings("ignore::pollard.errors.ScoresTie")
 def test_snip_breaks_ties_by_index_as_the_definition_does():
     # One sample of ones and zeros, through weights that come in pairs: every score exists twice, and many are zero.
     model = lenet().double()

@@ -322,6 +322,7 @@ def test_schedulers_clipping_and_autocast_work(name):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.9**STEPS)
     assert set(sparse.metrics()) == {
         "density",
+        "model_density",
         "explored_rate",
         "flips",
         "dead_neurons",

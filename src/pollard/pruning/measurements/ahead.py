@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
+from pollard.pruning.batches import count, pieces
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
 from pollard.pruning.scoring import Pair
@@ -36,8 +38,8 @@ def meta_gradient(network: Network) -> dict[str, Tensor]:
             # What is dropped stays dropped: its gate is 0, and no step revives it.
             velocity[name] = INNER_MOMENTUM * velocity[name] + slope * gates[name].detach()
             weights[name] = weights[name] - INNER_RATE * velocity[name]
-    final = torch.autograd.grad(network.loss(weights, last), list(gates.values()))
-    return dict(zip(gates, final, strict=True))
+    final = torch.autograd.grad(network.loss(weights, last), list(gates.values()), allow_unused=True)
+    return network.reached(dict(zip(gates, final, strict=True)))
 
 
 @measurement
@@ -59,10 +61,9 @@ def movement_away(network: Network) -> dict[str, Tensor]:
     return moved
 
 
-def _batches(network: Network, count: int) -> list[Pair]:
-    """`count` scoring batches: those there are, in turn, or the only one cut into as many."""
-    found = list(islice(network.pairs(), count))
+def _batches(network: Network, wanted: int) -> list[Pair]:
+    """`wanted` scoring batches: those there are, in turn, or the only one cut into as many."""
+    found = list(islice(network.pairs(), wanted))
     if len(found) == 1:
-        inputs, targets = found[0]
-        found = list(zip(inputs.chunk(count), targets.chunk(count), strict=True))
-    return list(islice(cycle(found), count))
+        found = pieces(found[0], math.ceil(count(found[0][0]) / wanted))
+    return list(islice(cycle(found), wanted))

@@ -7,10 +7,17 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pollard.errors import InvalidInput
+from pollard.pruning.batches import arguments, signals
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network, held
 
 KERNEL_SAMPLES, KERNEL_STEP = 64, 0.01
+# Powers of two, which change no digit, for R up to 2**2000 and down to 2**-2000.
+SCALES = tuple(2.0**power for step in (250, 500, 750, 1000) for power in (-step, step))
+# Parameters and buffers that are added to signals, by their last name.
+ADDED = ("bias", "running_mean")
+# A score below is about to lose digits, or has.
+LEAST, MOST = 1e-250, 1e300
 
 
 @measurement
@@ -18,8 +25,11 @@ def synaptic_flow(network: Network) -> dict[str, Tensor]:
     """`|w| * dR/d|w|` `(out, in)` by layer, float64, where R is the sum of outputs of the network with every parameter and
     buffer replaced by its magnitude, for an input of ones.
 
-    No data is looked at. Where R leaves the range of float64, each layer's weights are divided by their mean row sum and
-    biases left out: every score is then multiplied by the same positive number, and ranks as before.
+    No data is looked at. R grows or shrinks with every layer, and where its logarithm leaves float64, it is taken of an
+    input, biases and running means times s instead, and of outputs times t: numbers on the way stay in range, and every
+    score is multiplied by the same s t, exactly, in any network whose outputs grow as what comes in, skip connections and
+    all. That they do is checked. Beyond that, each layer of a chain is divided by its mean row sum, biases left out, which is
+    as exact where R grows as every single layer does. Raises InvalidInput where neither serves.
 
     >>> network = Network(torch.nn.Linear(2, 1, bias=False), [""], input_shape=(2,))
     >>> network.weights = {"": torch.tensor([[-3.0, 2.0]])}
@@ -31,11 +41,24 @@ def synaptic_flow(network: Network) -> dict[str, Tensor]:
     weights = {name: weight.double().abs() for name, weight in network.kept().items()}
     # One sample has no statistics: batch norm uses those it holds, whatever the scoring's mode.
     with network.undisturbed("eval"):
-        scores, total = _flow(network, weights, biases=True)
-        if torch.isfinite(total) and total > torch.finfo(torch.float64).tiny:
-            return scores
-        scaled = {name: weight / weight.sum(1).mean().clamp_min(1e-300) for name, weight in weights.items()}
-        return _flow(network, scaled, biases=False)[0]
+        plain, total = _flow(network, weights, 1.0)
+        if _in_range(plain, total):
+            return plain
+        even = _grows_evenly(network, weights)
+        for scale in SCALES if even else ():
+            scores, total = _flow(network, weights, scale)
+            if _in_range(scores, total):
+                return scores
+        in_a_chain = _layer_by_layer(network, weights)
+        if in_a_chain is not None:
+            return in_a_chain
+        if not any(bool(score.any()) for score in plain.values()):  # at no scale anything comes through: nothing does
+            return plain
+        raise InvalidInput(
+            "a flow through the network that leaves float64 at every scale",
+            "a network through which the sum of all paths is a number",
+            "Use a criterion that looks at data, such as snip, or add normalisation: it is very deep, or its weights are large.",
+        )
 
 
 @measurement
@@ -48,7 +71,7 @@ def kernel_sensitivity(network: Network) -> dict[str, Tensor]:
     Source: Wang, Li, Sun, NTK-SAP: improving neural network pruning by aligning training dynamics, ICLR 2023, eq. 7.
     """
     _check_signals(network)
-    inputs = _normal((KERNEL_SAMPLES, *network.input_shape), network, 1.0)
+    inputs = network.like_inputs(KERNEL_SAMPLES, lambda shape: _normal(shape, network, 1.0))
     gates = network.gates()
     plain, moved = {}, {}
     for name, weight in network.weights.items():
@@ -56,7 +79,9 @@ def kernel_sensitivity(network: Network) -> dict[str, Tensor]:
         drawn = _normal(weight.shape, network, spread)
         plain[name] = gates[name] * drawn
         moved[name] = gates[name] * (drawn + _normal(weight.shape, network, KERNEL_STEP * spread))
-    change = (network(plain, inputs) - network(moved, inputs)).flatten(1).square().sum(1).mean()
+    pairs = zip(signals(network(plain, inputs)), signals(network(moved, inputs)), strict=True)
+    # A mean over samples of sums over all else.
+    change = torch.stack([(one - other).square().sum() / len(one) for one, other in pairs]).sum()
     found = torch.autograd.grad(change, list(gates.values()), allow_unused=True)
     return {name: part.abs() for name, part in network.reached(dict(zip(gates, found, strict=True))).items()}
 
@@ -77,19 +102,70 @@ def _normal(shape: tuple[int, ...], network: Network, deviation: float) -> Tenso
     return (torch.randn(shape, generator=draw, device=draw.device, dtype=torch.float32) * deviation).to(like)
 
 
-def _flow(network: Network, weights: dict[str, Tensor], *, biases: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """The scores, and R."""
+def _flow(
+    network: Network, weights: dict[str, Tensor], scale: float, *, added: float | None = None, scored: bool = True
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The scores times `scale**2`, if they are asked for, and R times `scale`. added: the scale of biases, if it is another."""
     model = network.model
     state = {name: _magnitude(value) for name, value in held(model).items()}
-    if not biases:
-        state |= {name: torch.zeros_like(value) for name, value in state.items() if name.endswith("bias")}
-    leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
+    # What is added to signals, rather than multiplied with them, keeps its proportion to them.
+    state |= {
+        name: value * (scale if added is None else added)
+        for name, value in state.items()
+        if any(each in name.rpartition(".")[2] for each in ADDED)
+    }
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     state |= {f"{name}.weight".lstrip("."): leaf for name, leaf in leaves.items()}
-    ones = torch.ones((1, *network.input_shape), dtype=torch.float64, device=network.device)
-    total = functional_call(model, state, (ones,), tie_weights=False).sum()
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    device = network.device
+    inputs = network.like_inputs(1, lambda shape: torch.full(shape, scale, dtype=torch.float64, device=device))
+    args, kwargs = arguments(inputs)
+    outputs = signals(functional_call(model, state, args, kwargs, tie_weights=False))
+    total = torch.stack([output.sum() for output in outputs]).sum()
+    if not scored:
+        return {}, total.detach()
+    found = torch.autograd.grad(total, list(leaves.values()), total.new_tensor(scale), allow_unused=True)
     gradients = network.reached(dict(zip(leaves, found, strict=True)))
     return {name: (gradients[name] * leaf).detach().abs() for name, leaf in leaves.items()}, total.detach()
+
+
+def _layer_by_layer(network: Network, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The scores with every layer brought to a mean row sum of 1; None where R does not grow as each single layer does."""
+    scaled = _with_row_sums(weights, 1.0)
+    scores, total = _flow(network, scaled, 1.0, added=0.0)
+    if not _in_range(scores, total):
+        return None
+    for name, weight in scaled.items():
+        doubled = _flow(network, scaled | {name: 2 * weight}, 1.0, added=0.0, scored=False)[1]
+        if not torch.isclose(doubled, 2 * total, rtol=1e-9, atol=0.0):
+            return None
+    return scores
+
+
+def _in_range(scores: dict[str, Tensor], total: Tensor) -> bool:
+    """Whether nothing has overflowed, and what is largest is far from vanishing."""
+    best = torch.stack([score.amax() for score in scores.values() if score.numel()])
+    return bool(torch.isfinite(best).all() and torch.isfinite(total)) and LEAST < float(best.amax()) < MOST
+
+
+def _grows_evenly(network: Network, weights: dict[str, Tensor]) -> bool:
+    """Whether twice the input, and twice what is added, gives twice the output, and half of them half.
+
+    Asked of tame weights, since the network's own lead out of range: of rows that sum to 1, as a chain wants it, or to 1 by the
+    number of layers, as skip connections do.
+    """
+    for tamed in (1, len(weights)):
+        scaled = _with_row_sums(weights, 1 / tamed)
+        less, same, more = (_flow(network, scaled, scale, scored=False)[1] for scale in (0.5, 1.0, 2.0))
+        if torch.isfinite(more) and float(less) > LEAST:
+            return bool(
+                torch.isclose(2 * less, same, rtol=1e-9, atol=0.0)
+                and torch.isclose(2 * same, more, rtol=1e-9, atol=0.0)
+            )
+    return False
+
+
+def _with_row_sums(weights: dict[str, Tensor], wanted: float) -> dict[str, Tensor]:
+    return {name: weight * (wanted / weight.sum(1).mean().clamp_min(1e-300)) for name, weight in weights.items()}
 
 
 def _magnitude(value: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pollard.pruning.batches import count
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
+from pollard.pruning.slopes import slopes
 
 
 @measurement
@@ -32,22 +34,21 @@ def mean_gradient(network: Network, *, absolute: bool = False) -> dict[str, Tens
     """The gradient of the mean loss; `absolute`: the mean of the magnitudes of each batch's instead."""
     mean: dict[str, Tensor] = {}
     seen = 0
+    reached: set[str] = set()
     for pair in network.pairs():
-        of_batch: dict[str, Tensor] = {}
-        covered = 0.0
-        for chunk, share in network.chunks(pair):
-            leaves = network.leaves()
-            found = torch.autograd.grad(network.loss(leaves, chunk), list(leaves.values()), allow_unused=True)
-            covered += share
-            move_towards(of_batch, network.reached(dict(zip(leaves, found, strict=True))), share / covered)
+        found = slopes(network, network.kept(), pair)
+        reached |= {name for name, part in found.items() if part is not None}
+        of_batch = {
+            name: torch.zeros_like(network.weights[name]) if part is None else part for name, part in found.items()
+        }
         if absolute:
-            of_batch = {name: part.abs_() for name, part in of_batch.items()}
-        seen += len(pair[0])
-        move_towards(mean, of_batch, len(pair[0]) / seen)
-    return mean
+            of_batch = {name: part.abs() for name, part in of_batch.items()}
+        seen += count(pair[0])
+        move_towards(mean, of_batch, count(pair[0]) / seen)
+    return network.reached({name: part if name in reached else None for name, part in mean.items()})
 
 
 def move_towards(mean: dict[str, Tensor], new: Mapping[str, Tensor], share: float) -> None:
-    """Moves a running mean by `share` towards `new`, in place; the first is taken as it is, bit for bit."""
+    """Moves a running mean by `share` towards `new`; the first is taken as it is, bit for bit."""
     for name, value in new.items():
-        mean[name] = mean[name].lerp_(value, share) if name in mean else value
+        mean[name] = mean[name].lerp(value, share) if name in mean else value

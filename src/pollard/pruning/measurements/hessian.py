@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pollard.pruning.batches import count
 from pollard.pruning.measurements.gradient import mean_gradient, move_towards
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
+from pollard.pruning.slopes import curved
 
 PROBES = 32
 
@@ -54,21 +56,16 @@ def hessian_times(
     """The Hessian of the mean loss over all scoring samples at `weights`, times `direction`, by layer."""
     product: dict[str, Tensor] = {}
     seen = 0
+    reached: set[str] = set()
     for pair in network.pairs():
-        of_batch: dict[str, Tensor] = {}
-        covered = 0.0
-        for chunk, share in network.chunks(pair):
-            leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-            loss = network.loss(leaves, chunk)
-            found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
-            flowing = network.reached(dict(zip(leaves, found, strict=True)))
-            along = torch.stack([(direction[name] * flowing[name]).sum() for name in leaves]).sum()
-            curved = torch.autograd.grad(along, list(leaves.values()), materialize_grads=True)
-            covered += share
-            move_towards(of_batch, dict(zip(leaves, curved, strict=True)), share / covered)
-        seen += len(pair[0])
-        move_towards(product, of_batch, len(pair[0]) / seen)
-    return product
+        found = curved(network, weights, direction, pair)
+        reached |= {name for name, part in found.items() if part is not None}
+        of_batch = {
+            name: torch.zeros_like(network.weights[name]) if part is None else part for name, part in found.items()
+        }
+        seen += count(pair[0])
+        move_towards(product, of_batch, count(pair[0]) / seen)
+    return network.reached({name: part if name in reached else None for name, part in product.items()})
 
 
 def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:

@@ -39,13 +39,18 @@ def input_norms(network: Network) -> dict[str, Tensor]:
 
 
 def _summed(network: Network, moment: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The sum over all samples of a moment of each layer's inputs `(samples, in)`."""
+    """The sum over all samples of a moment of each layer's inputs `(rows, in)`; zero where a layer is never called."""
     sums: dict[str, Tensor] = {}
+
+    def add(name: str, rows: Tensor) -> None:
+        # At once: what follows may write into a layer's input, and nothing is held for it.
+        found = moment(rows.double())
+        sums[name] = sums[name].add_(found) if name in sums else found
+
     kept = network.kept()
-    with torch.no_grad():
-        for pair in network.pairs():
-            for (inputs, _), _ in network.chunks(pair):
-                for name, x in network.inputs_of(kept, inputs).items():
-                    found = moment(x.double())
-                    sums[name] = sums[name].add_(found) if name in sums else found
-    return sums
+    for pair in network.pairs():
+        for (inputs, _), _ in network.chunks(pair):
+            network.look(kept, inputs, add)
+    never = {name: weight.new_zeros((0, weight.shape[1]), dtype=torch.float64) for name, weight in kept.items()}
+    network.unreached.update(name for name in never if name not in sums)
+    return {name: sums[name] if name in sums else moment(rows) for name, rows in never.items()}

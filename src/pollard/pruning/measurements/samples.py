@@ -6,16 +6,56 @@ Samples must not depend on one another, so batch norm uses the statistics it hol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pollard.pruning.batches import between, count, joined, mapped, pieces, signals, spliced, tensors
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Calls, Network
 from pollard.pruning.scoring import Pair
+from pollard.pruning.slopes import is_plain_mean
 
-# Outputs (n, ...) and targets to cotangents, each of the shape of the outputs.
-Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """Some samples that have passed the network.
+
+    outputs: its floating-point ones, with their graph, each `(samples, ...)` where it is one thing a sample. calls: of the
+    layers. loss: the sum of the samples' own losses, as a function of such outputs.
+    """
+
+    samples: int
+    outputs: list[Tensor]
+    calls: Calls
+    loss: Callable[[list[Tensor]], Tensor]
+
+    def flat(self, like_outputs: Iterable[Tensor]) -> Tensor:
+        """Tensors of the shapes of the outputs as one `(samples, units)`."""
+        return torch.cat([part.reshape(self.samples, -1) for part in like_outputs], 1)
+
+    def shaped(self, flat: Tensor) -> list[Tensor]:
+        """`(samples, units)` as tensors of the shapes of the outputs."""
+        sizes = [part.numel() // self.samples for part in self.outputs]
+        parts = zip(flat.split(sizes, 1), self.outputs, strict=True)
+        return [part.reshape(output.shape) for part, output in parts]
+
+    def slope(self, outputs: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+        """The gradient of each sample's own loss in its `outputs`, of their shapes."""
+        loss = self.loss(outputs)
+        if not loss.requires_grad:
+            return [torch.zeros_like(output) for output in outputs]
+        return list(torch.autograd.grad(loss, outputs, create_graph=create_graph, materialize_grads=True))
+
+    def free(self) -> list[Tensor]:
+        """The outputs, cut off from the network."""
+        return [output.detach().requires_grad_() for output in self.outputs]
+
+
+# What to send back through a pass: tensors of the shapes of its outputs, once or several times.
+Cotangents = Callable[[Pass], Iterable[list[Tensor]]]
 
 
 @measurement
@@ -31,10 +71,8 @@ def sample_gradients(network: Network) -> dict[str, Tensor]:
     """
     found: dict[str, list[Tensor]] = {name: [] for name in network.names}
     with network.undisturbed("eval"):
-        for inputs, targets in separable(network):
-            outputs, calls = network.traced(network.leaves(), inputs)
-            own = loss_gradient(network, outputs, targets)
-            for name, parts in _outer(network, outputs, calls, own, samples=len(inputs)).items():
+        for one in passes(network, network.kept()):
+            for name, parts in _outer(network, one, one.slope(one.free())).items():
                 found[name].append(torch.einsum("nto,nti->noi", *parts))
     return {name: torch.cat(found.pop(name)) for name in network.names}
 
@@ -50,7 +88,7 @@ def fisher_diagonal(network: Network) -> dict[str, Tensor]:
     ...     fisher_diagonal(network)
     {'': tensor([[5., 2.]])}
     """
-    return squared_gradients(network, network.kept(), lambda o, y: [loss_gradient(network, o, y)])
+    return squared_gradients(network, network.kept(), lambda one: [one.slope(one.free())])
 
 
 @measurement
@@ -69,7 +107,7 @@ def gauss_newton_diagonal(network: Network) -> dict[str, Tensor]:
     ...     gauss_newton_diagonal(network)
     {'': tensor([[5., 2.]])}
     """
-    return squared_gradients(network, network.kept(), lambda o, y: _curvature_roots(network, o, y))
+    return squared_gradients(network, network.kept(), _curvature_roots)
 
 
 def squared_gradients(network: Network, weights: Mapping[str, Tensor], cotangents: Cotangents) -> dict[str, Tensor]:
@@ -77,63 +115,124 @@ def squared_gradients(network: Network, weights: Mapping[str, Tensor], cotangent
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     seen = 0
     with network.undisturbed("eval"):
-        for inputs, targets in separable(network):
-            leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-            outputs, calls = network.traced(leaves, inputs)
-            seen += len(inputs)
-            for cotangent in cotangents(outputs, targets):
-                for name, parts in _outer(network, outputs, calls, cotangent, samples=len(inputs)).items():
+        for one in passes(network, weights):
+            seen += one.samples
+            for cotangent in cotangents(one):
+                for name, parts in _outer(network, one, cotangent).items():
                     sums[name] += _squares(*parts)
     return {name: total / seen for name, total in sums.items()}
 
 
-def loss_gradient(network: Network, outputs: Tensor, targets: Tensor, *, create_graph: bool = False) -> Tensor:
-    """The gradient of each sample's own loss in its outputs, of their shape."""
-    loss = network.loss_of(outputs, targets) * len(targets)
-    return torch.autograd.grad(loss, outputs, retain_graph=True, create_graph=create_graph)[0]
-
-
-def separable(network: Network) -> Iterator[Pair]:
-    """The scoring samples in chunks in which each layer's inputs lead with the axis of samples.
+def passes(network: Network, weights: Mapping[str, Tensor]) -> Iterator[Pass]:
+    """The scoring samples as they pass the network, in chunks in which each layer's inputs lead with the axis of samples.
 
     Where a layer is given something else, tokens in one long row, or sequences before samples, every sample comes alone:
-    then all that a layer is given is of that sample.
+    then all that a layer is given is of that sample. A layer that is never called is noted in `network.unreached`.
+
+    A sample's own loss is its part of the mean over its batch, times the samples: where samples weigh differently, the
+    outputs of all others are held while a chunk's are changed.
     """
+    called: set[str] = set()
+    size: int | None = None
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    for pair in network.pairs():
+        size = size or _separable_at_once(network, pair)
+        whole = None if is_plain_mean(network.scoring.loss_fn, pair[1]) else _all_outputs(network, leaves, pair, size)
+        for start, (inputs, targets), outputs, calls in _traced(network, leaves, pair, size):
+            called.update(calls)
+            seen = (targets, None, 0) if whole is None else (pair[1], whole, start)
+            yield Pass(count(inputs), signals(outputs), calls, _own_loss(network, outputs, *seen))
+    network.reached({name: weight if name in called else None for name, weight in network.weights.items()})
+
+
+def _traced(
+    network: Network, weights: Mapping[str, Tensor], pair: Pair, size: int
+) -> Iterator[tuple[int, Pair, Any, Calls]]:
+    """Each piece of `pair`: where it starts, itself, its outputs and calls. One whose samples do not lead comes sample by sample."""
+    for number, piece in enumerate(pieces(pair, size)):
+        outputs, calls = network.traced(weights, piece[0])
+        samples = count(piece[0])
+        if samples == 1 or _lead(outputs, calls, samples):
+            yield number * size, piece, outputs, calls
+            continue
+        # A part of a mixture is given some samples only: as many, by chance, as the first few were.
+        for offset, single in enumerate(pieces(piece, 1)):
+            yield number * size + offset, single, *network.traced(weights, single[0])
+
+
+def separable(network: Network) -> Iterator[Any]:
+    """The inputs of the scoring samples in such chunks."""
     size: int | None = None
     for pair in network.pairs():
-        for (inputs, targets), _ in network.chunks(pair):
-            if size is None:
-                size = len(inputs) if all(_leads(network, inputs[:few]) for few in (1, 2)) else 1
-            yield from zip(inputs.split(size), targets.split(size), strict=True)
+        size = size or _separable_at_once(network, pair)
+        yield from (inputs for inputs, _ in pieces(pair, size))
 
 
-def _leads(network: Network, inputs: Tensor) -> bool:
-    """Whether every layer is given one thing a sample, along its first axis, and the outputs are one thing a sample too."""
+def _own_loss(network: Network, outputs: Any, targets: Any, whole: Any, start: int) -> Callable[[list[Tensor]], Tensor]:
+    def loss(parts: list[Tensor]) -> Tensor:
+        left = iter(parts)
+        own = mapped(outputs, lambda part: next(left) if part.is_floating_point() else part)
+        return network.loss_of(own if whole is None else spliced(whole, own, start), targets) * count(targets)
+
+    return loss
+
+
+def _all_outputs(network: Network, weights: Mapping[str, Tensor], pair: Pair, size: int) -> Any:
+    """The outputs for all of `pair`; None where they are not one thing a sample: then each piece counts alone."""
+    cut = pieces(pair, size)
+    with torch.no_grad():
+        return joined([network(weights, inputs) for inputs, _ in cut], [count(inputs) for inputs, _ in cut])
+
+
+def _separable_at_once(network: Network, pair: Pair) -> int:
+    size = min(network.scoring.chunk_size or count(pair[0]), count(pair[0]))
+    return size if all(_leads(network, between(pair[0], 0, min(few, size))) for few in (1, 2)) else 1
+
+
+def _leads(network: Network, inputs: Any) -> bool:
     with torch.no_grad():
         outputs, calls = network.traced(network.weights, inputs)
-    return len(outputs) == len(inputs) and all(
-        len(given) == len(inputs) for of_layer in calls.values() for given, _ in of_layer
+    return _lead(outputs, calls, count(inputs))
+
+
+def _lead(outputs: Any, calls: Calls, samples: int) -> bool:
+    """Whether every layer is given one thing a sample, along its first axis, and the outputs are one thing a sample too."""
+    return all(part.dim() and len(part) == samples for part in tensors(outputs)) and all(
+        len(given) == samples for of_layer in calls.values() for given, _ in of_layer
     )
 
 
-def _outer(
-    network: Network, outputs: Tensor, calls: Calls, cotangent: Tensor, *, samples: int
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _outer(network: Network, one: Pass, cotangent: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """For each layer the gradients `(n, t, out)` of its outputs and its inputs `(n, t, in)`, whose products over t sum to
-    the gradient of its weight; t counts positions, and calls.
+    the gradient of its weight; t counts positions, and calls. A layer that was not called has one position, of zeros.
     """
-    places = [(name, given, made) for name, of_layer in calls.items() for given, made in of_layer]
-    flows = torch.autograd.grad(
-        outputs, [made for *_, made in places], cotangent, retain_graph=True, materialize_grads=True
-    )
+    places = [
+        (name, given, made)
+        for name, of_layer in one.calls.items()
+        for given, made in of_layer
+        if made.requires_grad and made.numel()
+    ]
+    ways = [(output, along) for output, along in zip(one.outputs, cotangent, strict=True) if output.requires_grad]
+    flows = _flows([output for output, _ in ways], [along for _, along in ways], [made for *_, made in places])
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (name, given, _), flow in zip(places, flows, strict=True):
-        flat = flow.reshape(samples, -1, flow.shape[-1]), given.detach().reshape(samples, -1, given.shape[-1])
+        flat = flow.reshape(one.samples, -1, flow.shape[-1]), given.detach().reshape(one.samples, -1, given.shape[-1])
         parts.setdefault(name, []).append(flat)
+    for name, weight in network.weights.items():
+        nothing = weight.new_zeros(one.samples, 1, weight.shape[0]), weight.new_zeros(one.samples, 1, weight.shape[1])
+        parts.setdefault(name, [nothing])
     return {
-        name: (torch.cat([f for f, _ in of_layer], 1), torch.cat([x for _, x in of_layer], 1))
-        for name, of_layer in network.reached({name: parts.get(name) for name in network.names}).items()
+        name: (torch.cat([f for f, _ in parts[name]], 1), torch.cat([x for _, x in parts[name]], 1))
+        for name in network.names
     }
+
+
+def _flows(outputs: list[Tensor], along: list[Tensor], places: list[Tensor]) -> list[Tensor]:
+    if not outputs:
+        return [torch.zeros_like(place) for place in places]
+    return (
+        list(torch.autograd.grad(outputs, places, along, retain_graph=True, materialize_grads=True)) if places else []
+    )
 
 
 def _squares(flow: Tensor, given: Tensor) -> Tensor:
@@ -146,18 +245,16 @@ def _squares(flow: Tensor, given: Tensor) -> Tensor:
     return total
 
 
-def _curvature_roots(network: Network, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+def _curvature_roots(one: Pass) -> list[list[Tensor]]:
     """Columns whose outer products sum to the Hessian of each sample's loss in its outputs, without its negative part."""
-    free, samples = outputs.detach().requires_grad_(), len(targets)
-    first = loss_gradient(network, free, targets, create_graph=True).reshape(samples, -1)
+    free = one.free()
+    first = one.flat(one.slope(free, create_graph=True))
     if not first.requires_grad:
         return []
     rows = [
-        torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)[0].reshape(samples, -1)
+        one.flat(torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True))
         for column in first.unbind(1)
     ]
-    curvature = torch.stack(rows, 1)
-    # There is no decomposition of half precision.
-    values, vectors = torch.linalg.eigh(curvature.to(torch.promote_types(curvature.dtype, torch.float32)))
-    roots = (vectors * values.clamp_min(0).sqrt()[:, None, :]).to(outputs.dtype)
-    return [root.reshape(outputs.shape) for root in roots.unbind(2)]
+    values, vectors = torch.linalg.eigh(torch.stack(rows, 1))
+    roots = vectors * values.clamp_min(0).sqrt()[:, None, :]
+    return [one.shaped(root) for root in roots.unbind(2)]
