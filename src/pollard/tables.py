@@ -7,6 +7,7 @@ from html import escape
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 # Wide enough for any table of ours: text that is folded cannot be searched.
 WIDEST = 1000
@@ -48,4 +49,12 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
 
-__all__ = ["PrintedTable", "html_table"]
+def html_topology(shape: tuple[int, int], pattern: str, nnz: int, fan_in: Tensor) -> str:
+    """What a notebook shows of a topology: one row of figures."""
+    rows, columns = shape
+    kept = f"{int(fan_in.min())} to {int(fan_in.max())}" if fan_in.numel() else "-"
+    figures = (f"{rows} x {columns}", pattern, f"{nnz / max(1, rows * columns):.4f}", f"{nnz:,}", kept)
+    return html_table(("shape", "pattern", "density", "kept", "kept of a row"), [figures], title="Topology")
+
+
+__all__ = ["PrintedTable", "html_table", "html_topology"]

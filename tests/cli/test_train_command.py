@@ -41,6 +41,11 @@ def test_json_holds_the_result_and_says_where_it_is(finished, out):
     stored = json.loads((out / recipe.digest / "result.json").read_text())
     assert {name: finished[name] for name in stored} == stored
     assert not finished["reused"]
+    covered = finished["coverage"]
+    assert (covered["sparse"], covered["layers"], covered["left"]) == (2, 2, {})
+    assert covered["parameters"] == 64 * 24 + 24 * 10 + 34
+    assert covered["kept"] == finished["nnz"]
+    assert covered["model_density"] == pytest.approx((covered["kept"] + 34) / covered["parameters"])
 
 
 def test_the_plot_is_in_the_run_folder(finished):
@@ -104,7 +109,10 @@ def test_prune_prints_a_plan_and_saves_it(tmp_path):
     assert {name: layer["fingerprint"] for name, layer in told["layers"].items()} == {
         name: topology.fingerprint for name, topology in plan.items()
     }
-    assert "fc2" in invoke(*words).stdout
+    assert told["coverage"]["kept"] == plan.nnz == plan.coverage.kept
+    shown = invoke(*words).stdout
+    assert "fc2" in shown
+    assert "sparse 2 of 2 weight layers" in shown.replace("\n", " ")
 
 
 def test_prune_decides_what_train_decides(tmp_path):

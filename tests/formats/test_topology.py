@@ -191,3 +191,9 @@ def test_equality_is_identity():
     full = Topology.full((2, 2))
     assert full != Topology.full((2, 2))
     assert len({full, full, Topology.full((2, 2))}) == 2
+
+
+def test_a_notebook_shows_figures():
+    shown = Topology.from_mask(torch.tensor([[True, True, False], [False, True, False]]))._repr_html_()
+    assert "<td>2 x 3</td><td>unstructured</td><td>0.5000</td><td>3</td><td>1 to 2</td>" in shown
+    assert "<td>0 x 3</td>" in Topology.from_mask(torch.zeros(0, 3, dtype=torch.bool))._repr_html_()

@@ -207,9 +207,13 @@ class Topology:
         return made
 
     def __repr__(self) -> str:
-        return (
-            f"Topology(shape={self.shape}, pattern='{self.pattern}', grains={self.grains}, density={self.density:.4g})"
-        )
+        told = (f"shape={self.shape}", f"pattern='{self.pattern}'", f"grains={self.grains}")
+        return f"Topology({', '.join(told)}, density={self.density:.4g})"
+
+    def _repr_html_(self) -> str:
+        from pollard.tables import html_topology  # here: importing pollard stays light
+
+        return html_topology(self.shape, str(self.pattern), self.nnz, self.fan_in())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
