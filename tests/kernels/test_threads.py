@@ -167,7 +167,13 @@ def test_the_lock_is_free_on_both_sides_of_a_fork():
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     taken = []
-    other = threading.Thread(target=lambda: taken.append(once.MAKING.acquire(timeout=5)))
+
+    def take():
+        taken.append(once.MAKING.acquire(timeout=5))
+        if taken[0]:
+            once.MAKING.release()  # or whoever comes next in this process waits for a thread that is no more
+
+    other = threading.Thread(target=take)
     other.start()
     other.join()
     assert taken == [True]
