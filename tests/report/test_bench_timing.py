@@ -86,6 +86,18 @@ def test_short_calls_are_repeated_and_the_collector_waits():
     assert gc.isenabled()
 
 
+def test_one_interrupted_call_does_not_shorten_the_samples():
+    calls = []
+
+    def call():
+        calls.append(None)
+        if len(calls) == 2:  # the first that is timed
+            time.sleep(0.0015)
+
+    interleaved({"a": call}, rounds=1)
+    assert len(calls) > 100
+
+
 def test_a_record_adds_up():
     record = measure(Case("forward", "v4", (32, 24, 8), 0.25), rounds=3).as_json()
     assert record["speedup"] == pytest.approx(record["dense_ms"] / record["ms"])
