@@ -43,7 +43,12 @@ class Settings:
     @staticmethod
     def asked_target() -> str:
         """POLLARD_TARGET alone, unchecked: kernels ask at every call."""
-        return os.environ.get("POLLARD_TARGET") or TARGETS[0]
+        asked: bytes | None = _VARIABLES.get(b"POLLARD_TARGET")
+        return asked.decode() if asked else TARGETS[0]
+
+
+# What os.environ looks up, without the exception that it makes of each name that is not set.
+_VARIABLES: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001 - for POSIX it is this
 
 
 @cache

@@ -95,26 +95,33 @@ def _the_long_way(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
     return y
 
 
+# Looked up once: every call asks all of them. Torch has no public names for most.
+_autocast, _modes, _functions = (
+    torch._C._is_any_autocast_enabled,  # noqa: SLF001
+    torch._C._len_torch_dispatch_stack,  # noqa: SLF001
+    torch._C._len_torch_function_stack,  # noqa: SLF001
+)
+_tracing, _profiling = torch._C._is_tracing, torch._C._autograd._profiler_enabled  # noqa: SLF001
+_transforms, _keys = torch._C._are_functorch_transforms_active, torch._C._dispatch_keys  # noqa: SLF001
+
+
 def _watched() -> bool:
     """Whether anybody but autograd wants to know of each operation."""
-    return bool(
-        torch._C._is_any_autocast_enabled()  # noqa: SLF001 - torch has no public names for these
-        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
-        or torch._C._len_torch_function_stack()  # noqa: SLF001
-        or torch._C._is_tracing()  # noqa: SLF001
-        or torch._C._autograd._profiler_enabled()  # noqa: SLF001
-        or _transformed()
-    )
+    return bool(_autocast() or _modes() or _functions() or _tracing() or _profiling() or _transformed())
 
 
 def _transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is at work."""
-    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
+    return bool(_transforms()) or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
 
 
-def _plain(tensor: Tensor) -> bool:
-    """Whether it is a CPU tensor whose memory is its value: dense, no subclass, no bit that says otherwise."""
-    return type(tensor) in _TYPES and torch._C._dispatch_keys(tensor).raw_repr() in _plain_keys()  # noqa: SLF001 - no public name
+def _plain(*tensors: Tensor) -> bool:
+    """Whether all are CPU tensors whose memory is their value: dense, no subclass, no bit that says otherwise."""
+    keys = _plain_keys()
+    for each in tensors:  # noqa: SIM110 - a generator costs more than what it asks
+        if type(each) not in _TYPES or _keys(each).raw_repr() not in keys:
+            return False
+    return True
 
 
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -128,7 +135,7 @@ def _plain_keys() -> frozenset[int]:
         inference = torch.empty(0, device="cpu", dtype=torch.float32)
     with torch.inference_mode(mode=False):
         ordinary = torch.empty(0, device="cpu", dtype=torch.float32)
-    return frozenset(torch._C._dispatch_keys(each).raw_repr() for each in (inference, ordinary))  # noqa: SLF001
+    return frozenset(_keys(each).raw_repr() for each in (inference, ordinary))
 
 
 def refuse(x: Tensor) -> None:
@@ -157,7 +164,7 @@ def _require_one_device(x: Tensor, values: Tensor, bias: Tensor | None) -> None:
 
 def _exported_to_onnx() -> bool:
     # Within a compiler proper nobody exports, and it need not look at this.
-    exporting = torch.compiler.is_compiling() or torch._C._is_tracing()  # noqa: SLF001 - no public name for tensors of both kinds
+    exporting = torch.compiler.is_compiling() or _tracing()
     return exporting and not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export()
 
 
