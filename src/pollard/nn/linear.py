@@ -16,7 +16,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels import derived
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
-from pollard.nn.readable import ReadableWeight
+from pollard.nn.readable import ReadableWeight, straight_through
 from pollard.ops import matmul, operators
 
 
@@ -149,7 +149,7 @@ class SparseLinear(ReadableWeight, nn.Module):
     def topology(self) -> Topology:
         """Which weights are kept; raises TopologyError where the values were made for another one."""
         held = self._buffers["topology_signature"]
-        if held is not self._vouched[0] or _writes(held) != self._vouched[1]:
+        if held is not self._vouched[0] or operators.writes(held) != self._vouched[1]:
             self._vouch(held)
         return self._topology
 
@@ -201,7 +201,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         else:
             # In place: whoever shares the values, in another process perhaps, learns that they stand elsewhere now.
             held.copy_(topology.signature)
-        self._vouched = self.topology_signature, _writes(self.topology_signature)
+        self._vouched = self.topology_signature, operators.writes(self.topology_signature)
 
     def _vouch(self, held: Tensor | None) -> None:
         """Raises TopologyError unless the buffer, which is another or was written to, still says the same."""
@@ -213,7 +213,7 @@ class SparseLinear(ReadableWeight, nn.Module):
                 "Copy a model with load_state_dict or copy.deepcopy, which bring the topology along, and average one whose "
                 "topology moves by place: see docs/how-to/averaging.md.",
             )
-        self._vouched = held, _writes(held)
+        self._vouched = held, operators.writes(held)
 
     def keep_(self, topology: Topology, values: Tensor) -> None:
         """Keeps `topology` from now on, with `values` `(nnz,)`, taken over; its gradient is gone.
@@ -330,11 +330,6 @@ class SparseLinear(ReadableWeight, nn.Module):
 _ARRAYS = ("row_pointers", "columns")
 
 
-def _writes(buffer: Tensor | None) -> int:
-    # Inference tensors keep no count; they cannot be written to in ordinary code either.
-    return -1 if buffer is None or buffer.is_inference() else buffer._version  # noqa: SLF001 - torch's own count of writes has no other name
-
-
 def _numbers(buffer: Tensor) -> list[float]:
     if torch._C._functorch.is_functorch_wrapped_tensor(buffer):  # noqa: SLF001 - no public name
         # Stacked for an ensemble: right where all its members agree.
@@ -345,16 +340,4 @@ def _numbers(buffer: Tensor) -> list[float]:
     return numbers
 
 
-def straight_through(values: Tensor, active: Tensor) -> Tensor:
-    """`values` where `active`, zero elsewhere; the gradient is that of `values` everywhere.
-
-    >>> values = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> read = straight_through(values, torch.tensor([True, False]))
-    >>> read.sum().backward()
-    >>> read.tolist(), values.grad.tolist()
-    ([1.0, 0.0], [1.0, 1.0])
-    """
-    return values + (torch.where(active, values, 0.0) - values).detach()
-
-
-__all__ = ["SparseLinear", "straight_through"]
+__all__ = ["SparseLinear"]

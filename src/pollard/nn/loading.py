@@ -18,7 +18,7 @@ from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.references import references
-from pollard.nn.surgery import _replaceable, _swap
+from pollard.nn.surgery import replaceable, swap
 from pollard.reading import read_json
 from pollard.selection import linear_layers, listed, refuse_tied, unmatched
 
@@ -55,20 +55,20 @@ def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Mod
         )
     made = {name: _layer(model, name, held) for name in names if not isinstance(_module(model, name), SparseLinear)}
     refuse_tied(model, made)
-    found = _replaceable(model, made)
+    found = replaceable(model, made)
     ties = _ties(model, held)
     held |= {name: held[first] for first, others in ties.items() for name in others}
     _refuse_left_on_meta(model, made, held)
     assign = any(parameter.is_meta for parameter in model.parameters())
     before = {name: model.get_submodule(name) for name in made}
     for name, layer in made.items():
-        _swap(model, before[name], layer, found)
+        swap(model, before[name], layer, found)
     try:
         model.load_state_dict(held, assign=assign)
     except RuntimeError as error:
         found = references(model, made.values())
         for name, layer in made.items():
-            _swap(model, layer, before[name], found)
+            swap(model, layer, before[name], found)
         raise InvalidInput(f"a state that does not fit: {error}", "one entry for each of the model's", _FIT) from error
     for first, others in ties.items() if assign else ():
         _tie(model, first, others)

@@ -14,7 +14,7 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn import initialise
-from pollard.nn.linear import straight_through
+from pollard.nn.readable import straight_through
 
 
 class KeptParameter(nn.Parameter):

@@ -113,10 +113,20 @@ class LazyWeight(Tensor):
 
 def dense_weight(layer: Kept) -> Tensor:
     """The weight that the layer computes with, `(out, in)`; gradients flow through it to the values."""
-    values: Tensor = layer.values
-    if layer.active is not None:
-        values = values + (torch.where(layer.active, values, 0.0) - values).detach()
+    values: Tensor = layer.values if layer.active is None else straight_through(layer.values, layer.active)
     return _spread(values, layer.topology)
+
+
+def straight_through(values: Tensor, active: Tensor) -> Tensor:
+    """`values` where `active`, zero elsewhere; the gradient is that of `values` everywhere.
+
+    >>> values = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> read = straight_through(values, torch.tensor([True, False]))
+    >>> read.sum().backward()
+    >>> read.tolist(), values.grad.tolist()
+    ([1.0, 0.0], [1.0, 1.0])
+    """
+    return values + (torch.where(active, values, 0.0) - values).detach()
 
 
 # Where values stand is worked out in numpy, which no compiler is to trace: it breaks its graph here. The public name for

@@ -42,9 +42,9 @@ def sparsify_(
     storage: `compressed` stores what is kept (`SparseLinear`); `masked` stores a dense weight under a mask
     (`MaskedLinear`), the slow twin to compare with.
 
-    Kept weights stay as they are, unless the plan brings new values for them (`Plan.updated`). Biases, training flags, `requires_grad`, dtype and device are carried over. All checks come before the first
-    replacement, so a call that raises a Pollard error has changed nothing; each dense weight is let go before the next
-    layer is made. A layer that modules also hold in lists, tuples, dicts or attributes is replaced there too. The parameters
+    Kept weights stay as they are, unless the plan brings new values for them (`Plan.updated`). Biases, training flags,
+    `requires_grad`, dtype and device are carried over. All checks come before the first replacement, so a call that raises a
+    Pollard error has changed nothing; each dense weight is let go before the next layer is made. A layer that modules also hold in lists, tuples, dicts or attributes is replaced there too. The parameters
     are new objects: make the optimizer afterwards. What is sparse then is told to the logger `pollard`, and is
     `Coverage.of(model)`.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
@@ -62,7 +62,7 @@ def sparsify_(
     _refuse_root(model, nn.Linear, "SparseLinear.from_dense(linear, topology)")
     names = select(_planned(model, plan), layers)
     refuse_tied(model, names)
-    found = _replaceable(model, names)
+    found = replaceable(model, names)
     updated: Mapping[str, Tensor] = getattr(plan, "updated", {})
     if storage == "compressed":
         _refuse_devices(model, names)
@@ -70,7 +70,7 @@ def sparsify_(
         dense = model.get_submodule(name)
         assert isinstance(dense, nn.Linear)
         source = _with_values(dense, plan[name], updated[name]) if name in updated else dense
-        _swap(model, dense, _LAYERS[storage].from_dense(source, plan[name]), found)
+        swap(model, dense, _LAYERS[storage].from_dense(source, plan[name]), found)
         del dense, source  # it is let go before the next is made
     if _LOG.isEnabledFor(logging.INFO):
         _LOG.info("%s", Coverage.of(model))
@@ -101,7 +101,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     _refuse_root(model, (SparseLinear, MaskedLinear), "its to_dense()")
     names = select(sparse_layers(model), layers)
     refuse_tied(model, names)
-    found = _replaceable(model, names)
+    found = replaceable(model, names)
     fused = [name for name in names if getattr(model.get_submodule(name), "relu", False)]
     if fused:
         raise InvalidInput(
@@ -112,7 +112,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     for name in names:
         sparse = model.get_submodule(name)
         assert isinstance(sparse, SparseLinear | MaskedLinear)
-        _swap(model, sparse, sparse.to_dense(), found)
+        swap(model, sparse, sparse.to_dense(), found)
     return model
 
 
@@ -158,7 +158,7 @@ def _refuse_root(model: nn.Module, kinds: type | tuple[type, ...], instead: str)
         )
 
 
-def _replaceable(model: nn.Module, names: Iterable[str]) -> list[Reference]:
+def replaceable(model: nn.Module, names: Iterable[str]) -> list[Reference]:
     """All places that hold the layers, once it is sure that each can be given another and that nothing would be lost."""
     layers = {model.get_submodule(name): name for name in names}
     _refuse_hooks(layers)
@@ -202,7 +202,7 @@ def _refuse_devices(model: nn.Module, names: Iterable[str]) -> None:
                 )
 
 
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference]) -> None:
+def swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference]) -> None:
     """Puts `new` wherever `old` is used, with its flags; of the places `found`, those of `old` are done with."""
     new.train(old.training)
     for was, now in zip(_parameters(old), _parameters(new), strict=True):

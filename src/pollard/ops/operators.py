@@ -63,7 +63,7 @@ def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, rows: i
         return found
     shape = (max(len(row_pointers) - 1, 0) * rows, in_features)
     made = Topology(shape, Pattern(rows), row_pointers, columns)
-    columns.__dict__[_KNOWN] = _Known(lambda: made, (row_pointers, _writes(row_pointers), _writes(columns)))
+    columns.__dict__[_KNOWN] = _Known(lambda: made, (row_pointers, writes(row_pointers), writes(columns)))
     return made
 
 
@@ -87,7 +87,7 @@ class _Known:
         elif row_pointers.is_inference() or columns.is_inference():
             same = all(map(torch.equal, found.indices, (row_pointers, columns)))
         else:
-            same = self._taken[0] is row_pointers and self._taken[1:] == (_writes(row_pointers), _writes(columns))
+            same = self._taken[0] is row_pointers and self._taken[1:] == (writes(row_pointers), writes(columns))
         return found if same else None
 
     def __reduce__(self) -> tuple[type[_Known], tuple[Callable[[], None]]]:
@@ -105,9 +105,9 @@ def _same_memory(left: Tensor, right: Tensor) -> bool:
     )
 
 
-def _writes(array: Tensor) -> int:
-    # Inference tensors keep no count.
-    return -1 if array.is_inference() else array._version  # noqa: SLF001 - torch's own count of writes has no other name
+def writes(array: Tensor | None) -> int:
+    """How often `array` has been written to, as torch counts; -1 for inference tensors, which keep no count, and for None."""
+    return -1 if array is None or array.is_inference() else array._version  # noqa: SLF001 - torch's own count of writes has no other name
 
 
 # -- on the CPU
@@ -322,4 +322,14 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
     return 2 * left[0] * columns[0] * int(rows)
 
 
-__all__ = ["arrays", "input_grad", "know", "linear", "linear_backward", "operators", "topology_of", "value_grad"]
+__all__ = [
+    "arrays",
+    "input_grad",
+    "know",
+    "linear",
+    "linear_backward",
+    "operators",
+    "topology_of",
+    "value_grad",
+    "writes",
+]
