@@ -66,7 +66,7 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
 _CPU = {"input_grad": operators.input_grad, "value_grad": operators.value_grad}
 
 
-def _product(kind: transforms.Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
+def _product(kind: operators.Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
     if (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -77,8 +77,7 @@ def _product(kind: transforms.Kind, left: Tensor, right: Tensor, topology: Topol
         return _CPU[kind](left, right, topology)
     if _transformed():
         return transforms.bilinear(kind, left, right, topology)
-    product: Tensor = getattr(operators.operators(), kind)(left, right, *arrays(topology))
-    return product
+    return operators.dispatched(kind, left, right, *arrays(topology))
 
 
 def _the_long_way(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,25 @@ _library.define(
 def operators() -> Any:
     """`torch.ops.pollard`: linear, input_grad, value_grad."""
     return torch.ops.pollard
+
+
+Kind = Literal["linear", "input_grad", "value_grad"]
+
+# With L(x, w) = x W^T, G(g, w) = g W and V(g, x) = (g^T x) at the kept weights, all linear in both: from the gradient u of a
+# product of a and b to the gradients in a and in b, as kinds and what they are of.
+ADJOINTS: dict[Kind, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Kind, Tensor, Tensor], ...]]] = {
+    "linear": lambda u, x, w: (("input_grad", u, w), ("value_grad", u, x)),
+    "input_grad": lambda u, g, w: (("linear", u, w), ("value_grad", g, u)),
+    "value_grad": lambda u, g, x: (("linear", x, u), ("input_grad", g, u)),
+}
+
+
+def dispatched(kind: Kind, left: Tensor, right: Tensor, *where: Any) -> Tensor:
+    """The product of that kind by torch's dispatcher, without bias and ReLU; where: what `arrays` gives."""
+    row_pointers, columns, *sizes = where
+    rest = (None, *sizes, False) if kind == "linear" else tuple(sizes)
+    product: Tensor = getattr(operators(), kind)(left, right, row_pointers, columns, *rest)
+    return product
 
 
 def arrays(topology: Topology) -> tuple[Tensor, Tensor, int, int]:
@@ -266,44 +285,28 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return dx, dvalues, None, None, dbias, None, None, None
 
 
-def _input_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, values, row_pointers, columns, _, ctx.rows = inputs
-    ctx.save_for_backward(grad, values, row_pointers, columns)
+def _pair_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    left, right, row_pointers, columns, *ctx.sizes = inputs
+    ctx.save_for_backward(left, right, row_pointers, columns)
 
 
-def _input_grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-    # input_grad(grad, W) = grad W, so its derivatives are upstream W^T, a forward product, and grad^T upstream.
-    grad, values, *both = ctx.saved_tensors
-    sizes = (upstream.shape[1], ctx.rows)
-    grad_needs, values_need, *_ = ctx.needs_input_grad
-    return (
-        operators().linear(upstream, values, *both, None, *sizes, False) if grad_needs else None,
-        operators().value_grad(grad, upstream, *both, *sizes) if values_need else None,
-        *(None,) * 4,
-    )
+def _pair_backward(kind: Kind) -> Callable[[Any, Tensor], tuple[Any, ...]]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        left, right, *both = ctx.saved_tensors
+        adjoints = ADJOINTS[kind](upstream, left, right)
+        found = [
+            dispatched(*each, *both, *ctx.sizes) if need else None
+            for each, need in zip(adjoints, ctx.needs_input_grad, strict=False)
+        ]
+        return *found, *(None,) * 4
 
-
-def _value_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, x, row_pointers, columns, _, ctx.rows = inputs
-    ctx.save_for_backward(grad, x, row_pointers, columns)
-
-
-def _value_grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-    # value_grad(grad, x) is linear in each; `upstream` plays the values of a matrix on the same topology.
-    grad, x, *both = ctx.saved_tensors
-    sizes = (x.shape[1], ctx.rows)
-    grad_needs, x_needs, *_ = ctx.needs_input_grad
-    return (
-        operators().linear(x, upstream, *both, None, *sizes, False) if grad_needs else None,
-        operators().input_grad(grad, upstream, *both, *sizes) if x_needs else None,
-        *(None,) * 4,
-    )
+    return backward
 
 
 _OPERATORS = (
     ("linear", _linear, _fake_linear, _linear_backward, _linear_context),
-    ("input_grad", _input_grad, _fake_input_grad, _input_grad_backward, _input_grad_context),
-    ("value_grad", _value_grad, _fake_value_grad, _value_grad_backward, _value_grad_context),
+    ("input_grad", _input_grad, _fake_input_grad, _pair_backward("input_grad"), _pair_context),
+    ("value_grad", _value_grad, _fake_value_grad, _pair_backward("value_grad"), _pair_context),
 )
 for _name, _run, _fake, _backward, _context in _OPERATORS:
     _library.impl(_name, _run, "CPU")

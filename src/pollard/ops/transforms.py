@@ -1,27 +1,15 @@
-"""The products under torch.func's transforms and forward-mode differentiation: what is linear in two tensors, thrice.
-
-With ``L(x, w) = x W^T``, ``G(g, w) = g W`` and ``V(g, x) = (g^T x)`` at the kept weights, each derivative of one is another.
-"""
+"""The products under torch.func's transforms and forward-mode differentiation: what is linear in two tensors, thrice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.ops.operators import arrays, operators
-
-Kind = Literal["linear", "input_grad", "value_grad"]
-
-# From the gradient u of a product of a and b to the gradients in a and in b: kinds, and what they are of.
-_ADJOINTS: dict[Kind, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Kind, Tensor, Tensor], ...]]] = {
-    "linear": lambda u, x, w: (("input_grad", u, w), ("value_grad", u, x)),
-    "input_grad": lambda u, g, w: (("linear", u, w), ("value_grad", g, u)),
-    "value_grad": lambda u, g, x: (("linear", x, u), ("input_grad", g, u)),
-}
+from pollard.ops.operators import ADJOINTS, Kind, arrays, dispatched
 
 
 def bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
@@ -46,8 +34,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, r
 class _Bilinear(torch.autograd.Function):
     @staticmethod
     def forward(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
-        product: Tensor = _operator(kind, left, right, topology)
-        return product
+        return dispatched(kind, left, right, *arrays(topology))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -58,7 +45,7 @@ class _Bilinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        adjoints = _ADJOINTS[ctx.kind](*grads, *ctx.saved_tensors)
+        adjoints = ADJOINTS[ctx.kind](*grads, *ctx.saved_tensors)
         needs = ctx.needs_input_grad[1:3]
         found = [bilinear(*each, ctx.topology) if need else None for each, need in zip(adjoints, needs, strict=True)]
         return None, *found, None
@@ -105,20 +92,12 @@ def batched(
     return torch.stack([product(*pair) for pair in pairs])
 
 
-def _operator(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
-    row_pointers, columns, *sizes = arrays(topology)
-    rest: tuple[Any, ...] = (None, *sizes, False) if kind == "linear" else tuple(sizes)
-    product: Tensor = getattr(operators(), kind)(left, right, row_pointers, columns, *rest)
-    return product
-
-
 def _vmap_linear(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
     del info
     x, values, row_pointers, columns, bias, *sizes, relu = inputs
 
     def product(a: Tensor, b: Tensor) -> Tensor:
-        y: Tensor = operators().linear(a, b, row_pointers, columns, None, *sizes, False)
-        return y
+        return dispatched("linear", a, b, row_pointers, columns, *sizes)
 
     y = batched(product, (x, in_dims[0]), (values, in_dims[1]), flatten=True)
     if bias is not None:
@@ -130,8 +109,7 @@ def _vmap_of(kind: Kind) -> Callable[..., tuple[Tensor, int]]:
     def rule(info: Any, in_dims: tuple[Any, ...], left: Tensor, right: Tensor, *rest: Any) -> tuple[Tensor, int]:
         del info
         pairs = ((left, in_dims[0]), (right, in_dims[1]))
-        product = getattr(operators(), kind)
-        return batched(lambda a, b: product(a, b, *rest), *pairs, flatten=kind != "value_grad"), 0
+        return batched(lambda a, b: dispatched(kind, a, b, *rest), *pairs, flatten=kind != "value_grad"), 0
 
     return rule
 
