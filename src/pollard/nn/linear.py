@@ -304,16 +304,7 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     def _adopt(self, values: Tensor, row_pointers: Tensor, columns: Tensor) -> None:
         # Makes room for another topology; the parameter stays the same object, so that optimizers keep pointing at it.
-        groups = len(row_pointers) - 1
-        if groups < 1 or self.out_features % groups:
-            raise TopologyError(
-                f"{groups} row groups",
-                f"a divisor of {self.out_features} rows",
-                "Load the file into the layer it came from.",
-            )
-        topology = Topology(
-            (self.out_features, self.in_features), Pattern(self.out_features // groups), row_pointers, columns
-        )
+        topology = stated((self.out_features, self.in_features), row_pointers, columns)
         if values.shape != (topology.nnz,):
             raise TopologyError(
                 f"values of shape {tuple(values.shape)}",
@@ -330,6 +321,16 @@ class SparseLinear(ReadableWeight, nn.Module):
 _ARRAYS = ("row_pointers", "columns")
 
 
+def stated(shape: tuple[int, int], row_pointers: Tensor, columns: Tensor) -> Topology:
+    """The topology of a weight of `shape` that a state holds; raises TopologyError where the arrays are no such thing."""
+    groups = len(row_pointers) - 1
+    if groups < 1 or shape[0] % groups:
+        raise TopologyError(
+            f"{groups} row groups", f"a divisor of {shape[0]} rows", "Load the file into the layer it came from."
+        )
+    return Topology(shape, Pattern(shape[0] // groups), row_pointers, columns)
+
+
 def _numbers(buffer: Tensor) -> list[float]:
     if torch._C._functorch.is_functorch_wrapped_tensor(buffer):  # noqa: SLF001 - no public name
         # Stacked for an ensemble: right where all its members agree.
@@ -340,4 +341,4 @@ def _numbers(buffer: Tensor) -> list[float]:
     return numbers
 
 
-__all__ = ["SparseLinear"]
+__all__ = ["SparseLinear", "stated"]

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pollard.errors import InvalidInput, StoreError
-from pollard.formats.pattern import Pattern
 from pollard.formats.store import load_any
-from pollard.formats.topology import Topology
-from pollard.nn.linear import SparseLinear
+from pollard.nn.linear import SparseLinear, stated
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.references import references
 from pollard.nn.surgery import replaceable, swap
@@ -116,9 +114,7 @@ def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear
         )
     out_features, in_features = dense.weight.shape
     values, row_pointers, columns = (held[f"{name}.{part}"] for part in PARTS)
-    groups = max(len(row_pointers) - 1, 1)
-    rows = out_features // groups if out_features % groups == 0 else 0
-    topology = Topology((out_features, in_features), Pattern(rows), row_pointers, columns)
+    topology = stated((out_features, in_features), row_pointers, columns)
     dtype = values.dtype if dense.weight.is_meta else dense.weight.dtype
     return SparseLinear(
         in_features,
