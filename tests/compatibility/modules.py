@@ -292,7 +292,7 @@ def _(method):
     torch.testing.assert_close(weights(pair[0].model), weights(pair[1].model), rtol=1e-4, atol=1e-5)
 
 
-BY_PLACE = "it averages by position, and the topology moves"
+BY_PLACE = "it averages by position, and the topology moves: [`pollard.Averaged`](how-to/averaging.md) follows it"
 
 
 @piece(
