@@ -25,6 +25,7 @@ def specs(isa):
                 operation, isa, rows=rows, block=min(rows, 4), vectors=2, wide=True, ragged=True, tiled=True
             )
         yield KernelSpec("sample", isa, rows=rows, block=min(rows, 4), tiled=True)
+    yield KernelSpec("matvec", isa, rows=16, block=TARGETS[isa].lanes, bias=True, relu=True)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
     for operation in INDICES:

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch, reference
+from pollard.kernels import dispatch, product, reference, tuning
 from pollard.kernels.target import host_isas
 from pollard.kernels.tuning import Choice, Decision
 
@@ -20,6 +21,8 @@ ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "n
 def isa(request, monkeypatch):
     monkeypatch.setenv("POLLARD_TARGET", request.param)
     monkeypatch.setenv("POLLARD_TUNING", "default")
+    # All threads, however little there is to share.
+    monkeypatch.setattr(product, "SHARE", 1)
     return request.param
 
 
@@ -34,11 +37,11 @@ def operand(batch, features, layout, seed):
     return torch.randn(1, features, generator=made).expand(batch, features)
 
 
-def assert_close(fast, product, operands, terms):
+def assert_close(fast, exactly, operands, terms):
     # Against the twin in double precision; a sum of n rounded products is off by at most n units of rounding of the
     # sum of their magnitudes, here doubled.
-    exact = product(*(each if each is None else each.double() for each in operands))
-    size = product(*(each if each is None else each.double().abs() for each in operands))
+    exact = exactly(*(each if each is None else each.double() for each in operands))
+    size = exactly(*(each if each is None else each.double().abs() for each in operands))
     assert fast.shape == exact.shape
     assert ((fast.double() - exact).abs() <= torch.finfo(torch.float32).eps * (terms + 2) * size + 1e-30).all()
 
@@ -128,7 +131,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern):
 
 
 def forced(monkeypatch, choice):
-    monkeypatch.setattr(dispatch.tuning, "known", lambda key, candidates: Decision(choice, "forced"))
+    monkeypatch.setattr(tuning, "known", lambda key, candidates: Decision(choice, "forced"))
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
@@ -153,6 +156,27 @@ def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, monkeyp
     scattered = run(Choice(4, 64))
     for transposed in (Choice(4, 0, transposed=True), Choice(3, 16, transposed=True)):
         assert torch.equal(run(transposed), scattered)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_sample_has_the_bits_that_it_has_in_a_batch(isa, pattern):
+    # Rows of all lengths: those side by side end at different places.
+    topology = Topology.from_mask(ragged(pattern, 112, 90), pattern)
+    values, bias = torch.linspace(-1, 1, topology.nnz), torch.linspace(-2, 2, 112)
+    x = operand(5, 90, "row-major", 3)
+    for options in ({}, {"bias": bias}, {"bias": bias, "relu": True}):
+        together = dispatch.forward(x, values, topology, **options)
+        strided = torch.zeros(1, 3 * 90)[:, ::3]
+        for sample, whole in zip(x, together, strict=True):
+            strided[0] = sample
+            for alone in (sample[None], strided):
+                assert torch.equal(dispatch.forward(alone, values, topology, **options)[0], whole)
+
+
+def ragged(pattern, rows, columns):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, rows)[:, None]
+    height = Pattern.parse(pattern).rows
+    return mask[::height].repeat_interleave(height, 0)
 
 
 def test_unpacked_operands_give_the_same_bits(isa, monkeypatch):

@@ -7,10 +7,14 @@ import threading
 import time
 
 import pytest
+import torch
 
+from pollard.formats.topology import Topology
 from pollard.kernels import jit, once
+from pollard.kernels.operand import Operand
+from pollard.kernels.product import Product
 from pollard.kernels.spec import KernelSpec
-from pollard.kernels.target import host_isas
+from pollard.kernels.target import TARGETS, host_isas
 
 pytestmark = pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
 
@@ -177,3 +181,13 @@ def test_the_lock_is_free_on_both_sides_of_a_fork():
     other.start()
     other.join()
     assert taken == [True]
+
+
+def test_what_is_little_work_wakes_no_thread():
+    torch.set_num_threads(2)
+    little, much = (Topology.random((side, side), 0.5) for side in (8, 1024))
+    threads = [
+        Product.of("gather", topology, Operand.of(torch.ones(128, topology.shape[1])), TARGETS["avx2"]).threads
+        for topology in (little, much)
+    ]
+    assert threads == [1, 2]

@@ -12,8 +12,8 @@ from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch, jit
-from pollard.kernels.dispatch import Product
 from pollard.kernels.operand import Operand
+from pollard.kernels.product import Product
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import current
 from pollard.kernels.tuning import Choice
@@ -62,8 +62,9 @@ def explain(operation: str, shape: tuple[int, int, int], density: float, pattern
         "value_grad": (x, lambda: dispatch.value_grad(grad, x, topology)),
     }
     operand, run = runs[operation]
+    kernel = "matvec" if operation == "forward" and batch == 1 else KERNELS[operation]
     run()
-    product = Product(KERNELS[operation], topology, Operand.of(operand), target, torch.get_num_threads())
+    product = Product.of(kernel, topology, Operand.of(operand), target)
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

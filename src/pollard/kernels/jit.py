@@ -22,7 +22,7 @@ from pollard.kernels.once import one_at_a_time
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import FEATURES, TRIPLES, host_isas
 
-Entry = Any  # a ctypes function: (arguments, units, threads)
+Entry = Any  # a ctypes function: (arguments as bytes, units, threads)
 
 MOST = 1 << 24  # bytes: the largest kernel has some ten thousand
 
@@ -70,7 +70,7 @@ def _made(spec: KernelSpec) -> Kernel:
             "IR that LLVM compiles for this CPU",
             "Set POLLARD_TARGET=reference to run on plain torch, and report this with the output of `pollard doctor`.",
         ) from refused
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int32)
     return Kernel(spec, kind(engine.get_function_address("parallel")), engine)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import struct
 
 from torch import Tensor
 
@@ -15,26 +15,29 @@ class Launch:
     """Runs `units` of the kernel of `spec` on `threads` of torch's threads.
 
     fixed: arguments that are the same at every call: tensors among them belong to the package, so nobody moves or changes
-    their memory. The others are given to each call, in the order of the kernel's own arguments; a call may say its own
-    number of `units`. Kernels check nothing: a caller passes a validated topology, and tensors of the sizes that it says.
+    their memory. Those that are missing, which must be the first of the kernel's own, are fixed later by `at`, or given to
+    each call, in their order: addresses, whose memory the caller holds. Kernels check nothing: a caller passes a validated
+    topology, and memory of the size that it says.
     """
 
     def __init__(self, spec: KernelSpec, units: int, threads: int, **fixed: Tensor | int) -> None:
-        names = ARGUMENTS[spec.operation]
-        self.spec, self._units, self._threads = spec, units, threads
+        self.spec, self._units, self._threads, self._fixed = spec, units, threads, fixed
         # The kernel itself, not its entry alone: the code is freed with its engine.
         self._kernel = jit.load(spec)
-        self._array = ctypes.c_int64 * len(names)
-        self._fixed = bytes(self._array(*[_slot(fixed.get(name, 0)) for name in names]))
-        self._open = [position for position, name in enumerate(names) if name not in fixed]
-        self._alive = [value for value in fixed.values() if isinstance(value, Tensor)]
+        self._entry = self._kernel.entry
+        slots = [_slot(fixed[name]) if name in fixed else None for name in ARGUMENTS[spec.operation]]
+        first = next((place for place, slot in enumerate(slots) if slot is not None), len(slots))
+        self._pack, rest = struct.Struct(f"{first}q").pack, slots[first:]
+        # Not all there yet: `at` is to give what is missing.
+        self._rest = b"" if None in rest else struct.pack(f"{len(rest)}q", *rest)
 
-    def __call__(self, *arguments: Tensor | int, units: int | None = None) -> None:
-        """Run the kernel; tensors stand for their memory."""
-        slots = self._array.from_buffer_copy(self._fixed)
-        for position, value in zip(self._open, arguments, strict=True):
-            slots[position] = value if type(value) is int else value.data_ptr()  # type: ignore[union-attr]  # see _slot
-        self._kernel.entry(ctypes.addressof(slots), self._units if units is None else units, self._threads)
+    def at(self, units: int, **fixed: int) -> Launch:
+        """The same with more arguments fixed, and its own number of units."""
+        return Launch(self.spec, units, self._threads, **self._fixed, **fixed)
+
+    def __call__(self, *addresses: int) -> None:
+        """Run the kernel."""
+        self._entry(self._pack(*addresses) + self._rest, self._units, self._threads)
 
 
 def equal_runs(count: int, parts: int) -> list[int]:
@@ -47,4 +50,4 @@ def equal_runs(count: int, parts: int) -> list[int]:
 
 
 def _slot(value: Tensor | int) -> int:
-    return value if type(value) is int else value.data_ptr()  # type: ignore[union-attr]  # it is one or the other
+    return value.data_ptr() if isinstance(value, Tensor) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,36 +16,33 @@ from pollard.kernels.workspace import workspace
 
 
 class Operand(NamedTuple):
-    """A dense `(batch, features)` tensor and its layout.
+    """The layout of a dense `(batch, features)` tensor.
 
     features_first: a feature's batch is contiguous, features are `stride` apart. Otherwise rows of the batch are.
+    copied: the tensor lies in neither way; this is the layout of a contiguous copy.
     """
 
-    tensor: Tensor
+    batch: int
+    features: int
     features_first: bool
     stride: int
+    copied: bool = False
 
     @classmethod
     def of(cls, tensor: Tensor) -> Operand:
-        """Read the layout of `tensor` off its strides; anything that is neither row- nor column-major is copied."""
+        """Read the layout of `tensor` off its strides."""
         batch, features = tensor.shape
         by_batch, by_feature = tensor.stride()
         if (by_batch == 1 or batch == 1) and (by_feature >= batch or features == 1):
-            return cls(tensor, True, by_feature)
+            return cls(batch, features, True, by_feature)
         if (by_feature == 1 or features == 1) and (by_batch >= features or batch == 1):
-            return cls(tensor, False, by_batch)
-        tensor = tensor.contiguous()
-        return cls(tensor, False, tensor.stride(0))
+            return cls(batch, features, False, by_batch)
+        return cls(batch, features, False, features, copied=True)
 
     @property
     def layout(self) -> str:
         """The layout's name in tuning keys and explanations."""
         return "column-major" if self.features_first else "row-major"
-
-
-def output(batch: int, features: int) -> Tensor:
-    """Room for a `(batch, features)` result, features-first: a tensor of its own, no view, so that it may be written to."""
-    return torch.empty_strided((batch, features), (1, batch), dtype=torch.float32, device="cpu")
 
 
 class Packing:
@@ -57,7 +55,7 @@ class Packing:
     def __init__(
         self, target: Target, operand: Operand, kind: tuple[int, bool, bool], threads: int, *, purpose: str
     ) -> None:
-        self._features, self._lanes, self._purpose = operand.tensor.shape[1], target.lanes, purpose
+        self._features, self._lanes, self._purpose = operand.features, target.lanes, purpose
         vectors, wide, ragged = kind if operand.features_first else (1, False, False)
         spec = KernelSpec(
             "pack", target.isa, vectors=vectors, wide=wide, ragged=ragged, packed=not operand.features_first
@@ -69,11 +67,17 @@ class Packing:
             PASSES=1, FEATURES=self._features, CHUNKS=self._chunks,
         )  # fmt: skip
 
-    def __call__(self, operand: Operand, panels: Panels) -> Tensor:
-        """`operand` in `panels`."""
-        out = workspace(self._purpose, panels.columns(self._lanes) * self._features)
-        self._launch(
-            operand.tensor, out, operand.tensor.shape[0], operand.stride, panels.count, panels.wide, panels.last,
-            panels.vectors, units=panels.count * self._chunks,
+    def at(self, operand: Operand, panels: Panels) -> Callable[[Tensor], Tensor]:
+        """What lays a tensor of that layout out in `panels`."""
+        launch = self._launch.at(
+            panels.count * self._chunks, BATCH=operand.batch, LDX=operand.stride, PANELS=panels.count, WIDE=panels.wide,
+            LAST=panels.last, VECTORS=panels.vectors,
         )  # fmt: skip
-        return out
+        purpose, size = self._purpose, panels.columns(self._lanes) * self._features
+
+        def pack(tensor: Tensor) -> Tensor:
+            out = workspace(purpose, size)
+            launch(tensor.data_ptr(), out.data_ptr())
+            return out
+
+        return pack

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-PRODUCTS = ("gather", "scatter", "sample", "pack")
+PRODUCTS = ("gather", "matvec", "scatter", "sample", "pack")
 INDICES = (
     "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "place", "rewire", "tally", "tick", "turn",
     "within",
@@ -18,7 +18,8 @@ OPERATIONS = PRODUCTS + INDICES
 class KernelSpec:
     """One kernel.
 
-    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``scatter`` adds to them (``dX = W^T dY``),
+    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``scatter`` adds to
+    them (``dX = W^T dY``),
     ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
     ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and
     ``list`` make numbers distinct and ascending, ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and

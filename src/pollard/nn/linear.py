@@ -177,12 +177,20 @@ class SparseLinear(ReadableWeight, nn.Module):
         """The product, for x of shape `(..., in_features)`."""
         # What compilers trace is checked where they call it: they would take these attributes for constants.
         topology = self._topology if torch.compiler.is_compiling() else self.topology
-        values = self.values if self.active is None else straight_through(self.values, self.active)
+        # Where torch keeps them: attributes of a module cost as much as allocating the result.
+        held = self._parameters
+        values: Tensor | None = held.get("values")
+        bias = held.get("bias")
+        if values is None or bias is None:
+            # Parametrized, a replica, or a layer without bias.
+            values, bias = self.values, self.bias
+        if self.active is not None:
+            values = straight_through(values, self.active)
         # Of a symbol nobody knows the dimensions: they are flattened in any case.
         if not isinstance(x, Proxy) and x.dim() == 2:
-            return matmul.linear(x, values, topology, self.bias, relu=self.relu)
+            return matmul.linear(x, values, topology, bias, relu=self.relu)
         matmul.refuse(x)
-        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, self.bias, relu=self.relu)
+        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, relu=self.relu)
         return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
 
     def reset_parameters(self) -> None:

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
+from pollard.kernels import dispatch
 from pollard.ops import operators, transforms
 from pollard.ops.operators import arrays
 
@@ -31,16 +32,12 @@ def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = 
     >>> linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), topology)
     tensor([[ 1., 32.]])
     """
-    if (
-        torch.compiler.is_compiling()
-        or _watched()
-        or not (_plain(x) and _plain(values) and (bias is None or _plain(bias)))
-    ):
+    if torch.compiler.is_compiling() or _watched() or not _plain(x, values, bias):
         return _the_long_way(x, values, bias, topology, relu)
     if torch.is_grad_enabled():
         y: Tensor = _apply(x, values, bias, topology, relu)
         return y
-    return operators.linear(x, values, bias, topology, relu)
+    return dispatch.forward(x, values, topology, bias, relu=relu)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
@@ -63,17 +60,11 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     return _product("value_grad", grad, x, topology)
 
 
-_CPU = {"input_grad": operators.input_grad, "value_grad": operators.value_grad}
+_CPU = {"input_grad": dispatch.input_grad, "value_grad": dispatch.value_grad}
 
 
 def _product(kind: operators.Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
-    if (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not _watched()
-        and _plain(left)
-        and _plain(right)
-    ):
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _watched() and _plain(left, right):
         return _CPU[kind](left, right, topology)
     if _transformed():
         return transforms.bilinear(kind, left, right, topology)
@@ -114,13 +105,16 @@ def _transformed() -> bool:
     return bool(_transforms()) or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
 
 
-def _plain(*tensors: Tensor) -> bool:
+def _plain(left: Tensor, right: Tensor, bias: Tensor | None = None) -> bool:
     """Whether all are CPU tensors whose memory is their value: dense, no subclass, no bit that says otherwise."""
     keys = _plain_keys()
-    for each in tensors:  # noqa: SIM110 - a generator costs more than what it asks
-        if type(each) not in _TYPES or _keys(each).raw_repr() not in keys:
-            return False
-    return True
+    return (
+        type(left) in _TYPES
+        and type(right) in _TYPES
+        and _keys(left).raw_repr() in keys
+        and _keys(right).raw_repr() in keys
+        and (bias is None or (type(bias) in _TYPES and _keys(bias).raw_repr() in keys))
+    )
 
 
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -181,7 +175,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool) -> Tensor:
-        y = operators.linear(x, values, bias, topology, relu)
+        y = dispatch.forward(x, values, topology, bias, relu=relu)
         ctx.topology, ctx.relu = topology, relu
         ctx.save_for_backward(x, values, y if relu else None)
         return y

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch
@@ -132,69 +131,6 @@ def writes(array: Tensor | None) -> int:
 # -- on the CPU
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool = False) -> Tensor:
-    """`x W^T + bias`, then ReLU if asked, by the best way there is; checked, and without derivatives."""
-    _check_matrix("x", x, topology.shape[1])
-    _check_vector("values", values, topology.nnz, x)
-    if bias is not None:
-        _check_vector("bias", bias, topology.shape[0], x)
-    return dispatch.forward(x, values, topology, bias, relu=relu)
-
-
-def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
-    """`grad W`, likewise."""
-    _check_matrix("grad", grad, topology.shape[0])
-    _check_vector("values", values, topology.nnz, grad)
-    return dispatch.input_grad(grad, values, topology)
-
-
-def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
-    """`grad^T x` at the kept weights, likewise."""
-    _check_matrix("grad", grad, topology.shape[0])
-    _check_matrix("x", x, topology.shape[1])
-    if grad.shape[0] != x.shape[0] or grad.dtype != x.dtype:
-        raise InvalidInput(
-            f"grad {tuple(grad.shape)} {grad.dtype} and x {tuple(x.shape)} {x.dtype}",
-            "the same batch and dtype",
-            "Pass the gradient of the output that this x gave.",
-        )
-    return dispatch.value_grad(grad, x, topology)
-
-
-def _check_matrix(name: str, tensor: Tensor, features: int) -> None:
-    if tensor.dim() != 2 or tensor.shape[1] != features or not tensor.is_floating_point() or not tensor.is_cpu:
-        raise InvalidInput(
-            f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
-            f"a floating-point tensor of shape (batch, {features}) on the CPU",
-            "Flatten leading dimensions and convert the dtype; a layer's in_features must be the input's last dimension.",
-        )
-    rows, (step, along) = len(tensor), tensor.stride()
-    if rows and features:
-        _check_memory(name, tensor, (rows - 1) * step + (features - 1) * along)
-
-
-def _check_vector(name: str, tensor: Tensor, length: int, like: Tensor) -> None:
-    if tensor.shape != (length,) or tensor.dtype != like.dtype or not tensor.is_cpu:
-        raise InvalidInput(
-            f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
-            f"shape ({length},), {like.dtype}, on the CPU: one number each, in the dtype of the input",
-            "Convert the input or the layer with .to(dtype); a layer's in_features must be the input's last dimension.",
-        )
-    if length:
-        _check_memory(name, tensor, (length - 1) * tensor.stride(0))
-
-
-def _check_memory(name: str, tensor: Tensor, last: int) -> None:
-    # Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
-    held, needed = tensor.untyped_storage().nbytes(), (tensor.storage_offset() + last + 1) * tensor.element_size()
-    if held < needed:
-        raise InvalidInput(
-            f"{name} with {held} bytes of memory",
-            f"{needed} bytes",
-            "Its storage was resized or freed: bring its numbers back before the product.",
-        )
-
-
 def _linear(
     x: Tensor,
     values: Tensor,
@@ -205,17 +141,17 @@ def _linear(
     rows: int,
     relu: bool,
 ) -> Tensor:
-    return linear(x, values, bias, topology_of(row_pointers, columns, in_features, rows), relu)
+    return dispatch.forward(x, values, topology_of(row_pointers, columns, in_features, rows), bias, relu=relu)
 
 
 def _input_grad(
     grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
 ) -> Tensor:
-    return input_grad(grad, values, topology_of(row_pointers, columns, in_features, rows))
+    return dispatch.input_grad(grad, values, topology_of(row_pointers, columns, in_features, rows))
 
 
 def _value_grad(grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> Tensor:
-    return value_grad(grad, x, topology_of(row_pointers, columns, in_features, rows))
+    return dispatch.value_grad(grad, x, topology_of(row_pointers, columns, in_features, rows))
 
 
 # -- shapes without data, for compilers
@@ -327,12 +263,9 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
 
 __all__ = [
     "arrays",
-    "input_grad",
     "know",
-    "linear",
     "linear_backward",
     "operators",
     "topology_of",
-    "value_grad",
     "writes",
 ]

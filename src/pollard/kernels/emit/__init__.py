@@ -9,6 +9,7 @@ from llvmlite import ir
 from pollard.kernels.emit import choose as _choose
 from pollard.kernels.emit import draw as _draw
 from pollard.kernels.emit import gather as _gather
+from pollard.kernels.emit import matvec as _matvec
 from pollard.kernels.emit import merge as _merge
 from pollard.kernels.emit import move as _move
 from pollard.kernels.emit import pack as _pack
@@ -29,6 +30,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "gather": _gather.gather,
     "list": _settle.listed,
     "mark": _merge.mark,
+    "matvec": _matvec.matvec,
     "move": _move.move,
     "pack": _pack.pack,
     "place": _merge.place,
@@ -50,6 +52,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "gather": _gather.ARGUMENTS,
     "list": _settle.LIST,
     "mark": _merge.MARK,
+    "matvec": _matvec.ARGUMENTS,
     "move": _move.ARGUMENTS,
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,

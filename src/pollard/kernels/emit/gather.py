@@ -10,9 +10,9 @@ from pollard.kernels.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
 
-# Lower case: pointers; upper case: integers, in elements.
+# Lower case: pointers; upper case: integers, in elements. What each call gives comes first.
 ARGUMENTS = (
-    "tiles", "columns", "permutation", "values", "x", "y", "bias", "bounds",
+    "values", "x", "y", "bias", "tiles", "columns", "permutation", "bounds",
     "PASSES", "TILES", "STRIDE", "END", "IN", "LDX", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
 )  # fmt: skip
 # Grains a turn in a long row: an unstructured one is over in a few cycles. In short runs the rest would cost more.

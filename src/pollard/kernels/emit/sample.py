@@ -14,7 +14,7 @@ from pollard.kernels.target import TARGETS
 
 # `columns` and `values` are those of W; x is X and dy is dY, both features-first.
 ARGUMENTS = (
-    "tiles", "columns", "values", "x", "dy", "bounds",
+    "values", "x", "dy", "tiles", "columns", "bounds",
     "PASSES", "TILES", "STRIDE", "END", "BATCH", "LDX", "LDY",
 )  # fmt: skip
 # Columns of the batch summed before they join the value: a constant, so that the order of additions, and with it every

@@ -16,7 +16,7 @@ from pollard.kernels.spec import KernelSpec
 # Here x is dY, always in panels, and y is dX. A chunk is a run of tiles, which `cuts` holds the beginnings of; every chunk
 # takes all row groups. WIDTH is the number of columns in a tile.
 ARGUMENTS = (
-    "tiles", "columns", "values", "x", "y", "scratch", "bounds", "cuts",
+    "values", "x", "y", "scratch", "tiles", "columns", "bounds", "cuts",
     "PASSES", "TILES", "STRIDE", "END", "GROUPS", "IN", "WIDTH", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
 )  # fmt: skip
 

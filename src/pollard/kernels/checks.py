@@ -1,0 +1,54 @@
+"""What tensors must be before a kernel may read them: kernels check nothing themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+
+
+def check_matrix(name: str, tensor: Tensor, features: int) -> None:
+    """Raises InvalidInput unless `tensor` is `(batch, features)`, floating-point, on the CPU."""
+    if tensor.dim() != 2 or tensor.shape[1] != features or not tensor.is_floating_point() or not tensor.is_cpu:
+        raise InvalidInput(
+            f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
+            f"a floating-point tensor of shape (batch, {features}) on the CPU",
+            "Flatten leading dimensions and convert the dtype; a layer's in_features must be the input's last dimension.",
+        )
+
+
+def check_vector(name: str, tensor: Tensor, length: int, like: Tensor) -> None:
+    """Raises InvalidInput unless `tensor` is `(length,)`, of the dtype of `like`, on the CPU."""
+    if tensor.shape != (length,) or tensor.dtype != like.dtype or not tensor.is_cpu:
+        raise InvalidInput(
+            f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
+            f"shape ({length},), {like.dtype}, on the CPU: one number each, in the dtype of the input",
+            "Convert the input or the layer with .to(dtype); a layer's in_features must be the input's last dimension.",
+        )
+
+
+def check_pair(grad: Tensor, x: Tensor) -> None:
+    """Raises InvalidInput unless both are of one batch and dtype."""
+    if grad.shape[0] != x.shape[0] or grad.dtype != x.dtype:
+        raise InvalidInput(
+            f"grad {tuple(grad.shape)} {grad.dtype} and x {tuple(x.shape)} {x.dtype}",
+            "the same batch and dtype",
+            "Pass the gradient of the output that this x gave.",
+        )
+
+
+def extent(tensor: Tensor) -> int:
+    """The bytes that `tensor` takes from its first number to its last."""
+    if not tensor.numel():
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def freed(tensor: Tensor, needed: int) -> InvalidInput:
+    """The error for a `tensor` whose storage is shorter than it says."""
+    return InvalidInput(
+        f"a tensor of shape {tuple(tensor.shape)} with {tensor.untyped_storage().nbytes()} bytes of memory",
+        f"{needed + tensor.storage_offset() * tensor.element_size()} bytes",
+        "Its storage was resized or freed: bring its numbers back before the product.",
+    )

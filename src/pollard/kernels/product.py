@@ -1,0 +1,125 @@
+"""One product to be computed: the kernels that could compute it, and the one that is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pollard.formats.topology import Topology
+from pollard.kernels import tuning
+from pollard.kernels.derived import by_columns, forget, forget_columns, has_columns, widths
+from pollard.kernels.emit.panels import Panels
+from pollard.kernels.emit.sample import STEP as BATCH_STEP
+from pollard.kernels.once import one_at_a_time
+from pollard.kernels.operand import Operand
+from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import Target
+from pollard.kernels.tuning import Build, Choice, Decision
+from pollard.kernels.workspace import trim
+
+# Vectors a panel, best guess first: they share the registers with the rows of a block.
+VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
+    "avx512": {1: (8, 4, 12), 2: (8, 4), 4: (6, 4)},
+    "avx2": {1: (8, 6, 12, 4), 2: (5, 4), 4: (3, 2)},
+    "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
+}
+
+# Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
+SHARE = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product to be computed: what is common to choosing, tuning and running a kernel for it."""
+
+    operation: str
+    topology: Topology
+    operand: Operand
+    target: Target
+    threads: int
+
+    @classmethod
+    def of(cls, operation: str, topology: Topology, operand: Operand, target: Target) -> Product:
+        """The product on as many of torch's threads as it has work for."""
+        work = (topology.nnz + operand.features) * -(-operand.batch // target.lanes)
+        threads = min(torch.get_num_threads(), max(1, work // SHARE))
+        return cls(operation, topology, operand, target, threads)
+
+    @property
+    def batch(self) -> int:
+        """Columns of the dense operand."""
+        return self.operand.batch
+
+    @property
+    def block(self) -> int:
+        """Rows of a grain that are worked on at a time."""
+        # Rows side by side in a vector where the batch is not.
+        most = self.target.lanes if self.operation == "matvec" else min(4, self.target.lanes)
+        return min(self.topology.pattern.rows, most)
+
+    @one_at_a_time
+    def decide(self, build: Build | None) -> Decision:
+        """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
+        key = tuning.problem(
+            self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads
+        )
+        known = tuning.known(key, self._candidates)
+        if known is not None:
+            return known
+        before, needed = widths(self.topology), has_columns(self.topology)
+        decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), build)
+        walked = self.topology
+        if decision.choice.transposed:
+            walked = by_columns(self.topology)[0]
+            forget(self.topology, widths(self.topology) - before)
+        elif not needed:
+            forget_columns(self.topology)
+        chosen = min(decision.choice.width or walked.shape[1], walked.shape[1])
+        forget(walked, widths(walked) - before - {chosen})
+        trim()
+        return decision
+
+    def _candidates(self) -> list[Choice]:
+        lanes = self.target.lanes
+        if self.operation == "matvec":
+            return [Choice(1, 0, packed=False)]
+        if self.operation == "sample":
+            # As many grains at a time as make a vector of dot products: a shorter run costs as much as a whole one.
+            whole = lanes / self.block
+            return tuning.candidates(self.topology, [(0, 4 * min(self.batch, BATCH_STEP))], run=whole)
+        parts = -(-self.batch // lanes)
+        options = VECTORS[self.target.isa][self.block]
+        most = dict.fromkeys(min(option, parts) for option in options)
+        panels = [(vectors, 4 * lanes * vectors) for vectors in most]
+        if self.operation == "gather":
+            return tuning.candidates(self.topology, panels, direct=self.operand.features_first)
+        scattered = tuning.candidates(self.topology, panels)
+        if self.topology.pattern.rows > 1:
+            return scattered
+        return tuning.candidates(self.topology, panels, transposed=True) + scattered
+
+    def panels(self, choice: Choice) -> Panels:
+        """How `choice` cuts the batch; dot products take it whole, and one sample is whole."""
+        if self.operation in ("matvec", "sample"):
+            return Panels(count=1, vectors=1, wide=0, last=0)
+        return Panels.cut(self.batch, self.target.lanes, choice.vectors)
+
+    def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
+        """The kernel for `choice`."""
+        panels = self.panels(choice)
+        columns = self.topology.shape[0 if choice.transposed else 1]
+        return KernelSpec(
+            "gather" if choice.transposed else self.operation,
+            self.target.isa,
+            rows=self.topology.pattern.rows,
+            block=self.block,
+            vectors=panels.vectors,
+            wide=panels.wide > 0,
+            ragged=panels.last > 0,
+            tiled=0 < choice.width < columns,
+            packed=choice.packed,
+            permuted=choice.transposed,
+            bias=bias,
+            relu=relu,
+        )
