@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch, jit, once, reference
 from pollard.kernels.emit import EMITTERS, emit
+from pollard.kernels.launch import Launch
 from pollard.kernels.spec import INDICES, KernelSpec
 from pollard.kernels.target import TARGETS, host_isas
 
@@ -123,3 +125,15 @@ def test_the_whole_library_runs_on_plain_torch():
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_launch_knows_the_arguments_of_its_kernel():
+    spec = KernelSpec("within", host_isas()[0])
+    with pytest.raises(KernelError, match=r"arguments \['score'\] of a kernel for 'within'"):
+        Launch(spec, 1, 1, score=torch.ones(4))
+    # Nothing runs where an argument is missing, or one too many: memory that is not there would be read.
+    launch = Launch(spec, 1, 1, bounds=torch.zeros(2, dtype=torch.int32), PASSES=1, LOW=0)
+    with pytest.raises(KernelError, match="without HIGH"):
+        launch(0, 0, 0)
+    with pytest.raises(struct.error):
+        launch.at(1, HIGH=1)(0)

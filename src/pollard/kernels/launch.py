@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+from typing import NoReturn
 
 from torch import Tensor
 
+from pollard.errors import KernelError
 from pollard.kernels import jit
 from pollard.kernels.emit import ARGUMENTS
 from pollard.kernels.spec import KernelSpec
@@ -25,11 +27,19 @@ class Launch:
         # The kernel itself, not its entry alone: the code is freed with its engine.
         self._kernel = jit.load(spec)
         self._entry = self._kernel.entry
-        slots = [_slot(fixed[name]) if name in fixed else None for name in ARGUMENTS[spec.operation]]
+        names = ARGUMENTS[spec.operation]
+        if not fixed.keys() <= set(names):
+            raise KernelError(
+                f"arguments {sorted(fixed.keys() - set(names))} of a kernel for {spec.operation!r}",
+                ", ".join(names),
+                "Report this as a defect.",
+            )
+        slots = [_slot(fixed[name]) if name in fixed else None for name in names]
         first = next((place for place, slot in enumerate(slots) if slot is not None), len(slots))
-        self._pack, rest = struct.Struct(f"{first}q").pack, slots[first:]
-        # Not all there yet: `at` is to give what is missing.
-        self._rest = b"" if None in rest else struct.pack(f"{len(rest)}q", *rest)
+        self._pack, self._missing = struct.Struct(f"{first}q").pack, [n for n in names[first:] if n not in fixed]
+        self._rest = struct.pack(f"{len(slots) - first}q", *[slot or 0 for slot in slots[first:]])
+        if self._missing:
+            self._pack = self._refuse
 
     def at(self, units: int, **fixed: int) -> Launch:
         """The same with more arguments fixed, and its own number of units."""
@@ -38,6 +48,13 @@ class Launch:
     def __call__(self, *addresses: int) -> None:
         """Run the kernel."""
         self._entry(self._pack(*addresses) + self._rest, self._units, self._threads)
+
+    def _refuse(self, *_: int) -> NoReturn:
+        raise KernelError(
+            f"a call of a kernel for {self.spec.operation!r} without {', '.join(self._missing)}",
+            "all of its arguments",
+            "Report this as a defect.",
+        )
 
 
 def equal_runs(count: int, parts: int) -> list[int]:
