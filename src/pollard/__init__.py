@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pollard.nn.surgery import sparsify_ as sparsify_
     from pollard.pruning.decision import prune as prune
     from pollard.pruning.decision import prune_at_init as prune_at_init
+    from pollard.pruning.found import plan_from_masks as plan_from_masks
+    from pollard.pruning.found import plan_from_zeros as plan_from_zeros
     from pollard.pruning.plan import Plan as Plan
     from pollard.training.averaging import Averaged as Averaged
     from pollard.training.sparsifier import Sparsifier as Sparsifier
@@ -49,6 +51,8 @@ _HOMES = {
     "Topology": "pollard.formats.topology",
     "densify_": "pollard.nn.surgery",
     "load_sparse": "pollard.nn.loading",
+    "plan_from_masks": "pollard.pruning.found",
+    "plan_from_zeros": "pollard.pruning.found",
     "prune": "pollard.pruning.decision",
     "prune_at_init": "pollard.pruning.decision",
     "sparsify_": "pollard.nn.surgery",
@@ -89,6 +93,8 @@ __all__ = [
     "load_sparse",
     "mest",
     "nn",
+    "plan_from_masks",
+    "plan_from_zeros",
     "prune",
     "prune_at_init",
     "rigl",

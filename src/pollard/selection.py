@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from pollard.errors import InvalidInput, NothingMatched
 
@@ -67,6 +67,17 @@ def kind_of(module: nn.Module) -> str:
 def is_sparse(module: nn.Module) -> bool:
     """Whether a layer keeps a topology: told by what it has, since what to keep is decided without knowing its class."""
     return isinstance(getattr(type(module), "topology", None), property)
+
+
+def is_pruned_by_torch(module: nn.Module) -> bool:
+    """Whether `torch.nn.utils.prune` holds a mask over the weight of `module`.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> is_pruned_by_torch(layer), is_pruned_by_torch(prune.l1_unstructured(layer, "weight", 0.5))
+    (False, True)
+    """
+    hooks = module._forward_pre_hooks.values()  # noqa: SLF001 - torch has no other way to see them
+    return any(isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight" for hook in hooks)  # noqa: SLF001
 
 
 def counted(kinds: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar, get_args
 
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
@@ -17,6 +18,7 @@ from pollard.nn.masked import MaskedLinear
 from pollard.nn.references import Reference, references, refuse_fixed, replace
 from pollard.selection import (
     LayerFilter,
+    is_pruned_by_torch,
     linear_layers,
     listed,
     refuse_tied,
@@ -47,6 +49,7 @@ def sparsify_(
     Pollard error has changed nothing; each dense weight is let go before the next layer is made. A layer that modules also hold in lists, tuples, dicts or attributes is replaced there too. The parameters
     are new objects: make the optimizer afterwards. What is sparse then is told to the logger `pollard`, and is
     `Coverage.of(model)`.
+    What `torch.nn.utils.prune` masks in these layers is made permanent.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
     parameters, hooks on a layer or a `forward` of its own (they would be lost), a weight that is lazy, parametrized or made by
     a hook, a layer that a function holds on to, a layer off the CPU, or a model that is itself a linear layer.
@@ -63,6 +66,8 @@ def sparsify_(
     names = select(_planned(model, plan), layers)
     refuse_tied(model, names)
     found = replaceable(model, names)
+    for name in names:
+        _make_permanent(model.get_submodule(name))
     updated: Mapping[str, Tensor] = getattr(plan, "updated", {})
     if storage == "compressed":
         _refuse_devices(model, names)
@@ -116,6 +121,13 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     return model
 
 
+def _make_permanent(layer: nn.Module) -> None:
+    """Multiplies what torch.nn.utils.prune masks by its masks, once and for all: the layer computes what it did."""
+    for hook in list(layer._forward_pre_hooks.values()):  # noqa: SLF001 - torch has no other way to see them
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(layer, hook._tensor_name)  # noqa: SLF001
+
+
 def _with_values(dense: nn.Linear, topology: Topology, values: Tensor) -> nn.Linear:
     """`dense` with other weights."""
     changed = nn.Linear(dense.in_features, dense.out_features, bias=False, device="meta")
@@ -138,7 +150,8 @@ def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Mod
             )
         if name not in linear:
             raise unmatched(name, linear)
-        refuse_unready(model, [name])
+        if not is_pruned_by_torch(linear[name]):
+            refuse_unready(model, [name])
         shape = (linear[name].out_features, linear[name].in_features)
         if topology.shape != shape:
             raise InvalidInput(
@@ -182,8 +195,8 @@ def _refuse_patched(layers: Mapping[nn.Module, str]) -> None:
 def _refuse_hooks(layers: Mapping[nn.Module, str]) -> None:
     for module, name in layers.items():
         hooks = [hook for kind, held in vars(module).items() if kind in _HOOKS for hook in held.values()]
-        # A sparsifier that watches a layer does not miss it.
-        if not all(getattr(hook, "only_watches", False) for hook in hooks):
+        # A sparsifier that watches a layer does not miss it; torch's masks are made permanent.
+        if not all(getattr(hook, "only_watches", False) or isinstance(hook, prune.BasePruningMethod) for hook in hooks):
             raise InvalidInput(
                 f"layer {name!r} with hooks",
                 "a layer without: they would be lost",

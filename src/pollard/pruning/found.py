@@ -1,0 +1,115 @@
+"""Plans of networks that are pruned already: by zeros in their weights, by `torch.nn.utils.prune`, or by masks at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pollard.coverage import Coverage
+from pollard.errors import InvalidInput, NothingMatched
+from pollard.formats.pattern import ROWS, Pattern
+from pollard.formats.topology import Topology
+from pollard.pruning.plan import Plan
+from pollard.selection import (
+    LayerFilter,
+    is_pruned_by_torch,
+    refuse_tied,
+    refuse_unready,
+    require_prunable,
+    select,
+    unmatched,
+)
+
+# What masks are called in state dicts, after the name of their layer.
+_SUFFIXES = (".weight_mask", ".weight", ".mask")
+
+
+def plan_from_zeros(model: nn.Module, *, layers: LayerFilter = None, max_density: float = 0.5) -> Plan:
+    """The plan that keeps what is not zero, of each linear layer of `model` of which at most `max_density` is not.
+
+    Of a layer under `torch.nn.utils.prune` it keeps what the mask does, whatever the weights. Each layer gets the coarsest
+    pattern that fits it exactly. A layer that is all zero stays dense: nobody can tell whether it was pruned or starts so.
+    layers: look at these only, as name patterns or a callable `(name, module) -> bool`.
+    Raises NothingMatched where no layer is so sparse, InvalidInput for weights that are tied, lazy or made by another hook.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> with torch.no_grad():
+    ...     model[0].weight.copy_(torch.eye(2).repeat(1, 2).repeat_interleave(2, 0)).shape
+    torch.Size([4, 4])
+    >>> plan = plan_from_zeros(model)
+    >>> plan["0"]
+    Topology(shape=(4, 4), pattern='v2', grains=4, density=0.5)
+    """
+    linear = require_prunable(model)
+    names = select(linear, layers)
+    refuse_tied(model, names)
+    refuse_unready(model, [name for name in names if not is_pruned_by_torch(linear[name])])
+    found, densities = {}, {}
+    for name in names:
+        mask = _kept(linear[name])
+        densities[name] = float(mask.count_nonzero()) / max(1, mask.numel())
+        if 0 < densities[name] <= max_density:
+            found[name] = _coarsest(mask)
+    if not found:
+        told = ", ".join(f"{name or '(root)'!r} {density:.3g}" for name, density in list(densities.items())[:5])
+        raise NothingMatched(
+            f"a model none of whose linear layers is sparse: densities {told}",
+            f"a layer of which at most {max_density} and not nothing is kept",
+            "Raise max_density, or decide what to keep with pollard.prune(model, ...).",
+        )
+    return Plan(found, coverage=Coverage.of(model, found))
+
+
+def plan_from_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Plan:
+    """The plan that keeps what `masks` keep: layer name to a mask of the shape of its weight, True or 1 = keep.
+
+    A name may end as in a state dict: `fc.weight`, `fc.weight_mask` or `fc.mask` are of layer `fc`. Each layer gets the
+    coarsest pattern that fits its mask exactly.
+    Raises NothingMatched for a name that is no linear layer of `model`, InvalidInput for a mask of another shape, of other
+    numbers than 0 and 1, or two masks of one layer.
+
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> plan_from_masks(model, {"0.weight": torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])})
+    Plan(1 layer, 3 of 8 weights kept, density 0.375)
+    """
+    linear, found = require_prunable(model), dict[str, Topology]()
+    for key, mask in masks.items():
+        name = _layer_of(key, linear)
+        if name in found:
+            raise InvalidInput(f"two masks of layer {name!r}", "one", f"Leave one out: {key!r} is the second.")
+        shape = (linear[name].out_features, linear[name].in_features)
+        if tuple(mask.shape) != shape or not ((mask == 0) | (mask == 1)).all():
+            raise InvalidInput(
+                f"a mask {key!r} of shape {tuple(mask.shape)}, {mask.dtype}",
+                f"shape {shape}, that of the weight, and True or 1 where it is kept, False or 0 elsewhere",
+                "Masks have the shape of the weight, rows are outputs.",
+            )
+        found[name] = _coarsest(mask != 0)
+    return Plan(found, coverage=Coverage.of(model, found))
+
+
+def _kept(layer: nn.Linear) -> Tensor:
+    mask = layer.get_buffer("weight_mask") if is_pruned_by_torch(layer) else layer.weight.detach()
+    return (mask != 0).cpu()
+
+
+def _coarsest(mask: Tensor) -> Topology:
+    for rows in reversed(ROWS):
+        if len(mask) % rows == 0:
+            groups = mask.unflatten(0, (-1, rows))
+            if torch.equal(groups.any(1), groups.all(1)):
+                return Topology.from_mask(mask.cpu(), Pattern(rows))
+    raise AssertionError("a single row fits any mask")
+
+
+def _layer_of(key: str, linear: Mapping[str, nn.Linear]) -> str:
+    bare = next((key.removesuffix(suffix) for suffix in _SUFFIXES if key.endswith(suffix)), key)
+    for name in (key, bare):
+        if name in linear:
+            return name
+    raise unmatched(bare, linear)
+
+
+__all__ = ["plan_from_masks", "plan_from_zeros"]
