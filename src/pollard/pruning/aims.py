@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def measure_aims(
     plan: Plan,
     batch: Batches,
     *,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
     chunk_size: int | None = None,
     samples: int = SAMPLES,
 ) -> Aims:
@@ -74,6 +75,7 @@ def measure_aims(
         raise InvalidInput(f"samples={samples}", "at least 1", f"Leave samples= out for {SAMPLES}.")
     _check_shapes(model, plan)
     network = Network(model, plan, batch, Scoring(loss_fn, chunk_size=chunk_size))
+    network.require_outputs("aims that look at the outputs")
     before = dict(network.weights)
     after = {name: _pruned(plan, name, weight) for name, weight in before.items()}
     step = {name: after[name] - weight for name, weight in before.items()}

@@ -14,13 +14,18 @@ from pollard.pruning.scoring import Pair
 
 
 def is_pair(value: object) -> TypeGuard[Pair]:
-    """Whether `value` is one pair (inputs, targets), and no series of pairs: two sequences are taken for a series of two.
+    """Whether `value` is one pair (inputs, targets), and no series of batches: two sequences, or two mappings with the same
+    keys, are taken for a series of two.
 
     >>> x, y = torch.ones(3, 2), torch.ones(3)
     >>> is_pair((x, y)), is_pair(((x, x), y)), is_pair(({"x": x}, {"y": y})), is_pair(((x, y), (x, y))), is_pair([x])
     (True, True, True, False, False)
+    >>> is_pair([{"x": x, "labels": y}, {"x": x, "labels": y}])
+    False
     """
     if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    if all(isinstance(part, Mapping) for part in value) and set(value[0]) == set(value[1]):
         return False
     return not all(isinstance(part, tuple | list) for part in value) and all(_is_data(part) for part in value)
 
@@ -106,11 +111,14 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def checked(pair: object, device: torch.device) -> Pair:
-    """`pair`, once it is sure that it is one, of matching samples on `device`."""
+    """`pair`, once it is sure that it is one, of matching samples on `device`; a mapping alone is inputs and targets both."""
+    if isinstance(pair, Mapping):
+        pair = pair, pair
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_data(part) for part in pair):
         raise InvalidInput(
             f"a scoring batch of type {type(pair).__name__}",
-            "a pair (inputs, targets) of tensors, or of tuples or dicts of them, or an iterable of such pairs",
+            "a pair (inputs, targets) of tensors, or of tuples or dicts of them, a dict that holds both by the model's own names, "
+            "or an iterable of such",
             "Pass batch=(inputs, targets).",
         )
     # A mapping of another class, as tokenizers give, is a dict here.

@@ -37,7 +37,7 @@ def prune(
     criterion: str | Criterion = "snip",
     density: float = 0.1,
     batch: Batches | None = None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
     allocation: str | Allocation | None = None,
     pattern: PatternChoice = "unstructured",
@@ -63,8 +63,9 @@ def prune(
     `round(density * grains)` grains are kept over all layers; the score of a grain is the sum over its weights.
 
     criterion: a member of `CRITERIA` or a function declared with `criterion`.
-    batch: `(inputs, targets)` or an iterable of such pairs, for criteria that look at data; the more samples, the better.
-    loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy.
+    batch: `(inputs, targets)`, or a dict that the model takes by name and gives a `loss` for, as those of transformers do of
+        one with labels; or an iterable of such, for criteria that look at data. The more samples, the better.
+    loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy, or the model's own loss.
     allocation: a member of `ALLOCATIONS` (uniform, er, erk, global, ...) or such a function; by default global for a
         criterion whose scores compare across layers, as snip's do, else erk.
     pattern: one for all layers, or a mapping of name patterns, of which the last that matches wins:

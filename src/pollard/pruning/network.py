@@ -31,6 +31,8 @@ class Network:
     sample, for measurements that look at no data; read off the first batch where it is not given.
     weights: the original weights by layer, sharing storage with the model: never written. masks: bool `(out, in)` by
     layer, what is kept so far; None for everything. unreached: layers that some measurement found no gradient for.
+    takes_own_loss: whether the model takes its loss itself, as those of transformers do of a dict that holds labels: its
+    outputs are that loss alone then, `(1,)`.
 
     A model in half precision is measured in float32, of which copies are held: products of small numbers vanish in half.
 
@@ -57,6 +59,7 @@ class Network:
         own = {f"{name}.weight".lstrip(".") for name in self.weights}
         self._rest = {n: self.widened(t) for n, t in held(model).items() if t.dtype in HALVES and n not in own}
         self.unreached: set[str] = set()
+        self.takes_own_loss = False
         self.names = list(self.weights)
         self.masks: dict[str, Tensor] | None = None
         self.device = next(iter(self.weights.values())).device
@@ -104,8 +107,10 @@ class Network:
         if self._batches is None:
             raise InvalidInput("no scoring batch", "the batch that is measured on", "Pass batch=(inputs, targets).")
         empty = True
-        for pair in [self._batches] if is_pair(self._batches) else self._batches:
-            inputs, targets = checked(pair, self.device)
+        alone = isinstance(self._batches, Mapping) or is_pair(self._batches)
+        for batch in [self._batches] if alone else self._batches:
+            self.takes_own_loss = isinstance(batch, Mapping) and self.scoring.loss_fn is None
+            inputs, targets = checked(batch, self.device)
             yield mapped(inputs, self.widened), mapped(targets, self.widened)
             empty = False
         if empty:
@@ -130,7 +135,18 @@ class Network:
         with _told(
             "inputs that the model does not take", "inputs as in training: their dtype and shape, and samples enough"
         ):
-            return functional_call(self.model, state, args, kwargs, tie_weights=False)
+            outputs = functional_call(self.model, state, args, kwargs, tie_weights=False)
+        return _loss_within(outputs) if self.takes_own_loss else outputs
+
+    def require_outputs(self, what: str) -> None:
+        """Raises InvalidInput where the model takes its loss itself: `what` is asked of outputs, which nobody sees then."""
+        _ = self._first
+        if self.takes_own_loss:
+            raise InvalidInput(
+                f"a batch that is a dict, for {what}",
+                "outputs of the model and a loss of them",
+                "Pass batch=(inputs, targets) and loss_fn=(outputs, targets) -> scalar.",
+            )
 
     def _buffers(self) -> dict[str, Tensor]:
         """Copies of the model's buffers; one that two modules share is one copy."""
@@ -147,6 +163,8 @@ class Network:
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
         """The mean loss of `outputs`; raises InvalidInput unless it is a scalar."""
+        if self.takes_own_loss:
+            return self._own_loss(outputs)
         if self.scoring.temperature != 1:
             heat = self.scoring.temperature
             outputs = mapped(outputs, lambda part: part / heat if part.is_floating_point() else part)
@@ -159,6 +177,21 @@ class Network:
                 "Use reduction='mean' in the loss.",
             )
         return loss
+
+    def _own_loss(self, outputs: Any) -> Tensor:
+        if not isinstance(outputs, Tensor):
+            raise InvalidInput(
+                f"outputs of type {type(outputs).__name__} without a loss, for a batch that is a dict",
+                "outputs with a `loss`, as models of transformers give for a batch that holds labels",
+                "Put labels into the batch, or pass loss_fn=(outputs, batch) -> scalar.",
+            )
+        if self.scoring.temperature != 1:
+            raise InvalidInput(
+                f"temperature={self.scoring.temperature} for a loss that the model takes itself",
+                "outputs to divide by it",
+                "Pass temperature=1, or batch=(inputs, targets) and loss_fn=(outputs, targets) -> scalar.",
+            )
+        return outputs.mean()
 
     def traced(self, weights: Mapping[str, Tensor], inputs: Any) -> tuple[Any, Calls]:
         """The outputs for `inputs`, and what every layer was given and gave back."""
@@ -250,6 +283,11 @@ def held(model: nn.Module) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
+
+
+def _loss_within(outputs: Any) -> Any:
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    return outputs if loss is None else loss.reshape(1)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput
 
-# Inputs and targets: tensors, or tuples, lists or dicts of them.
+# Inputs and targets: tensors, or tuples, lists or dicts of them; or one dict with both, by the model's own names.
 Pair = tuple[Any, Any]
-Batches = Pair | Iterable[Pair]
+Batch = Pair | Mapping[str, Any]
+Batches = Batch | Iterable[Batch]
 Mode = Literal["eval", "train"]
 Accumulate = Literal["signed", "absolute"]
 
@@ -21,8 +22,9 @@ Accumulate = Literal["signed", "absolute"]
 class Scoring:
     """How the network is evaluated, and its loss taken, while a criterion looks at it.
 
-    loss_fn: `(outputs, targets) -> scalar`, the mean over the samples, weighted or not; None is cross-entropy. Outputs and
-    targets are what the model gives and the batch holds: tensors, tuples, dicts.
+    loss_fn: `(outputs, targets) -> scalar`, the mean over the samples, weighted or not; None is cross-entropy, or, for a
+    batch that is a dict, the `loss` that the model gives. Outputs and targets are what the model gives and the batch holds:
+    tensors, tuples, dicts.
     mode: what batch norm and dropout do meanwhile. `eval`, as the authors of SNIP, or `train`, as most later code.
     accumulate: over several batches, average the gradients (`signed`: the gradient of one big batch) or their magnitudes
     (`absolute`: Frankle et al., Pruning neural networks at initialization, ICLR 2021).

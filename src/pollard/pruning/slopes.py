@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pollard.errors import InvalidInput
-from pollard.pruning.batches import count, joined, mapped, signals
+from pollard.pruning.batches import count, joined, mapped, signals, tensors
 from pollard.pruning.network import Network
 from pollard.pruning.scoring import Pair
 
@@ -71,6 +71,9 @@ def is_plain_mean(loss_fn: Any, targets: Any) -> bool:
     >>> is_plain_mean(None, labels), is_plain_mean(None, torch.tensor([0, -100])), is_plain_mean(lambda o, t: o, labels)
     (True, False, False)
     """
+    if loss_fn is None and isinstance(targets, Mapping):
+        # The model's own loss: a mean but for targets that it is told to pass over.
+        return not any(bool((part == -100).any()) for part in tensors(targets) if not part.is_floating_point())
     if loss_fn is None or loss_fn is functional.cross_entropy:
         return not bool((targets == -100).any()) if isinstance(targets, Tensor) else False
     if type(loss_fn) is nn.CrossEntropyLoss:
@@ -99,7 +102,7 @@ class _Passes:
                 self.states.append(_random_state(network.device))
                 made.append(mapped(network(leaves, inputs), lambda part: part.clone()))
         self.whole = joined(made, self.sizes)
-        if self.whole is None:
+        if self.whole is None or network.takes_own_loss:
             raise InvalidInput(
                 "chunk_size= with outputs that are not one thing a sample, for a loss that is no plain mean",
                 "outputs whose first axis is that of the samples",

@@ -107,6 +107,7 @@ def gauss_newton_diagonal(network: Network) -> dict[str, Tensor]:
     ...     gauss_newton_diagonal(network)
     {'': tensor([[5., 2.]])}
     """
+    network.require_outputs("the curvature of the loss in the outputs")
     return squared_gradients(network, network.kept(), _curvature_roots)
 
 
