@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pollard.errors import SettingsError
-from pollard.settings import TARGETS, TUNING, Settings
+from pollard.settings import RESULTS, TARGETS, TUNING, Settings
 
 
 def test_an_empty_environment_gives_the_defaults(monkeypatch):
@@ -30,7 +30,9 @@ def test_every_choice_is_taken(target, tuning):
     assert (settings.target, settings.tuning) == (target, tuning)
 
 
-@pytest.mark.parametrize("name, choices", [("POLLARD_TARGET", TARGETS), ("POLLARD_TUNING", TUNING)])
+@pytest.mark.parametrize(
+    "name, choices", [("POLLARD_TARGET", TARGETS), ("POLLARD_TUNING", TUNING), ("POLLARD_RESULTS", RESULTS)]
+)
 def test_any_other_choice_is_refused_with_those_there_are(name, choices):
     with pytest.raises(SettingsError, match=", ".join(choices)) as caught:
         Settings.read({name: "best"})

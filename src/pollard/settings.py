@@ -13,7 +13,9 @@ from pollard.errors import SettingsError
 
 TARGETS = ("auto", "avx512", "avx2", "neon", "reference")
 TUNING = ("measure", "default")
-NAMES = ("POLLARD_TARGET", "POLLARD_TUNING", "POLLARD_CACHE", "POLLARD_DATA", "XDG_CACHE_HOME", "HOME")
+RESULTS = ("kept", "heap")
+OWN = ("POLLARD_TARGET", "POLLARD_TUNING", "POLLARD_CACHE", "POLLARD_DATA", "POLLARD_RESULTS")
+NAMES = (*OWN, "XDG_CACHE_HOME", "HOME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Settings:
     tuning: POLLARD_TUNING, ``measure`` times candidate tiles once per shape, ``default`` takes the built-in choice.
     cache: POLLARD_CACHE, the folder for tuning results (default ``~/.cache/pollard``).
     data: POLLARD_DATA, the folder for fetched data sets (default ``<cache>/data``).
+    results: POLLARD_RESULTS, ``kept`` gives large results memory outside the heap that is kept for the next ones, ``heap``
+    takes each from the C library.
 
     >>> Settings.read({"POLLARD_TARGET": "avx2"}).target
     'avx2'
@@ -33,6 +37,7 @@ class Settings:
     tuning: str
     cache: Path
     data: Path
+    results: str = RESULTS[0]
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -60,6 +65,7 @@ def _parsed(texts: tuple[str, ...]) -> Settings:
         tuning=_choice(env, "POLLARD_TUNING", TUNING),
         cache=folder,
         data=Path(env["POLLARD_DATA"] or folder / "data").expanduser(),
+        results=_choice(env, "POLLARD_RESULTS", RESULTS),
     )
 
 

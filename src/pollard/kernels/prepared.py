@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
+from pollard.kernels import results
 from pollard.kernels.derived import Tiling, bounds, by_columns, calls, tiling
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.launch import Launch, equal_runs
@@ -86,10 +87,10 @@ def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = F
             LAST=panels.last,
         )
         pack = packing.at(operand, panels) if packing else None
-        shape, strides = _features_first(batch, out)
+        room = _features_first(batch, out)
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
-            y = x.new_empty_strided(shape, strides)
+            y = room(x)
             panelled = x if pack is None else pack(x)
             run(values.data_ptr(), panelled.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
             return y
@@ -108,10 +109,10 @@ def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
         run = launch.at(threads, LDX=matrices[0].stride)
-        shape, strides = _features_first(1, out)
+        room = _features_first(1, out)
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
-            y = x.new_empty_strided(shape, strides)
+            y = room(x)
             run(values.data_ptr(), x.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
             return y
 
@@ -137,13 +138,13 @@ def _scatter(product: Product, choice: Choice) -> Fit:
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
         batch = matrices[0].batch
-        pack, room = packing.at(matrices[0], panels), width * panels.columns(lanes)
+        pack, size = packing.at(matrices[0], panels), width * panels.columns(lanes)
         run = launch.at(panels.count * chunks, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
-        shape, strides = _features_first(batch, width)
+        room = _features_first(batch, width)
 
         def call(grad: Tensor, values: Tensor) -> Tensor:
-            dx, sums = grad.new_empty_strided(shape, strides), workspace("sums", room)
-            run(values.data_ptr(), pack(grad).data_ptr(), dx.data_ptr(), sums.data_ptr())
+            dx, panelled, sums = room(grad), pack(grad), workspace("sums", size)
+            run(values.data_ptr(), panelled.data_ptr(), dx.data_ptr(), sums.data_ptr())
             return dx
 
         return call
@@ -173,10 +174,10 @@ def _sample(product: Product, choice: Choice, upstream_first: bool) -> Fit:
             for each, turn in zip(matrices, turns, strict=True)
         ]
         run = launch.at(threads, BATCH=batch, LDY=strides[0], LDX=strides[1])
-        turn_grad, turn_x = turns
+        (turn_grad, turn_x), room = turns, results.room((topology.nnz,), (1,))
 
         def call(grad: Tensor, x: Tensor) -> Tensor:
-            dw = grad.new_empty(topology.nnz)
+            dw = room(grad)
             turned, turned_grad = turn_x(x) if turn_x else x, turn_grad(grad) if turn_grad else grad
             run(dw.data_ptr(), turned.data_ptr(), turned_grad.data_ptr())
             return dw
@@ -189,9 +190,9 @@ def _sample(product: Product, choice: Choice, upstream_first: bool) -> Fit:
 _MAKERS: dict[str, Callable[..., Fit]] = {"gather": _gather, "matvec": _matvec, "scatter": _scatter, "sample": _sample}
 
 
-def _features_first(batch: int, features: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    # Shape and strides of a result: a tensor of its own, no view, so that it may be written to.
-    return (batch, features), (1, batch)
+def _features_first(batch: int, features: int) -> Callable[[Tensor], Tensor]:
+    # Makes room for a result: a tensor of its own, no view, so that it may be written to.
+    return results.room((batch, features), (1, batch))
 
 
 __all__ = ["Call", "prepared"]

@@ -8,11 +8,18 @@ import threading
 import torch
 from torch import Tensor
 
+from pollard.kernels import results
+
 _own = threading.local()
 
 
 def workspace(purpose: str, size: int) -> Tensor:
-    """At least `size` fp32 numbers of any content, this thread's own, the same memory at the next call for `purpose`."""
+    """At least `size` fp32 numbers of any content, this thread's own, until its next call for `purpose`.
+
+    Small ones are the same memory at each call; large ones lie where large results do, once they are let go.
+    """
+    if 4 * size >= results.LEAST:
+        return results.empty((size,), (1,))
     buffers: dict[str, Tensor] = _own.__dict__
     found = buffers.get(purpose)
     if found is None or found.numel() < size:
@@ -32,6 +39,7 @@ def release() -> None:
 
 def trim() -> None:
     """Hand freed memory back to the system, where the C library can: glibc keeps it otherwise, and peaks add up."""
+    results.release()
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

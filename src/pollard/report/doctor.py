@@ -158,7 +158,7 @@ def _folders(settings: Settings) -> dict[str, str]:
     return {
         "cache folder": f"{settings.cache} ({_writable(settings.cache)})",
         "data folder": f"{settings.data} ({_writable(settings.data)})",
-        "settings": f"POLLARD_TARGET={settings.target} POLLARD_TUNING={settings.tuning}",
+        "settings": f"POLLARD_TARGET={settings.target} POLLARD_TUNING={settings.tuning} POLLARD_RESULTS={settings.results}",
     }
 
 
