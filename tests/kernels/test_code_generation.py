@@ -133,7 +133,7 @@ def test_a_launch_knows_the_arguments_of_its_kernel():
         Launch(spec, 1, 1, score=torch.ones(4))
     # Nothing runs where an argument is missing, or one too many: memory that is not there would be read.
     launch = Launch(spec, 1, 1, bounds=torch.zeros(2, dtype=torch.int32), PASSES=1, LOW=0)
-    with pytest.raises(KernelError, match="without HIGH"):
-        launch(0, 0, 0)
+    with pytest.raises(KernelError, match="without scores, found, counts, HIGH"):
+        launch.at(1)
     with pytest.raises(struct.error):
         launch.at(1, HIGH=1)(0)

@@ -39,10 +39,11 @@ class Tiling:
 
 
 class Calls:
-    """Prepared calls: those of the latest batches, and one for each way to cut a batch, which are few."""
+    """Prepared calls: those of the latest batches, and one for each way to cut a batch, which are few; and what was chosen."""
 
     def __init__(self) -> None:
         self.recent: dict[Hashable, Any] = {}
+        self.choices: dict[Hashable, Any] = {}
         self.prepared: dict[Hashable, Any] = {}
 
 

@@ -122,9 +122,12 @@ def _check(kind: Kind, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
 
 
 def _kernel(kind: Kind, topology: Topology, relu: bool, target: Target, tensors: tuple[Tensor, ...]) -> Call:
-    copied = [not each.is_contiguous() if each.dim() == 1 else Operand.of(each).copied for each in tensors]
-    tensors = tuple(each.contiguous() if copy else each for each, copy in zip(tensors, copied, strict=True))
     matrices = tuple(Operand.of(each) for each in tensors if each.dim() == 2)
+    copied = [*(each.copied for each in matrices), *(not each.is_contiguous() for each in tensors[len(matrices) :])]
+
+    def ready(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True))
+
     operation: str
     variant: tuple[bool, ...]
     if kind == "forward":
@@ -134,10 +137,8 @@ def _kernel(kind: Kind, topology: Topology, relu: bool, target: Target, tensors:
     else:
         operation, variant = "sample", (matrices[0].features_first,)
     product = Product.of(operation, topology, matrices[-1], target)
-    call = prepared(product, matrices, variant, tensors)
-    if not any(copied):
-        return call
-    return lambda *given: call(*(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True)))
+    call = prepared(product, matrices, variant, lambda: ready(tensors))
+    return (lambda *given: call(*ready(given))) if any(copied) else call
 
 
 def _without_kernel(kind: Kind, topology: Topology, relu: bool, target: Target | None, dtype: torch.dtype) -> Call:

@@ -16,7 +16,7 @@ from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.once import one_at_a_time
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.product import Product
-from pollard.kernels.tuning import Choice
+from pollard.kernels.tuning import Choice, near_batch
 from pollard.kernels.workspace import workspace
 
 # Takes the tensors of the product, contiguous vectors and matrices of the layouts it was made for.
@@ -27,9 +27,9 @@ Fit = Callable[[tuple[Operand, ...], Panels], Call]
 
 @one_at_a_time
 def prepared(
-    product: Product, matrices: tuple[Operand, ...], variant: tuple[bool, ...], tensors: tuple[Tensor, ...]
+    product: Product, matrices: tuple[Operand, ...], variant: tuple[bool, ...], take: Callable[[], tuple[Tensor, ...]]
 ) -> Call:
-    """The call for `product` of such `matrices`; its kernel is chosen by running it on `tensors`, if it never was.
+    """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
 
     variant: of "gather" and "matvec", whether there is a bias, and a ReLU; of "sample", whether the gradient is
     features-first. Raises KernelError if a kernel does not compile.
@@ -39,12 +39,17 @@ def prepared(
 
     def build(choice: Choice) -> Callable[[], Tensor]:
         call = _MAKERS[product.operation](product, choice, *variant)(matrices, product.panels(choice))
+        tensors = take()
         return lambda: call(*tensors)
 
-    choice = product.decide(build).choice
-    panels = product.panels(choice)
     layout = product.operand.features_first
-    key = (product.operation, layout, variant, product.threads, product.target.isa, choice, panels.kind)
+    kind = (product.operation, layout, variant, product.threads, product.target.isa)
+    choices, near = calls(product.topology).choices, (*kind, near_batch(product.batch, product.target))
+    choice = choices.get(near)
+    if choice is None:
+        choice = choices[near] = product.decide(build).choice
+    panels = product.panels(choice)
+    key = (*kind, choice, panels.kind)
     fit = known.get(key)
     if fit is None:
         fit = known[key] = _MAKERS[product.operation](product, choice, *variant)

@@ -60,8 +60,13 @@ def problem(operation: str, target: Target, topology: Topology, batch: int, *, l
     """The kind of problem a decision is remembered for: shapes exactly, density and large batches to a factor of about 1.2."""
     out, width = topology.shape
     density = round(4 * math.log2(max(topology.density, 1e-9)))
-    near = batch if batch <= 4 * target.lanes else round(4 * math.log2(batch)) / 4
+    near = near_batch(batch, target)
     return f"{operation} {target.isa} {topology.pattern} {out}x{width} batch {near} density 2^{density / 4} {layout} threads {threads}"
+
+
+def near_batch(batch: int, target: Target) -> float:
+    """The batch, or where it is large, its logarithm to a factor of about 1.2: batches that share a choice."""
+    return batch if batch <= 4 * target.lanes else round(4 * math.log2(batch)) / 4
 
 
 def known(key: str, candidates: Callable[[], list[Choice]]) -> Decision | None:
