@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pollard.kernels import results
+from pollard.kernels.workspace import workspace
 from pollard.nn import SparseLinear
 
 MAPPED = pytest.mark.skipif(not results._can_map(), reason="is about glibc's heap")
@@ -182,3 +183,10 @@ def test_a_step_of_a_large_layer_takes_its_results_from_there():
         layer(x).square().sum().backward()
         layer.values.grad = None
     assert results.held_bytes() == held
+
+
+@MAPPED
+def test_what_a_call_works_in_is_kept_where_spans_are_switched_off(monkeypatch):
+    monkeypatch.setenv("POLLARD_RESULTS", "heap")
+    first = workspace("a test", COUNT)
+    assert workspace("a test", COUNT) is first

@@ -52,18 +52,22 @@ def room(size: Sequence[int], stride: Sequence[int]) -> Callable[[Tensor], Tenso
     >>> room((2, 3), (1, 2))(torch.ones(1)).stride()
     (1, 2)
     """
-    if LEAST <= 4 * prod(size) <= MOST:
-        return lambda _: empty(size, stride)
-    return methodcaller("new_empty_strided", size, stride)
+    plain = methodcaller("new_empty_strided", size, stride)
+    if not LEAST <= 4 * prod(size) <= MOST:
+        return plain
+
+    def large(like: Tensor) -> Tensor:
+        found = outside(prod(size))
+        made: Tensor = plain(like) if found is None else found.as_strided_(size, stride)
+        return made
+
+    return large
 
 
-def empty(size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Such a tensor, of a size that is worth a span."""
-    count = prod(size)
+def outside(count: int) -> Tensor | None:
+    """`count` float32 numbers of any content outside the heap, the caller's as long as anybody holds them; None where not."""
     span = _span(4 * count)
-    if span is None:
-        return torch.empty_strided(size, stride, dtype=torch.float32, device="cpu")
-    return torch.frombuffer(span, dtype=torch.float32, count=count).as_strided_(size, stride)
+    return None if span is None else torch.frombuffer(span, dtype=torch.float32, count=count)
 
 
 def held_bytes() -> int:

@@ -18,8 +18,8 @@ def workspace(purpose: str, size: int) -> Tensor:
 
     Small ones are the same memory at each call; large ones lie where large results do, once they are let go.
     """
-    if 4 * size >= results.LEAST:
-        return results.empty((size,), (1,))
+    if 4 * size >= results.LEAST and (large := results.outside(size)) is not None:
+        return large
     buffers: dict[str, Tensor] = _own.__dict__
     found = buffers.get(purpose)
     if found is None or found.numel() < size:
