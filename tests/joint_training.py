@@ -14,8 +14,8 @@ from pollard.pruning import prune
 from pollard.recipes import Recipe, run
 from pollard.training import Examples, Outputs, TrainingOptions, processes, train
 from pollard.training.methods import METHODS
+from pollard.training.shorthands import rigl
 from pollard.training.sparsifier import Sparsifier
-from pollard.training.start import rigl
 
 STEPS = 50
 EVERY = {"static": {}, "dsd": {}}

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from pollard.pruning.found import plan_from_zeros as plan_from_zeros
     from pollard.pruning.plan import Plan as Plan
     from pollard.training.averaging import Averaged as Averaged
+    from pollard.training.shorthands import dsd as dsd
+    from pollard.training.shorthands import gmp as gmp
+    from pollard.training.shorthands import granet as granet
+    from pollard.training.shorthands import gse as gse
+    from pollard.training.shorthands import mest as mest
+    from pollard.training.shorthands import rigl as rigl
+    from pollard.training.shorthands import set_ as set_
+    from pollard.training.shorthands import snfs as snfs
+    from pollard.training.shorthands import sparse_momentum as sparse_momentum
+    from pollard.training.shorthands import srigl as srigl
+    from pollard.training.shorthands import static as static
+    from pollard.training.shorthands import top_kast as top_kast
     from pollard.training.sparsifier import Sparsifier as Sparsifier
-    from pollard.training.start import dsd as dsd
-    from pollard.training.start import gmp as gmp
-    from pollard.training.start import granet as granet
-    from pollard.training.start import gse as gse
-    from pollard.training.start import mest as mest
-    from pollard.training.start import rigl as rigl
-    from pollard.training.start import set_ as set_
-    from pollard.training.start import snfs as snfs
-    from pollard.training.start import sparse_momentum as sparse_momentum
     from pollard.training.start import sparse_training as sparse_training
-    from pollard.training.start import srigl as srigl
-    from pollard.training.start import static as static
-    from pollard.training.start import top_kast as top_kast
 
 __version__ = "0.1.0"
 
@@ -68,12 +68,11 @@ _STARTS = (
     "set_",
     "snfs",
     "sparse_momentum",
-    "sparse_training",
     "srigl",
     "static",
     "top_kast",
 )
-_HOMES |= dict.fromkeys(_STARTS, "pollard.training.start")
+_HOMES |= dict.fromkeys(_STARTS, "pollard.training.shorthands") | {"sparse_training": "pollard.training.start"}
 _MODULES = ("errors", "nn")
 
 __all__ = [

@@ -26,8 +26,6 @@ from pollard.training.methods.method import Method, options_of, require_options
 from pollard.training.optimizers import rebind, require_stepped
 from pollard.training.sparsifier import Sparsifier
 
-Start = Callable[..., Sparsifier]
-
 
 def sparse_training(
     model: nn.Module,
@@ -163,34 +161,4 @@ def _converting(topology: Topology, storage: Storage) -> Callable[[Tensor], Tens
     return lambda entry: entry.masked_fill(~topology.mask(), 0.0)
 
 
-def _shorthand(name: str) -> Start:
-    def start(
-        model: nn.Module, optimizer: Optimizer, *, density: float | None = None, steps: int = 0, **options: Any
-    ) -> Sparsifier:
-        return sparse_training(model, optimizer, name, density=density, steps=steps, **options)
-
-    builder = METHODS[name]
-    start.__name__ = start.__qualname__ = builder.__name__
-    text = (builder.__doc__ or "").split(">>>")[0].strip()
-    own = ", ".join(f"{option}={default!r}" for option, default in options_of(builder).items()) or "none"
-    start.__doc__ = f"""{text.splitlines()[0]}
-
-    Makes the linear layers of `model` sparse; `step()` of what is returned takes the place of `optimizer.step()`.
-    options of the method: {own}. All others are those of `sparse_training`.
-    {"".join(text.splitlines(keepends=True)[1:])}
-    """
-    return start
-
-
-dsd = _shorthand("dsd")
-gmp = _shorthand("gmp")
-granet = _shorthand("granet")
-gse = _shorthand("gse")
-mest = _shorthand("mest")
-rigl = _shorthand("rigl")
-set_ = _shorthand("set")
-snfs = _shorthand("snfs")
-sparse_momentum = _shorthand("sparse-momentum")
-srigl = _shorthand("srigl")
-static = _shorthand("static")
-top_kast = _shorthand("top-kast")
+__all__ = ["sparse_training"]
