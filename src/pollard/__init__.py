@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pollard.pruning.found import plan_from_zeros as plan_from_zeros
     from pollard.pruning.plan import Plan as Plan
     from pollard.training.averaging import Averaged as Averaged
+    from pollard.training.optimizers import decay_groups as decay_groups
     from pollard.training.shorthands import dsd as dsd
     from pollard.training.shorthands import gmp as gmp
     from pollard.training.shorthands import granet as granet
@@ -49,6 +50,7 @@ _HOMES = {
     "SparseMatrix": "pollard.formats.matrix",
     "Sparsifier": "pollard.training.sparsifier",
     "Topology": "pollard.formats.topology",
+    "decay_groups": "pollard.training.optimizers",
     "densify_": "pollard.nn.surgery",
     "load_sparse": "pollard.nn.loading",
     "plan_from_masks": "pollard.pruning.found",
@@ -83,6 +85,7 @@ __all__ = [
     "SparseMatrix",
     "Sparsifier",
     "Topology",
+    "decay_groups",
     "densify_",
     "dsd",
     "errors",

@@ -85,11 +85,15 @@ class CacheNotTrusted(PollardWarning):
 
 
 class NothingMoves(PollardWarning):
-    """A method that moves the topology has no update in so few steps."""
+    """A method that moves the topology has no update in so few steps, or none any more."""
 
 
 class SteppedPast(PollardWarning):
-    """An optimizer is stepped past the Sparsifier that waits for its steps: no topology moves."""
+    """An optimizer steps past what it is meant for: the Sparsifier that waits for its steps, or the layers of now."""
+
+
+class NoDecay(PollardWarning):
+    """Values of sparse layers do not decay, where other weights do."""
 
 
 class LeftDense(PollardWarning):

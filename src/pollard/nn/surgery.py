@@ -15,6 +15,7 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
+from pollard.nn.orphans import orphan
 from pollard.nn.references import Reference, references, refuse_fixed, replace
 from pollard.selection import (
     LayerFilter,
@@ -220,6 +221,7 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference
     new.train(old.training)
     for was, now in zip(_parameters(old), _parameters(new), strict=True):
         now.requires_grad_(was.requires_grad)
+    orphan(_parameters(old))
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         model.set_submodule(name, new)
     replace([reference for reference in found if reference.layer is old], {old: new})

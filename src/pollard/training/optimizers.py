@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pollard.errors import InvalidInput
+from pollard.nn.linear import SparseLinear
+from pollard.nn.surgery import sparse_layers
 from pollard.training.options import TrainingOptions
 from pollard.training.wrapping import within
 
@@ -45,6 +47,45 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
             is_weight = leaf == "values" or (leaf == "weight" and parameter.ndim >= 2)
             (weights if is_weight else rest).append(parameter)
     return weights, rest
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer: weights decay, biases and norms do not.
+
+    Weights are the values of sparse layers, and parameters of two or more dimensions. The usual rule, ``p.ndim >= 2``, leaves
+    the values out: they are one row of numbers. A group without parameters is left out.
+
+    >>> from pollard.nn import SparseLinear
+    >>> model = nn.Sequential(SparseLinear.random(8, 4, density=0.5), nn.LayerNorm(4), nn.Linear(4, 2))
+    >>> [(len(group["params"]), group["weight_decay"]) for group in decay_groups(model, 0.1)]
+    [(2, 0.1), (4, 0.0)]
+    """
+    values = {id(layer.values) for layer in sparse_layers(model).values() if isinstance(layer, SparseLinear)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter.ndim >= 2 or id(parameter) in values for parameter in trained]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p, decays in zip(trained, decayed, strict=True) if decays], "weight_decay": weight_decay},
+        {"params": [p for p, decays in zip(trained, decayed, strict=True) if not decays], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def without_decay(optimizer: Optimizer, values: Iterable[Tensor]) -> str | None:
+    """What to warn of where some of `values`, of sparse layers, do not decay and other weights do; None where all is well."""
+    own = {id(parameter) for parameter in values if parameter.ndim == 1}
+    left = sum(
+        id(parameter) in own
+        for group in optimizer.param_groups
+        if not group.get("weight_decay")
+        for parameter in group["params"]
+    )
+    if not left or not any(group.get("weight_decay") for group in optimizer.param_groups):
+        return None
+    return (
+        f"the values of {left} sparse layers are in a group of the optimizer without weight_decay, where other groups have it: "
+        "they have one dimension, and rules like p.ndim >= 2 pass them over. "
+        "Make the optimizer from pollard.decay_groups(model, weight_decay)."
+    )
 
 
 def require_stepped(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:

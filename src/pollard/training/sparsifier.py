@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pollard.coverage import Coverage
-from pollard.errors import InvalidInput, NothingMoves, SteppedPast, StoreError
+from pollard.errors import InvalidInput, NoDecay, NothingMoves, SteppedPast, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels import derived
 from pollard.kernels.rewire import rewire
@@ -29,9 +29,11 @@ from pollard.training.exploration import Exploration
 from pollard.training.methods.change import Change
 from pollard.training.methods.grow import by_gradient
 from pollard.training.methods.method import Method
+from pollard.training.optimizers import without_decay
 from pollard.training.passes import fault_of
 from pollard.training.randomness import generator
 from pollard.training.stepping import Steps
+from pollard.training.strangers import watch
 from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
 from pollard.training.wrapping import Wrapper
 
@@ -102,10 +104,24 @@ class Sparsifier(Wrapper):
             warnings.warn(message, NothingMoves, stacklevel=2)
         self._listen()
         self._watch()
+        undecayed = without_decay(optimizer, [weight.parameter for weight in self.weights.values()])
+        if undecayed:
+            warnings.warn(undecayed, NoDecay, stacklevel=2)
 
     def _listen(self) -> None:
-        self._past = 0
+        self._past = self._strange = 0
         self._stepping = Steps(self.optimizer, self._stepped_past)
+        watch(self)
+
+    def stepped_by(self, other: Optimizer) -> None:
+        """Told by `strangers` that `other` has stepped weights of this; where that goes on, it is no accident."""
+        self._strange += 1
+        if self._strange == 2 and self.method.next_due(self.steps) is not None:
+            message = (
+                f"another optimizer, {type(other).__name__}, steps the layers whose topology waits for {self.method.name}. "
+                "Hand the Sparsifier to whoever made it, as in Trainer(optimizers=(sparse, scheduler)), or leave the method out."
+            )
+            warnings.warn(message, SteppedPast, stacklevel=2)
 
     def _stepped_past(self) -> None:
         """The optimizer has taken a step that was not asked of this: twice in a row is no accident."""
@@ -162,6 +178,13 @@ class Sparsifier(Wrapper):
         """What a step that was taken leads to."""
         self._count_cost(due=due)
         self.steps, self._past = step, 0 if self._past < 2 else self._past
+        self._strange = 0 if self._strange < 2 else self._strange
+        if 0 < self.method.steps == step - 1 and self.method.end > 0:
+            message = (
+                f"step {step} is past the {self.method.steps} that {self.method.name} was planned for: the topology stays as "
+                "it is now. Pass the number of all steps, epochs * len(loader), as steps=."
+            )
+            warnings.warn(message, NothingMoves, stacklevel=3)
         if due:
             with torch.no_grad(), self._lean():
                 self._update()

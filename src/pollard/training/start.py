@@ -122,7 +122,7 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
             f"steps={steps}", "how many steps training will take, at least 1", "Pass epochs * len(loader)."
         )
     require_options(method, options, options_of(METHODS[method]))
-    return METHODS[method](density, steps, **options)
+    return replace(METHODS[method](density, steps, **options), steps=steps)
 
 
 def _refuse_wrapper(model: nn.Module) -> None:

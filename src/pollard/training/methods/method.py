@@ -39,7 +39,8 @@ class Method:
     scores_gradient: whether drop looks at the gradients of what is kept.
     dense_memory: hold something of the size of the dense weight, where a method is published so.
     instead_of_step: an update takes the place of the optimizer's step. anew: what an update drops, it never grows again,
-    which saves looking for it. cite: key in `citations()`.
+    which saves looking for it. steps: of the training that the schedules were laid out over, 0 where unknown. cite: key in
+    `citations()`.
 
     At an update a layer of n grains with target T keeps `min(n, T) - round(fraction * min(n, T))` of them, then grows to T.
     """
@@ -61,6 +62,7 @@ class Method:
     dense_memory: bool = False
     instead_of_step: bool = False
     anew: bool = False
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1:
