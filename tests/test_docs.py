@@ -108,6 +108,9 @@ def undocumented(module_name: str) -> list[str]:
     return without if module.__doc__ else ["(the module)", *without]
 
 
+# What Lightning says of itself.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.* is deprecated.*:FutureWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_documentation_runs(page):
     run(page, page.read_text(encoding="utf-8"))
