@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 
-from compatibility.not_yet import NOT_YET
-from compatibility.piece import PIECES, NotYet, Piece
+from compatibility.piece import PIECES, Piece
 from compatibility.trial import METHODS
 from pollard.report.render import markdown
 
@@ -27,13 +25,7 @@ This page is written by `scripts/compatibility_page.py` from `tests/compatibilit
 def pieces() -> dict[str, Piece]:
     """Everything that is tried, by name."""
     families = [import_module(f"compatibility.{module}").FAMILY for module in MODULES]
-    assert set(NOT_YET) <= set(PIECES)
-    every = sorted(PIECES.values(), key=lambda each: families.index(each.family))
-    return {each.name: _open(each, NOT_YET[each.name]) if each.name in NOT_YET else each for each in every}
-
-
-def _open(piece: Piece, reason: str) -> Piece:
-    return replace(piece, refused=dict.fromkeys(METHODS, NotYet("", reason)))
+    return {each.name: each for each in sorted(PIECES.values(), key=lambda each: families.index(each.family))}
 
 
 def page() -> str:

@@ -37,13 +37,6 @@ class Refused:
         return told(error)
 
 
-class NotYet(Refused):
-    """What ought to work and does not; it is not tried."""
-
-    def __str__(self) -> str:
-        return "not yet"
-
-
 @dataclass(frozen=True)
 class Piece:
     """`attempt` takes a method's name and fails unless the numbers are right.
@@ -64,8 +57,6 @@ class Piece:
 
     def outcome(self, method: str) -> str:
         """What happens: works, refused, or what went wrong."""
-        if isinstance(self.refused.get(method), NotYet):
-            return "not yet"
         try:
             with warnings.catch_warnings():
                 for message, category in self.ignored:

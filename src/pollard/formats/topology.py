@@ -236,7 +236,7 @@ class Topology:
     @property
     def groups(self) -> int:
         """Row groups, `out / rows`."""
-        return len(self.indices.row_pointers) - 1
+        return self.shape[0] // self.pattern.rows
 
     @property
     def grains(self) -> int:

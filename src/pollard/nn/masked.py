@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
@@ -40,6 +41,9 @@ class KeptParameter(nn.Parameter):
         # torch would bring back a plain parameter.
         del protocol
         return _rebuilt, (self.data, self.requires_grad)
+
+
+_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001 - no public name
 
 
 def _rebuilt(data: Tensor, requires_grad: bool) -> KeptParameter:
@@ -113,8 +117,13 @@ class MaskedLinear(nn.Module):
                 self.bias.copy_(initialise.uniform_bias(topology))
 
     def _kept(self) -> Tensor:
+        weight = self.weight
+        if isinstance(weight, KeptParameter) and not torch.compiler.is_compiling() and _modes():
+            # Tracers refuse types that they do not know.
+            with _disable_current_modes():
+                weight = weight.as_subclass(Tensor)
         # where, not a product: a dropped weight that is not finite stays without effect.
-        return torch.where(self.mask, self.weight, 0.0)
+        return torch.where(self.mask, weight, 0.0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves its hook untyped

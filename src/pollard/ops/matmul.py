@@ -7,12 +7,15 @@ they go through it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
@@ -95,6 +98,9 @@ _tracing, _profiling = torch._C._is_tracing, torch._C._autograd._profiler_enable
 _transforms, _keys = torch._C._are_functorch_transforms_active, torch._C._dispatch_keys  # noqa: SLF001
 
 
+_set_tracing: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]  # noqa: SLF001 - torch's stubs lack it
+
+
 def _watched() -> bool:
     """Whether anybody but autograd wants to know of each operation."""
     return bool(_autocast() or _modes() or _functions() or _tracing() or _profiling() or _transformed())
@@ -161,11 +167,25 @@ def _exported_to_onnx() -> bool:
     return exporting and not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export()
 
 
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    # What is made of arrays that are there is a constant to an exporter, whatever it makes of tensors meanwhile.
+    tracing = torch._C._get_tracing_state()  # noqa: SLF001 - no public name
+    _set_tracing(None)
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        _set_tracing(tracing)
+
+
 def _in_standard_operators(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool) -> Tensor:
     """`linear` in what every ONNX runtime knows: the file holds what is kept, the runtime spreads it out."""
     out, width = topology.shape
     spread = torch.zeros(out * width, dtype=values.dtype, device=values.device)
-    weight = spread.scatter(0, topology.weight_positions(), values).view(out, width)
+    with _unwatched():
+        positions = topology.weight_positions()
+    weight = spread.scatter(0, positions, values).view(out, width)
     y = torch.nn.functional.linear(x, weight, bias)
     return y.relu() if relu else y
 
