@@ -110,6 +110,7 @@ class Sparsifier(Wrapper):
 
     def _listen(self) -> None:
         self._past = self._strange = 0
+        self._loaded: dict[str, str] = {}
         self._stepping = Steps(self.optimizer, self._stepped_past)
         watch(self)
 
@@ -150,6 +151,7 @@ class Sparsifier(Wrapper):
 
         Where `optimizer` is wrapped around another and takes no step now, as under gradient accumulation, this was none.
         """
+        self._follow()
         step = self.steps + 1
         due = self.method.due(step)
         instead = due and self.method.instead_of_step
@@ -188,7 +190,25 @@ class Sparsifier(Wrapper):
         if due:
             with torch.no_grad(), self._lean():
                 self._update()
+        for weight in self.weights.values():
+            weight.remember()
         self._watch()
+
+    def _follow(self) -> None:
+        """Agree with the layers, which may have been loaded since the last step; raises InvalidInput where this was, and they not."""
+        for name, weight in self.weights.items():
+            if weight.follow():
+                self._explored[name].add(weight.topology.positions())
+                if not self._loaded:
+                    self._held[name] = weight.topology.grains
+        for name, fingerprint in self._loaded.items():
+            if self.weights[name].topology.fingerprint != fingerprint:
+                raise InvalidInput(
+                    f"a Sparsifier that goes on from a state in which layer {name!r} kept other weights than it does",
+                    "model, optimizer and Sparsifier of one moment",
+                    "Load the model's state of that moment too: the order does not matter.",
+                )
+        self._loaded = {}
 
     def _require_ready(self) -> None:
         """Raises InvalidInput where an update could not be gone through with: before anything has moved, a step included."""
@@ -357,6 +377,7 @@ class Sparsifier(Wrapper):
             "flips": self.flips,
             "cost": self.cost,
             "held": dict(self._held),
+            "topologies": {name: weight.topology.fingerprint for name, weight in self.weights.items()},
             "explored": {name: each.state_dict() for name, each in self._explored.items()},
             "active": {name: weight.active() for name, weight in self.weights.items()},
             "memory": {name: weight.memory for name, weight in self.weights.items()},
@@ -374,12 +395,14 @@ class Sparsifier(Wrapper):
             )
 
     def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, after model and optimizer have been loaded; raises StoreError where it is another's."""
+        """Go on from `state`, with model and optimizer of the same moment, in any order; raises StoreError where it is another's."""
         self.require_own(state)
+        # Files from before there were any have none.
+        self._loaded = dict(state.get("topologies", {}))
         self.steps, self.updates = state["steps"], state["updates"]
         self.flips, self.cost, self._held = state["flips"], state["cost"], dict(state["held"])
         for name, weight in self.weights.items():
-            weight.topology = weight.layer.topology
+            weight.follow()
             weight.use(state["active"][name])
             weight.memory = state["memory"][name]
             self._explored[name].load_state_dict(state["explored"][name])

@@ -6,6 +6,7 @@ twin, holds dense ones that are zero wherever nothing is kept.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from pollard.kernels.rewire import gather
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import sparse_layers
+from pollard.ops.operators import writes
 from pollard.selection import LayerFilter, select
 from pollard.training.optimizers import require_stepped
 from pollard.training.passes import Passes, is_finite
@@ -40,10 +42,15 @@ class Weight(ABC):
         self.name, self.optimizer, self.topology = name, optimizer, topology
         self.optimizers = within(optimizer)
         self.memory: Tensor | None = None
+        # State that stands where `topology` says; what was loaded since does not count among it.
+        self._stood: list[weakref.ref[Tensor]] = []
 
     layer: SparseLinear | MaskedLinear
     parameter: nn.Parameter
     passes: Passes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stood": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -117,6 +124,35 @@ class Weight(ABC):
             state[key] = entry
         self.parameter.grad = None
         self.topology = after
+
+    def remember(self) -> None:
+        """A step was taken: what the optimizers hold now stands where `topology` says."""
+        entries = (entry for state in self.states() for entry in state.values())
+        self._stood = [weakref.ref(entry) for entry in entries if isinstance(entry, Tensor) and entry.dim()]
+
+    def follow(self) -> bool:
+        """Whether the layer keeps another topology than it did, as after its `load_state_dict`: it is this one's too, then.
+
+        State that was there before follows by place, zero where nothing was; state that was loaded since belongs to what the
+        layer keeps now.
+        """
+        after = self._elsewhere()
+        if after is None:
+            return False
+        change = self.topology.difference(after)
+        source = torch.full((after.grains,), -1, dtype=torch.int32, device="cpu")
+        source[change.kept_there] = change.kept_here.int()
+        stood = {id(entry) for entry in (held() for held in self._stood) if entry is not None}
+        for state in self.states():
+            for key, entry in state.items():
+                if id(entry) in stood:
+                    state[key] = self._moved(entry, after, source, 0.0)
+        self.topology = after
+        return True
+
+    @abstractmethod
+    def _elsewhere(self) -> Topology | None:
+        """What the layer keeps, where that is no longer `topology`."""
 
     @abstractmethod
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
@@ -212,6 +248,10 @@ class CompressedWeight(Weight):
         self._spare = old if old.is_contiguous() else None
         return new
 
+    def _elsewhere(self) -> Topology | None:
+        held = self.layer.topology
+        return None if held is self.topology or held.same_as(self.topology) else held
+
     def _moved_values(self, after: Topology, source: Tensor, fill: Fill) -> Tensor:
         # Others hold on to the parameter's memory, as DistributedDataParallel does.
         old = self.parameter.detach()
@@ -231,6 +271,7 @@ class MaskedWeight(Weight):
     def __init__(self, name: str, layer: MaskedLinear, optimizer: Optimizer) -> None:
         super().__init__(name, optimizer, layer.topology)
         self.layer, self.passes = layer, Passes(name, layer, whole=True)
+        self._mask = layer.mask, writes(layer.mask)
         for held in (layer.weight, *(entry for state in self.states() for entry in state.values())):
             if isinstance(held, Tensor) and held.shape == layer.mask.shape:
                 self._drop_rest(held)
@@ -268,6 +309,14 @@ class MaskedWeight(Weight):
     def _keep(self, after: Topology, values: Tensor) -> None:
         del values  # written into the weight already
         self.layer.mask.copy_(after.mask())
+        self._mask = self.layer.mask, writes(self.layer.mask)
+
+    def _elsewhere(self) -> Topology | None:
+        mask, before = self._mask
+        if self.layer.mask is mask and writes(mask) == before:
+            return None
+        self._mask, held = (self.layer.mask, writes(self.layer.mask)), self.layer.topology
+        return None if held.same_as(self.topology) else held
 
     @torch.no_grad()
     def _drop_rest(self, tensor: Tensor) -> None:
