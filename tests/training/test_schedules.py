@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -115,3 +116,11 @@ def test_cyclic_repeats_and_delayed_waits(every, step, first):
 def test_a_schedule_that_cannot_be_says_so(made, named):
     with pytest.raises(InvalidInput, match=named):
         made()
+
+
+@pytest.mark.parametrize("name", sorted(schedules.SHAPES))
+def test_a_schedule_can_be_pickled(name):
+    inner = schedules.between(name, 0.9, 8, 0.1)
+    for ours in (inner, schedules.warmed_up(schedules.delayed(schedules.cyclic(inner, 5), 2), 3)):
+        again = pickle.loads(pickle.dumps(ours))
+        assert [again(step) for step in range(12)] == [ours(step) for step in range(12)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from pollard.errors import InvalidInput
 
@@ -23,7 +24,7 @@ SIGMOID_OFFSET = 6.0
 
 def constant(lr: float) -> Schedule:
     """`lr` at every step."""
-    return lambda _: lr
+    return partial(_constant, lr)
 
 
 def decay(lr: float, every: int, factor: float) -> Schedule:
@@ -32,7 +33,7 @@ def decay(lr: float, every: int, factor: float) -> Schedule:
     >>> [round(decay(0.1, every=2, factor=0.1)(step), 6) for step in range(5)]
     [0.1, 0.1, 0.01, 0.01, 0.001]
     """
-    return lambda step: lr * factor ** (step // every)
+    return partial(_decay, lr, every, factor)
 
 
 def cosine(lr: float, steps: int, end: float = 0.0) -> Schedule:
@@ -41,7 +42,7 @@ def cosine(lr: float, steps: int, end: float = 0.0) -> Schedule:
     >>> [round(cosine(1.0, steps=4)(step), 4) for step in (0, 2, 4, 9)]
     [1.0, 0.5, 0.0, 0.0]
     """
-    return lambda step: _ease(lr, end, _progress(step, steps))
+    return partial(_cosine, lr, steps, end)
 
 
 def linear(start: float, steps: int, end: float = 0.0) -> Schedule:
@@ -50,7 +51,7 @@ def linear(start: float, steps: int, end: float = 0.0) -> Schedule:
     >>> [linear(1.0, steps=4)(step) for step in (0, 1, 4, 9)]
     [1.0, 0.75, 0.0, 0.0]
     """
-    return lambda step: end + (start - end) * (1.0 - _progress(step, steps))
+    return partial(_linear, start, steps, end)
 
 
 def cubic(start: float, steps: int, end: float = 0.0) -> Schedule:
@@ -59,7 +60,7 @@ def cubic(start: float, steps: int, end: float = 0.0) -> Schedule:
     >>> [cubic(1.0, steps=2, end=0.2)(step) for step in (0, 1, 2)]
     [1.0, 0.30000000000000004, 0.2]
     """
-    return lambda step: end + (start - end) * (1.0 - _progress(step, steps)) ** 3
+    return partial(_cubic, start, steps, end)
 
 
 def exponential(start: float, steps: int, end: float) -> Schedule:
@@ -72,7 +73,7 @@ def exponential(start: float, steps: int, end: float) -> Schedule:
         raise InvalidInput(
             f"an exponential schedule from {start} to {end}", "two numbers above 0", "Use linear or cosine to reach 0."
         )
-    return lambda step: start * (end / start) ** _progress(step, steps)
+    return partial(_exponential, start, steps, end)
 
 
 def sigmoid(start: float, steps: int, end: float = 0.0) -> Schedule:
@@ -83,13 +84,7 @@ def sigmoid(start: float, steps: int, end: float = 0.0) -> Schedule:
     >>> [round(sigmoid(1.0, steps=4, end=0.1)(step), 3) for step in range(5)]
     [0.998, 0.932, 0.342, 0.11, 0.1]
     """
-    top = 1.0 + math.exp(SIGMOID_OFFSET - SIGMOID_STEEPNESS)
-
-    def value(step: int) -> float:
-        slope = 1.0 + math.exp(SIGMOID_OFFSET - SIGMOID_STEEPNESS * _progress(step, steps))
-        return start + (end - start) * top / slope
-
-    return value
+    return partial(_sigmoid, start, steps, end)
 
 
 def cyclic(schedule: Schedule, every: int) -> Schedule:
@@ -98,7 +93,7 @@ def cyclic(schedule: Schedule, every: int) -> Schedule:
     >>> [cyclic(linear(1.0, steps=2), every=2)(step) for step in range(5)]
     [1.0, 0.5, 1.0, 0.5, 1.0]
     """
-    return lambda step: schedule(step % every)
+    return partial(_cyclic, schedule, every)
 
 
 def piecewise(points: Mapping[int, float]) -> Schedule:
@@ -109,8 +104,7 @@ def piecewise(points: Mapping[int, float]) -> Schedule:
     """
     if not points:
         raise InvalidInput("a schedule of no points", "at least one", "Give {step: number}.")
-    steps = sorted(points)
-    return lambda step: points[max((each for each in steps if each <= step), default=steps[0])]
+    return partial(_piecewise, dict(points))
 
 
 def delayed(schedule: Schedule, first: int) -> Schedule:
@@ -119,7 +113,7 @@ def delayed(schedule: Schedule, first: int) -> Schedule:
     >>> [delayed(linear(1.0, steps=2), first=3)(step) for step in (0, 3, 4, 5)]
     [1.0, 1.0, 0.5, 0.0]
     """
-    return lambda step: schedule(max(0, step - first))
+    return partial(_delayed, schedule, first)
 
 
 def one_cycle(peak: float, steps: int) -> Schedule:
@@ -128,14 +122,7 @@ def one_cycle(peak: float, steps: int) -> Schedule:
     >>> [round(one_cycle(1.0, steps=10)(step), 4) for step in (0, 3, 10)]
     [0.04, 1.0, 0.0]
     """
-    top = ONE_CYCLE_RISE * steps
-
-    def lr(step: int) -> float:
-        if step < top:
-            return _ease(peak / ONE_CYCLE_START, peak, step / top)
-        return _ease(peak, peak / ONE_CYCLE_END, (step - top) / (steps - top))
-
-    return lr
+    return partial(_one_cycle, peak, steps)
 
 
 def warmed_up(schedule: Schedule, steps: int) -> Schedule:
@@ -144,7 +131,7 @@ def warmed_up(schedule: Schedule, steps: int) -> Schedule:
     >>> [warmed_up(constant(1.0), steps=4)(step) for step in (0, 1, 3, 8)]
     [0.25, 0.5, 1.0, 1.0]
     """
-    return lambda step: schedule(step) * min(1.0, (step + 1) / steps)
+    return partial(_warmed_up, schedule, steps)
 
 
 def between(name: str, start: float, steps: int, end: float) -> Schedule:
@@ -158,6 +145,62 @@ def between(name: str, start: float, steps: int, end: float) -> Schedule:
     if name not in SHAPES:
         raise InvalidInput(f"schedule {name!r}", "one of " + ", ".join(SHAPES), "cosine is common for fractions.")
     return SHAPES[name](start, steps, end)
+
+
+# What a schedule is at a step, as functions of the module: a schedule, and what holds one, can be pickled.
+
+
+def _constant(lr: float, _step: int) -> float:
+    return lr
+
+
+def _decay(lr: float, every: int, factor: float, step: int) -> float:
+    return lr * factor ** (step // every)
+
+
+def _cosine(lr: float, steps: int, end: float, step: int) -> float:
+    return _ease(lr, end, _progress(step, steps))
+
+
+def _linear(start: float, steps: int, end: float, step: int) -> float:
+    return end + (start - end) * (1.0 - _progress(step, steps))
+
+
+def _cubic(start: float, steps: int, end: float, step: int) -> float:
+    return end + (start - end) * (1.0 - _progress(step, steps)) ** 3
+
+
+def _exponential(start: float, steps: int, end: float, step: int) -> float:
+    return start * (end / start) ** _progress(step, steps)
+
+
+def _sigmoid(start: float, steps: int, end: float, step: int) -> float:
+    top = 1.0 + math.exp(SIGMOID_OFFSET - SIGMOID_STEEPNESS)
+    slope = 1.0 + math.exp(SIGMOID_OFFSET - SIGMOID_STEEPNESS * _progress(step, steps))
+    return start + (end - start) * top / slope
+
+
+def _cyclic(schedule: Schedule, every: int, step: int) -> float:
+    return schedule(step % every)
+
+
+def _piecewise(points: Mapping[int, float], step: int) -> float:
+    return points[max((each for each in points if each <= step), default=min(points))]
+
+
+def _delayed(schedule: Schedule, first: int, step: int) -> float:
+    return schedule(max(0, step - first))
+
+
+def _one_cycle(peak: float, steps: int, step: int) -> float:
+    top = ONE_CYCLE_RISE * steps
+    if step < top:
+        return _ease(peak / ONE_CYCLE_START, peak, step / top)
+    return _ease(peak, peak / ONE_CYCLE_END, (step - top) / (steps - top))
+
+
+def _warmed_up(schedule: Schedule, steps: int, step: int) -> float:
+    return schedule(step) * min(1.0, (step + 1) / steps)
 
 
 def _progress(step: int, steps: int) -> float:
