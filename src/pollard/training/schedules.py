@@ -171,7 +171,8 @@ def _cubic(start: float, steps: int, end: float, step: int) -> float:
 
 
 def _exponential(start: float, steps: int, end: float, step: int) -> float:
-    return start * (end / start) ** _progress(step, steps)
+    ratio: float = (end / start) ** _progress(step, steps)
+    return start * ratio
 
 
 def _sigmoid(start: float, steps: int, end: float, step: int) -> float:
