@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pollard.coverage import Coverage
-from pollard.errors import InvalidInput, NoDecay, NothingMoves, SteppedPast, StoreError
+from pollard.errors import InvalidInput, NoDecay, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
 from pollard.kernels import derived
 from pollard.kernels.rewire import rewire
@@ -33,7 +33,7 @@ from pollard.training.optimizers import without_decay
 from pollard.training.passes import fault_of
 from pollard.training.randomness import generator
 from pollard.training.stepping import Steps
-from pollard.training.strangers import watch
+from pollard.training.strangers import Unasked, watch
 from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
 from pollard.training.wrapping import Wrapper
 
@@ -109,34 +109,18 @@ class Sparsifier(Wrapper):
             warnings.warn(undecayed, NoDecay, stacklevel=2)
 
     def _listen(self) -> None:
-        self._past = self._strange = 0
+        self._unasked = Unasked(self.method)
         self._loaded: dict[str, str] = {}
-        self._stepping = Steps(self.optimizer, self._stepped_past)
+        self._stepping = Steps(self.optimizer, lambda: self._unasked.past(self.steps))
         watch(self)
 
     def stepped_by(self, other: Optimizer) -> None:
-        """Told by `strangers` that `other` has stepped weights of this; where that goes on, it is no accident."""
-        self._strange += 1
-        if self._strange == 2 and self.method.next_due(self.steps) is not None:
-            message = (
-                f"another optimizer, {type(other).__name__}, steps the layers whose topology waits for {self.method.name}. "
-                "Hand the Sparsifier to whoever made it, as in Trainer(optimizers=(sparse, scheduler)), or leave the method out."
-            )
-            warnings.warn(message, SteppedPast, stacklevel=2)
-
-    def _stepped_past(self) -> None:
-        """The optimizer has taken a step that was not asked of this: twice in a row is no accident."""
-        self._past += 1
-        if self._past == 2 and self.method.next_due(self.steps) is not None:
-            message = (
-                f"the optimizer is stepped past the Sparsifier: {self.method.name} waits, and no topology moves. "
-                "Call step() of what the call returned, or hand that to the library that steps."
-            )
-            warnings.warn(message, SteppedPast, stacklevel=2)
+        """Told by `strangers` that `other` has stepped weights of this."""
+        self._unasked.by(other, self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
         # Who listens to a copied optimizer listens anew.
-        return {name: value for name, value in super().__getstate__().items() if name != "_stepping"}
+        return {name: value for name, value in super().__getstate__().items() if name not in {"_stepping", "_unasked"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -179,14 +163,8 @@ class Sparsifier(Wrapper):
     def _count(self, step: int, *, due: bool) -> None:
         """What a step that was taken leads to."""
         self._count_cost(due=due)
-        self.steps, self._past = step, 0 if self._past < 2 else self._past
-        self._strange = 0 if self._strange < 2 else self._strange
-        if 0 < self.method.steps == step - 1 and self.method.end > 0:
-            message = (
-                f"step {step} is past the {self.method.steps} that {self.method.name} was planned for: the topology stays as "
-                "it is now. Pass the number of all steps, epochs * len(loader), as steps=."
-            )
-            warnings.warn(message, NothingMoves, stacklevel=3)
+        self.steps = step
+        self._unasked.taken(step)
         if due:
             with torch.no_grad(), self._lean():
                 self._update()

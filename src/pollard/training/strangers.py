@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pollard.errors import NothingMoves, SteppedPast
+from pollard.training.methods.method import Method
 from pollard.training.wrapping import within
 
 if TYPE_CHECKING:
@@ -46,4 +49,45 @@ def _steps_weights(optimizer: Optimizer, sparsifier: Sparsifier) -> bool:
     return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
 
-__all__ = ["watch"]
+class Unasked:
+    """Warns of steps that were not asked of a Sparsifier by `method`, and of those past its end: once each.
+
+    Two unasked ones in a row are no accident.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method, self._past, self._strange = method, 0, 0
+
+    def past(self, steps: int) -> None:
+        """After `steps` of its own, the optimizer behind it took one."""
+        self._past += 1
+        if self._past == 2 and self.method.next_due(steps) is not None:
+            message = (
+                f"the optimizer is stepped past the Sparsifier: {self.method.name} waits, and no topology moves. "
+                "Call step() of what the call returned, or hand that to the library that steps."
+            )
+            warnings.warn(message, SteppedPast, stacklevel=4)
+
+    def by(self, other: Optimizer, steps: int) -> None:
+        """After `steps` of its own, `other` took one."""
+        self._strange += 1
+        if self._strange == 2 and self.method.next_due(steps) is not None:
+            message = (
+                f"another optimizer, {type(other).__name__}, steps the layers whose topology waits for {self.method.name}. "
+                "Hand the Sparsifier to whoever made it, as in Trainer(optimizers=(sparse, scheduler)), or leave the method out."
+            )
+            warnings.warn(message, SteppedPast, stacklevel=4)
+
+    def taken(self, step: int) -> None:
+        """It took its own, this one."""
+        self._past = 0 if self._past < 2 else self._past
+        self._strange = 0 if self._strange < 2 else self._strange
+        if 0 < self.method.steps == step - 1 and self.method.end > 0:
+            message = (
+                f"step {step} is past the {self.method.steps} that {self.method.name} was planned for: the topology stays as "
+                "it is now. Pass the number of all steps, epochs * len(loader), as steps=."
+            )
+            warnings.warn(message, NothingMoves, stacklevel=4)
+
+
+__all__ = ["Unasked", "watch"]
