@@ -16,10 +16,11 @@
     |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
     |-- CacheNotTrusted             others could have written what is kept on disk: it is made anew
     |-- LeftDense                   layers stay dense beside those that a density was asked of
-    |-- SteppedPast                 an optimizer is stepped past the Sparsifier that waits for its steps
+    |-- SteppedPast                 an optimizer steps past the Sparsifier that waits, or past the layers of now
+    |-- NoDecay                     values of sparse layers do not decay, where other weights do
     |-- LayerCollapse               a layer keeps no weight at all
     |-- ScoresTie                   what is kept is decided among scores that are all zero
-    `-- NothingMoves                a method that moves the topology has no update in so few steps
+    `-- NothingMoves                a method that moves the topology has no update in so few steps, or none any more
 """
 
 from __future__ import annotations

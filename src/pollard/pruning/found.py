@@ -96,12 +96,14 @@ def _kept(layer: nn.Linear) -> Tensor:
 
 
 def _coarsest(mask: Tensor) -> Topology:
-    for rows in reversed(ROWS):
-        if len(mask) % rows == 0:
-            groups = mask.unflatten(0, (-1, rows))
-            if torch.equal(groups.any(1), groups.all(1)):
-                return Topology.from_mask(mask.cpu(), Pattern(rows))
-    raise AssertionError("a single row fits any mask")
+    rows = next(rows for rows in reversed(ROWS) if len(mask) % rows == 0 and _whole(mask, rows))
+    return Topology.from_mask(mask.cpu(), Pattern(rows))
+
+
+def _whole(mask: Tensor, rows: int) -> bool:
+    # A single row is whole in any case.
+    groups = mask.unflatten(0, (-1, rows))
+    return torch.equal(groups.any(1), groups.all(1))
 
 
 def _layer_of(key: str, linear: Mapping[str, nn.Linear]) -> str:
