@@ -64,7 +64,11 @@ def test_derivatives_of_first_and_second_order_are_exact(case):
 def test_the_short_way_of_eager_code_gives_the_same_bits_and_derivatives():
     torch.manual_seed(0)
     kept = topology()
-    x, values, bias = torch.randn(5, 6), torch.randn(kept.nnz), torch.randn(8)
+
+    def small_integers(*shape):  # all sums are exact, in whatever order a kernel of this CPU adds
+        return torch.randint(-2, 3, shape).float()
+
+    x, values, bias = small_integers(5, 6), small_integers(kept.nnz), small_integers(8)
     outcomes = []
 
     def at_once(x, values, bias):
@@ -85,7 +89,7 @@ def test_the_short_way_of_eager_code_gives_the_same_bits_and_derivatives():
         outcomes.append([y, *first, *second, *plain])
     for ours, theirs, others in zip(*outcomes, strict=True):
         assert torch.equal(ours, theirs)
-        torch.testing.assert_close(ours, others)  # a bias that is added later rounds once more
+        assert torch.equal(ours, others)
 
 
 @given(topologies(smallest=1), st.integers(1, 5))
