@@ -5,6 +5,10 @@ import re
 import struct
 import subprocess
 import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -99,6 +103,69 @@ def test_a_kernel_that_does_not_compile_falls_back_to_the_twin_with_one_warning(
         dispatch.forward(x, values, topology)
         dispatch.input_grad(torch.randn(5, 3), values, topology)
         dispatch.value_grad(torch.randn(5, 3), x, topology)
+
+
+def error_of(spec):
+    with pytest.raises(KernelError) as caught:
+        jit.load(spec)
+    return caught.value
+
+
+@pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
+def test_a_kernel_that_does_not_compile_is_tried_once_whoever_asks_however_often(monkeypatch):
+    tried = []
+
+    def refuse(spec):
+        tried.append(spec)
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(jit, "_cached", lambda spec: None)
+    monkeypatch.setattr(jit, "_compile", refuse)
+    monkeypatch.setattr(jit, "_loaded", {})
+    monkeypatch.setattr(jit, "_refused", {})
+    monkeypatch.setattr(once, "_told", set())
+    values, told = torch.randn(12), []
+
+    def ask():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in (5, 6, 7):  # and a topology of its own: nothing is remembered with the layer
+                dispatch.forward(torch.randn(batch, 4), values, Topology.full((3, 4)))
+        told.extend(caught)
+
+    ask()
+    assert len(tried) == len(set(tried)) == len(told) > 0
+    assert all("no such instruction" in str(each.message) for each in told)
+    spec = tried[0]
+    with ThreadPoolExecutor(4) as pool:
+        errors = list(pool.map(lambda _: error_of(spec), range(8)))
+    assert len(set(map(str, errors))) == 1
+    assert "no such instruction" in str(errors[0])
+    assert len(set(map(id, errors))) == 8
+    assert tried.count(spec) == 1
+
+
+@pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
+def test_threads_that_meet_a_kernel_that_does_not_compile_try_it_once(monkeypatch):
+    tried, together = [], threading.Barrier(8, timeout=60)
+
+    def refuse(spec):
+        tried.append(spec)
+        time.sleep(0.05)
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(jit, "_cached", lambda spec: None)
+    monkeypatch.setattr(jit, "_compile", refuse)
+    monkeypatch.setattr(jit, "_refused", {})
+    spec = KernelSpec("pack", host_isas()[0], vectors=7, packed=False)
+
+    def ask(_):
+        together.wait()
+        return error_of(spec)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(ask, range(8)))) == 8
+    assert tried == [spec]
 
 
 def test_an_instruction_set_this_cpu_lacks_is_refused_with_what_it_has(monkeypatch):

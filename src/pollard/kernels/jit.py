@@ -38,10 +38,12 @@ class Kernel:
 
 # Kept for the life of the process: where code of a kernel may still be running, its memory must not be given back.
 _loaded: dict[KernelSpec, Kernel] = {}
+# What LLVM refused, and why: it would refuse it again at each call, after as long.
+_refused: dict[KernelSpec, tuple[str, str, str]] = {}
 
 
 def load(spec: KernelSpec) -> Kernel:
-    """The kernel of `spec`, the same one for all threads; raises KernelError if LLVM refuses it.
+    """The kernel of `spec`, the same one for all threads; raises KernelError if LLVM refuses it, as it did the first time.
 
     It is compiled for this CPU, or read from the cache, by the thread that asks first; the others wait for it.
     """
@@ -50,8 +52,15 @@ def load(spec: KernelSpec) -> Kernel:
 
 @one_at_a_time
 def _load(spec: KernelSpec) -> Kernel:
+    if spec in _refused:
+        # Anew: an error that is raised again would keep the frames of all who met it, and their tensors.
+        raise KernelError(*_refused[spec])
     if spec not in _loaded:
-        _loaded[spec] = _made(spec)
+        try:
+            _loaded[spec] = _made(spec)
+        except KernelError as refused:
+            _refused[spec] = refused.got, refused.expected, refused.fix
+            raise
     return _loaded[spec]
 
 
