@@ -15,7 +15,7 @@ import torch
 
 from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch, jit, once, reference
+from pollard.kernels import dispatch, jit, once, reference, target
 from pollard.kernels.emit import EMITTERS, emit
 from pollard.kernels.launch import Launch
 from pollard.kernels.spec import INDICES, KernelSpec
@@ -166,6 +166,29 @@ def test_threads_that_meet_a_kernel_that_does_not_compile_try_it_once(monkeypatc
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(ask, range(8)))) == 8
     assert tried == [spec]
+
+
+def test_a_cpu_without_kernels_is_told_once_that_products_are_slow(monkeypatch):
+    monkeypatch.setattr(target, "host_isas", tuple)
+    monkeypatch.setattr(once, "_told", set())
+    monkeypatch.delenv("POLLARD_TARGET", raising=False)
+    target._resolved.cache_clear()
+    values, x = torch.randn(12), torch.randn(5, 4)
+    try:
+        with pytest.warns(KernelFallback, match="neither AVX2 with FMA nor NEON.*slower than the dense layer"):
+            dispatch.forward(x, values, Topology.full((3, 4)))
+        # Warnings are errors here: a second one would end the test.
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            dispatch.forward(x.to(dtype), values.to(dtype), Topology.full((3, 4)))
+    finally:
+        target._resolved.cache_clear()
+
+
+def test_who_asks_for_plain_torch_is_not_warned(monkeypatch):
+    monkeypatch.setenv("POLLARD_TARGET", "reference")
+    monkeypatch.setattr(once, "_told", set())
+    dispatch.forward(torch.randn(5, 4), torch.randn(12), Topology.full((3, 4)))
+    assert not once._told
 
 
 def test_an_instruction_set_this_cpu_lacks_is_refused_with_what_it_has(monkeypatch):

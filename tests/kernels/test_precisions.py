@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch, precisions, reference
+from pollard.kernels import derived, dispatch, precisions, reference
 
 LAYOUTS = {
     "row-major": lambda t: t,
@@ -38,6 +38,43 @@ def test_double_precision_equals_the_twin(pattern, batch, layout):
         torch.testing.assert_close(dx, reference.input_grad(grad, values, topology))
         assert batch == 1 or dx.stride() == (1, batch)
         torch.testing.assert_close(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33, 70])
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_double_precision_in_many_pieces_with_rows_that_keep_nothing(monkeypatch, density, pattern, batch):
+    monkeypatch.setattr(derived, "RUN", 16)
+    monkeypatch.setattr(precisions, "BLOCK", 1000)
+    monkeypatch.setattr(precisions, "BLOCKS", 100)
+    made = torch.Generator().manual_seed(3)
+    mask = Topology.random((96, 120), density, pattern, made).mask()
+    mask[:8] = mask[40:48] = mask[88:] = False
+    topology = Topology.from_mask(mask, pattern)
+    x, grad, values = drawn(batch, 120, seed=1), drawn(batch, 96, seed=2), drawn(topology.nnz, seed=3)
+    assert len(derived.runs(topology)) > 1
+    dense = torch.zeros(96, 120, dtype=torch.float64)
+    dense.view(-1)[topology.weight_positions()] = values
+    torch.testing.assert_close(precisions.forward(x, values, topology), x @ dense.t())
+    torch.testing.assert_close(precisions.input_grad(grad, values, topology), grad @ dense)
+    right = (grad.t() @ x).view(-1)[topology.weight_positions()]
+    torch.testing.assert_close(precisions.value_grad(grad, x, topology), right)
+
+
+@pytest.mark.parametrize(
+    ("batch", "density", "ways"), [(2, 0.3, ""), (3, 0.3, "blocks"), (65, 0.3, "sampled"), (3, 0.02, "sampled")]
+)
+def test_gradients_of_values_go_the_way_that_costs_least(monkeypatch, batch, density, ways):
+    taken = []
+    blocks, sampled = precisions._by_blocks, torch.sparse.sampled_addmm
+    monkeypatch.setattr(precisions, "_by_blocks", lambda *given: taken.append("blocks") or blocks(*given))
+    monkeypatch.setattr(
+        torch.sparse, "sampled_addmm", lambda *given, **more: taken.append("sampled") or sampled(*given, **more)
+    )
+    topology = Topology.random((40, 50), density, "unstructured", torch.Generator().manual_seed(0))
+    x, grad = drawn(batch, 50, seed=1), drawn(batch, 40, seed=2)
+    torch.testing.assert_close(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+    assert taken == ([ways] if ways else [])
 
 
 def test_double_precision_equals_the_dense_product():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pollard.kernels.target import Target
 from pollard.kernels.turning import cut, even, turn
 
 Indices = NDArray[np.integer[Any]]
+RUN = 1 << 16  # grains of which one sample's products are made at once: half a megabyte
 CHUNK = 1 << 18  # grains handled at once, so that temporaries stay small beside the topology
 
 
@@ -38,6 +40,27 @@ class Tiling:
         return self.pointers.nbytes if self.stride else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Grains `first` to `last`, which are those of the row groups `filled`: `counts` of each, from `starts` of the run on."""
+
+    first: int
+    last: int
+    filled: Indices | slice
+    counts: Indices
+    starts: Indices
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that it holds."""
+        filled = 0 if isinstance(self.filled, slice) else self.filled.nbytes
+        return filled + self.counts.nbytes + self.starts.nbytes
+
+    def values(self, row: int, rows: int) -> slice:
+        """Where the values of one row of each grain are."""
+        return slice(self.first * rows + row, self.last * rows, rows)
+
+
 class Calls:
     """Prepared calls: those of the latest batches, and one for each way to cut a batch, which are few; and what was chosen."""
 
@@ -51,6 +74,7 @@ class _Derived:
     def __init__(self) -> None:
         self.tilings: dict[int, Tiling] = {}
         self.bounds: dict[int, Tensor] = {}
+        self.runs: tuple[Run, ...] | None = None
         self.calls = Calls()
         self.by_columns: tuple[Topology, Tensor] | None = None
 
@@ -109,6 +133,27 @@ def bounds(topology: Topology, chunks: int) -> Tensor:
 
 
 @one_at_a_time
+def runs(topology: Topology) -> tuple[Run, ...]:
+    """Row groups that keep anything in runs of about `RUN` grains; whoever has more is a run of its own."""
+    own = _of(topology)
+    if own.runs is None:
+        pointers = topology.indices.row_pointers.numpy().astype(np.int64)
+        chunks = max(1, min(topology.grains // RUN, topology.groups))
+        cuts = even(topology.indices.row_pointers, chunks).tolist()
+        own.runs = tuple(_run(pointers, *pair) for pair in pairwise(cuts) if pointers[pair[0]] < pointers[pair[1]])
+    return own.runs
+
+
+def _run(pointers: NDArray[np.int64], first: int, last: int) -> Run:
+    counts = np.diff(pointers[first : last + 1])
+    here = np.flatnonzero(counts)
+    starts = pointers[first:last][here] - pointers[first]
+    # A slice, of which numpy copies nothing, wherever it says the same.
+    filled = slice(first, last) if len(here) == last - first else here + first
+    return Run(int(pointers[first]), int(pointers[last]), filled, counts[here], starts)
+
+
+@one_at_a_time
 def widths(topology: Topology) -> set[int]:
     """The tile widths made so far."""
     return set(_of(topology).tilings)
@@ -135,7 +180,8 @@ def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
     own = _of(topology)
     turned = derived_bytes(own.by_columns[0]) if own.by_columns else 0
-    return turned + sum(each.bytes for each in own.tilings.values()) + sum(cut.nbytes for cut in own.bounds.values())
+    cuts = sum(cut.nbytes for cut in own.bounds.values()) + sum(run.bytes for run in own.runs or ())
+    return turned + sum(each.bytes for each in own.tilings.values()) + cuts
 
 
 def _of(topology: Topology) -> _Derived:

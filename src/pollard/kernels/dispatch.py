@@ -19,7 +19,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels import precisions, reference
 from pollard.kernels.checks import check_matrix, check_pair, check_vector, extent, freed
 from pollard.kernels.derived import calls
-from pollard.kernels.fallback import warn
+from pollard.kernels.fallback import warn, warn_without_kernels
 from pollard.kernels.operand import Operand
 from pollard.kernels.prepared import Call, prepared
 from pollard.kernels.product import Product
@@ -99,6 +99,8 @@ def _way(kind: Kind, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]
     _check(kind, topology, tensors)
     needed = tuple(extent(each) for each in tensors)
     target, first = current(), tensors[0]
+    if target is None:
+        warn_without_kernels()
     if target is None or first.dtype is not torch.float32 or 0 in (len(first), topology.grains):
         return _Way(_without_kernel(kind, topology, relu, target, first.dtype), needed)
     try:

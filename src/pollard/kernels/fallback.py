@@ -8,6 +8,7 @@ from typing import TypeVar
 from pollard.errors import KernelError, KernelFallback
 from pollard.kernels.once import warn_once
 from pollard.kernels.target import Target, current
+from pollard.settings import Settings
 
 Made = TypeVar("Made")
 
@@ -22,6 +23,15 @@ def attempt(fast: Callable[[Target], Made]) -> Made | None:
     except KernelError as refused:
         warn(str(refused))
         return None
+
+
+def warn_without_kernels() -> None:
+    """Warn, once, that this CPU has no kernels; who asked for plain torch by POLLARD_TARGET knows."""
+    if Settings.asked_target() == "auto":
+        warn(
+            "No kernel is generated for this CPU: it has neither AVX2 with FMA nor NEON. A sparse layer then takes an operation "
+            "for each kept weight and sample, which may be 100 times slower than the dense layer."
+        )
 
 
 def warn(message: str) -> None:

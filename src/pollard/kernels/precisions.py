@@ -1,6 +1,7 @@
-"""Products in other precisions than float32: bfloat16 and float16 through float32, float64 by torch's own sparse products.
+"""Products in other precisions than float32: bfloat16 and float16 through float32, float64 by torch's own products.
 
 No dense weight and no number for each weight and sample ever exists. `reference` stays the specification of all of them.
+One sample has a way of its own, in `lone`, since torch's wakes all threads for it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.kernels import reference
+from pollard.kernels import lone, reference
 from pollard.kernels.once import one_at_a_time
 
 HALVES = (torch.bfloat16, torch.float16)
+# Torch's products at the places of a pattern cost some 35 ns each for short sums, whole blocks of the dense product less for
+# what is not very sparse. Only few blocks: each wakes all threads, for milliseconds where others use the machine too.
+DENSE, SHORT, BLOCKS = 0.05, 64, 2
+FEW = 2  # samples whose gradients are added one by one
+BLOCK = 1 << 20  # numbers in a block: 8 MB
 
 
 def rounded(product: Callable[..., Tensor], *operands: Any, **options: Any) -> Tensor:
@@ -31,9 +38,7 @@ def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None =
     """``x @ W.T + bias`` for float64 x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
     if 0 in (*x.shape, topology.grains):
         return reference.forward(x, values, topology, bias, relu=relu)
-    y, rows = _room(x, topology.shape[0]), topology.pattern.rows
-    for row, matrix in _by_rows(values, topology):
-        torch.mm(matrix, x.t(), out=y.t()) if rows == 1 else y.t()[row::rows].copy_(matrix @ x.t())
+    y = lone.forward(x, values, topology) if len(x) == 1 else _forward(x, values, topology)
     if bias is not None:
         y += bias
     return y.relu_() if relu else y
@@ -43,6 +48,8 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
     """``grad @ W`` for float64 grad `(batch, out)`: `(batch, in)`, features-first in memory."""
     if 0 in (*grad.shape, topology.grains):
         return reference.input_grad(grad, values, topology)
+    if len(grad) == 1:
+        return lone.input_grad(grad, values, topology)
     turned, rows = topology.transpose(), topology.pattern.rows
     shape = topology.shape[1], topology.groups
     dx = _room(grad, topology.shape[1]).zero_()
@@ -57,12 +64,40 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     """``(grad.T @ x)`` of float64 at the kept weights: one number a value."""
     if 0 in (*grad.shape, *x.shape, topology.grains):
         return reference.value_grad(grad, x, topology)
+    if len(x) <= FEW:
+        return lone.value_grad(grad, x, topology)
+    out, width = topology.shape
+    if topology.density >= DENSE and len(x) <= SHORT and out * width <= BLOCKS * BLOCK:
+        return _by_blocks(grad, x, topology)
     rows = topology.pattern.rows
     dw = grad.new_zeros(topology.nnz)
     for row, pattern in _by_rows(dw, topology):
         sampled = torch.sparse.sampled_addmm(pattern, grad[:, row::rows].t(), x, beta=0.0)
         dw[row::rows] = sampled.values()
     return dw
+
+
+def _forward(x: Tensor, values: Tensor, topology: Topology) -> Tensor:
+    y, rows = _room(x, topology.shape[0]), topology.pattern.rows
+    for row, matrix in _by_rows(values, topology):
+        torch.mm(matrix, x.t(), out=y.t()) if rows == 1 else y.t()[row::rows].copy_(matrix @ x.t())
+    return y
+
+
+def _by_blocks(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
+    """`value_grad` out of the dense product, some rows of it at a time."""
+    rows, width = topology.pattern.rows, topology.shape[1]
+    pointers, columns = topology.indices.row_pointers.numpy(), topology.indices.columns.numpy()
+    step = max(1, BLOCK // (rows * width))
+    dw = np.empty((topology.grains, rows))
+    for first in range(0, topology.groups, step):
+        own = pointers[first : first + step + 1]
+        grains = slice(own[0], own[-1])
+        block = (grad.detach()[:, first * rows : (first + step) * rows].t() @ x.detach()).numpy().reshape(-1)
+        places = np.repeat(np.arange(len(own) - 1) * (rows * width), np.diff(own)) + columns[grains]
+        for row in range(rows):
+            dw[grains, row] = block[row * width :].take(places)
+    return torch.from_numpy(dw.reshape(-1))
 
 
 def _room(like: Tensor, features: int) -> Tensor:
