@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pollard.reading import DEEPEST, is_shallow, parse_json
 VERSION = 2  # version 1 had no digest
 _KEY = "pollard"  # the one entry of the header: of several, safetensors writes now one first, now another
 _DIGEST = '{"digest": "'
+_BLANK = "0" * 32
+LARGE = 1 << 22  # bytes: of less, a wait for the disk costs more than the digest
 _ADVICE = {
     errno.ENOSPC: "Free some space, or write to another disk.",
     errno.EDQUOT: "Free some of your quota, or write to another disk.",
@@ -85,17 +88,34 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
             "metadata nested too deeply", f"dicts and lists at most {DEEPEST - 2} deep", "Keep it flatter."
         )
     stored = _apart(tensors)
-    header = {_KEY: f'{_DIGEST}{digest_of(stored, text)}", {text[1:]}'}
 
     def write(beside: Path) -> None:
         try:
-            safetensors.torch.save_file(stored, beside, header)
+            # The digest is made while the disk writes, which waits for it and not for us, and takes its place in the header.
+            with ThreadPoolExecutor(1) as beside_the_disk:
+                digest = beside_the_disk.submit(digest_of, stored, text)
+                safetensors.torch.save_file(stored, beside, {_KEY: f'{_DIGEST}{_BLANK}", {text[1:]}'})
+                if sum(each.nbytes for each in stored.values()) > LARGE:
+                    _sync(beside)
+                _fill_in(beside, digest.result())
         except safetensors.SafetensorError as error:
             raise _io_error(error) from error
         except (KeyError, ValueError) as error:
             raise InvalidInput(f"a tensor with {error}", "a dtype of safetensors", "Convert it first.") from error
 
     write_atomic(path, write)
+
+
+def _fill_in(path: Path, digest: str) -> None:
+    """Puts `digest` where the header of the file at `path` has none yet."""
+    blank = json.dumps({_KEY: f"{_DIGEST}{_BLANK}"}, separators=(",", ":"))[
+        1:-2
+    ].encode()  # with no quotes of others in it
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        place = 8 + file.read(length).index(blank) + len(blank) - len(_BLANK)
+        file.seek(place)
+        file.write(digest.encode())
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,6 +13,7 @@ from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
+from pollard.nn.carried import carry, carry_marks, refuse_hooked, refuse_in_the_way
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.orphans import orphan
@@ -46,13 +47,15 @@ def sparsify_(
     (`MaskedLinear`), the slow twin to compare with.
 
     Kept weights stay as they are, unless the plan brings new values for them (`Plan.updated`). Biases, training flags,
-    `requires_grad`, dtype and device are carried over. All checks come before the first replacement, so a call that raises a
+    `requires_grad`, dtype and device are carried over, and so are attributes, buffers and modules that were added to a layer
+    and attributes of its parameters. All checks come before the first replacement, so a call that raises a
     Pollard error has changed nothing; each dense weight is let go before the next layer is made. A layer that modules also hold in lists, tuples, dicts or attributes is replaced there too. The parameters
     are new objects: make the optimizer afterwards. What is sparse then is told to the logger `pollard`, and is
     `Coverage.of(model)`.
     What `torch.nn.utils.prune` masks in these layers is made permanent.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
-    parameters, hooks on a layer or a `forward` of its own (they would be lost), a weight that is lazy, parametrized or made by
+    parameters, hooks on a layer or its parameters or a `forward` of its own (they would be lost), an added attribute whose
+    name a sparse layer uses, a weight that is lazy, parametrized or made by
     a hook, a layer that a function holds on to, a layer off the CPU, or a model that is itself a linear layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -177,6 +180,8 @@ def replaceable(model: nn.Module, names: Iterable[str]) -> list[Reference]:
     layers = {model.get_submodule(name): name for name in names}
     _refuse_hooks(layers)
     _refuse_patched(layers)
+    refuse_hooked(layers)
+    refuse_in_the_way(layers)
     found = references(model, layers)
     refuse_fixed(found, layers)
     return found
@@ -217,10 +222,15 @@ def _refuse_devices(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference]) -> None:
-    """Puts `new` wherever `old` is used, with its flags; of the places `found`, those of `old` are done with."""
+    """Puts `new` wherever `old` is used, with its flags and what users hung on it.
+
+    Of the places `found`, those of `old` are done with.
+    """
     new.train(old.training)
     for was, now in zip(_parameters(old), _parameters(new), strict=True):
         now.requires_grad_(was.requires_grad)
+        carry_marks(was, now)
+    carry(old, new)
     orphan(_parameters(old))
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         model.set_submodule(name, new)

@@ -1,0 +1,85 @@
+"""What users hang on a layer and its parameters, taken along when another layer takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import nn
+
+from pollard.errors import InvalidInput
+from pollard.formats.topology import Topology
+from pollard.nn.linear import SparseLinear
+from pollard.nn.masked import MaskedLinear
+from pollard.selection import listed
+
+_SPARSE = (SparseLinear, MaskedLinear)
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def refuse_in_the_way(layers: Mapping[nn.Module, str]) -> None:
+    """Raises InvalidInput for an attribute of a dense layer that means something else to a sparse one."""
+    for module, name in layers.items():
+        taken = [key for key in _extra(module) if type(module) is nn.Linear and _means_something(key)]
+        if taken:
+            raise InvalidInput(
+                f"layer {name!r} with {listed(taken)} of your own",
+                "attributes that a sparse layer does not use itself: they are carried over",
+                "Give them other names, or delete them first.",
+            )
+
+
+def refuse_hooked(layers: Mapping[nn.Module, str]) -> None:
+    """Raises InvalidInput for a dense layer whose parameters have hooks: a gradient of another shape would come to them."""
+    for module, name in layers.items():
+        for key, parameter in module.named_parameters(recurse=False) if type(module) is nn.Linear else ():
+            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):  # noqa: SLF001
+                raise InvalidInput(
+                    f"hooks on the {key} of layer {name!r}",
+                    "parameters without: they would be lost",
+                    "Remove the hooks, and register them on the new parameters afterwards.",
+                )
+
+
+def carry(old: nn.Module, new: nn.Module) -> None:
+    """Gives `new` each attribute, parameter, buffer and module of `old` that its class does not have by itself."""
+    for key in _extra(old):
+        if key in old._buffers:  # noqa: SLF001
+            new.register_buffer(key, old._buffers[key], persistent=key not in old._non_persistent_buffers_set)  # noqa: SLF001
+        elif key in old._parameters:  # noqa: SLF001
+            new.register_parameter(key, old._parameters[key])  # noqa: SLF001
+        elif key in old._modules:  # noqa: SLF001
+            new.add_module(key, old._modules[key])  # noqa: SLF001
+        else:
+            vars(new)[key] = vars(old)[key]
+
+
+def carry_marks(old: nn.Parameter, new: nn.Parameter) -> None:
+    """Gives the parameter `new` what was written on `old`, as `weight.no_decay = True`."""
+    for key, value in vars(old).items():
+        setattr(new, key, value)
+
+
+def _extra(module: nn.Module) -> list[str]:
+    registered = [key for kind in _REGISTERED for key in vars(module)[kind]]
+    own = _owned().get(type(module), frozenset())
+    return [key for key in (*registered, *vars(module)) if key not in own]
+
+
+@cache
+def _owned() -> dict[type[nn.Module], frozenset[str]]:
+    """The names that a layer has from the start, by its kind."""
+    # On no device first: no random numbers are drawn.
+    dense = nn.Linear(1, 1, device="meta")
+    dense.weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.float32, device="cpu"))
+    dense.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))
+    fresh = [dense, *(kind.from_dense(dense, Topology.full((1, 1))) for kind in _SPARSE)]
+    return {
+        type(each): frozenset([*vars(each), *(key for held in _REGISTERED for key in vars(each)[held])])
+        for each in fresh
+    }
+
+
+def _means_something(key: str) -> bool:
+    return any(hasattr(kind, key) or key in _owned()[kind] for kind in _SPARSE)
