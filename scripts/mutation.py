@@ -1,6 +1,7 @@
 """Mutation testing: one small wrong change to a module at a time, and whether its tests notice.
 
-A mutant that no test fails is a survivor: read it, and either see that it computes the same, or write the test that it lacks.
+A mutant that no test fails is a survivor: read it, and either write the test that it lacks, or see that it computes the same and
+say why in equivalent_mutants.toml.
 Modules, and the tests that belong to each, are in TESTS. Each mutant runs in a fork of a process that has torch loaded, on a
 copy of the tree. Results are kept, one a line: a run that was stopped goes on, and only mutants of changed lines run again.
 
@@ -11,10 +12,7 @@ copy of the tree. Results are kept, one a line: a run that was stopped goes on, 
 from __future__ import annotations
 
 import argparse
-import ast
 import compileall
-import contextlib
-import hashlib
 import json
 import os
 import random
@@ -24,13 +22,17 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 import traceback
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mutants import Mutant, mutants
+
 ROOT = Path(__file__).parents[1]
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 COPIED = ("src", "tests", "conftest.py", "pyproject.toml")
 PRELOADED = ("numpy", "pytest", "safetensors.torch", "scipy.sparse", "torch", "llvmlite.binding", "rich")
 METHODS = "src/pollard/training/methods"
@@ -54,188 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "src/pollard/kernels/dispatch.py": ("tests/kernels/test_tuning.py", "tests/ops", "tests/kernels/test_parity.py"),
 }
 
-COMPARISONS = {
-    ast.Lt: ("<=", ">="),
-    ast.LtE: ("<", ">"),
-    ast.Gt: (">=", "<="),
-    ast.GtE: (">", "<"),
-    ast.Eq: ("!=",),
-    ast.NotEq: ("==",),
-    ast.Is: ("is not",),
-    ast.IsNot: ("is",),
-    ast.In: ("not in",),
-    ast.NotIn: ("in",),
-}
-OPERATORS = {
-    ast.Add: "-",
-    ast.Sub: "+",
-    ast.Mult: "/",
-    ast.Div: "*",
-    ast.FloorDiv: "*",
-    ast.Mod: "//",
-    ast.Pow: "*",
-    ast.BitOr: "&",
-    ast.BitAnd: "|",
-    ast.RShift: "<<",
-    ast.LShift: ">>",
-}
-NAMES = {
-    "min": "max",
-    "max": "min",
-    "sum": "mean",
-    "mean": "sum",
-    "any": "all",
-    "all": "any",
-    "floor": "ceil",
-    "ceil": "floor",
-    "round": "int",
-    "ones": "zeros",
-    "zeros": "ones",
-    "argmax": "argmin",
-    "cumsum": "cumprod",
-}
 MEMORY = 16 << 30  # of addresses: a mutant may ask for any size
-FUNCTIONS_ONLY = {"round", "min", "max", "any", "all"}
-SYMMETRIC = {"min", "max", "cat", "empty", "zeros", "ones", "full"}  # or of arguments that no exchange makes sense of
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """`module` with `old` at `line` replaced by `new`, as `source`."""
-
-    module: str
-    line: int
-    old: str
-    new: str
-    source: str
-
-    @property
-    def key(self) -> str:
-        """The same for the same change to the same text."""
-        return hashlib.sha256(f"{self.module}\n{self.source}".encode()).hexdigest()[:16]
-
-
-def mutants(module: str, source: str) -> list[Mutant]:
-    r"""All mutants of `source`, in order of lines.
-
-    >>> [each.new for each in mutants("m.py", "def f(x):\n    return x + 1 if x < 2 else 3\n")]
-    ['(x + 1)', '3', '3 if (x < 2) else (x + 1)', 'x <= 2', 'x >= 2', '3', '1', 'x - 1', '2', '0', '4', '2']
-    """
-    text, starts = source.encode(), [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    found, tree = {}, ast.parse(source)
-    same = ast.dump(tree)
-    for node in _worth_changing(tree):
-        for part, new in _changes(node):
-            first, last = starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset
-            changed = (text[:first] + new.encode() + text[last:]).decode()
-            with contextlib.suppress(SyntaxError):
-                if ast.dump(ast.parse(changed)) != same:
-                    found[changed] = Mutant(module, part.lineno, text[first:last].decode(), new, changed)
-    return sorted(found.values(), key=lambda each: each.line)
-
-
-def _worth_changing(tree: ast.AST) -> Iterator[ast.AST]:
-    """What computes something: not types, texts, errors, assertions, imports."""
-    for field, value in ast.iter_fields(tree):
-        if field in {"annotation", "returns", "decorator_list", "type_params"}:
-            continue
-        for node in value if isinstance(value, list) else [value]:
-            if isinstance(node, ast.AST) and not _is_idle(node):
-                yield node
-                yield from _worth_changing(node)
-
-
-def _is_idle(node: ast.AST) -> bool:
-    match node:
-        case ast.Assert() | ast.Raise() | ast.Import() | ast.ImportFrom() | ast.JoinedStr():
-            return True
-        case ast.Expr(value=ast.Constant()) | ast.Subscript(value=ast.Name(id="Literal" | "Callable")):
-            return True
-        case ast.Call(func=ast.Name(id=name)):
-            return name.endswith(("Input", "Error"))
-        case ast.keyword(arg="layer" | "cite"):
-            return True  # of words in errors and lists
-    return False
-
-
-def _changes(node: ast.AST) -> Iterator[tuple[Any, str]]:
-    """Parts of `node`, and texts to put in their places."""
-    match node:
-        case ast.If(test=test):
-            yield from ((test, "True"), (test, "False"))
-        case ast.comprehension(ifs=tests):
-            yield from ((test, "True") for test in tests)
-        case ast.Assign(targets=[ast.Subscript() | ast.Attribute()]) | ast.AugAssign() | ast.Expr():
-            yield node, "pass"
-        case ast.Slice(lower=lower, upper=upper):
-            yield from ((node, new) for new in _other_slices(lower, upper))
-        case ast.expr():
-            yield from ((node, new) for new in _other_expressions(node))
-
-
-def _other_expressions(node: ast.expr) -> Iterator[str]:
-    match node:
-        case ast.Compare(left=left, ops=[operator], comparators=[right]):
-            yield from (f"{_text(left)} {other} {_text(right)}" for other in COMPARISONS[type(operator)])
-        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in OPERATORS:
-            yield f"{_text(left)} {OPERATORS[type(operator)]} {_text(right)}"
-        case ast.BoolOp(values=values, op=operator):
-            yield (" and " if isinstance(operator, ast.Or) else " or ").join(map(_text, values))
-            yield from map(_text, values)
-        case ast.UnaryOp(operand=operand):
-            yield _text(operand)
-        case ast.Constant(value=value):
-            yield from _other_constants(value)
-        case ast.Call():
-            yield from _other_calls(node)
-        case ast.IfExp(test=test, body=body, orelse=orelse):
-            yield from (_text(body), _text(orelse), f"{_text(orelse)} if {_text(test)} else {_text(body)}")
-
-
-def _text(node: ast.expr) -> str:
-    text = ast.unparse(node)
-    return f"({text})" if isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare | ast.IfExp | ast.Lambda) else text
-
-
-def _other_constants(value: object) -> Iterator[str]:
-    if isinstance(value, bool):
-        yield str(not value)
-    elif isinstance(value, int):
-        yield from (str(value + 1), str(value - 1) if value > 0 else "")
-    elif isinstance(value, float):
-        yield from (repr(value * 10), repr(value / 10)) if value else ("1.0",)
-    elif isinstance(value, str):
-        yield repr(value + "x")
-
-
-def _other_calls(node: ast.Call) -> Iterator[str]:
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    before = f"{_text(node.func.value)}." if isinstance(node.func, ast.Attribute) else ""
-    arguments = [*map(_text, node.args), *(ast.unparse(each) for each in node.keywords)]
-    if name in NAMES and not (name == "sum" and not before) and not (name in FUNCTIONS_ONLY and before == "torch."):
-        yield f"{before}{NAMES[name]}({', '.join(arguments)})"
-    if name == "sum" and before and len(arguments) == 1:
-        yield f"{before}select({arguments[0]}, 0)"
-    if name in {"abs", "abs_", "neg", "clone", "contiguous", "sort", "sqrt", "square"} and before and not arguments:
-        yield before[:-1]
-    if (
-        len(node.args) > 1
-        and name not in SYMMETRIC
-        and not any(isinstance(each, ast.Starred) for each in node.args[:2])
-    ):
-        arguments[:2] = arguments[1::-1]
-        yield f"{_text(node.func)}({', '.join(arguments)})"
-    for left_out in (each for each in node.keywords if each.arg not in {"layer", "cite"}):
-        others = [*map(_text, node.args), *(ast.unparse(each) for each in node.keywords if each is not left_out)]
-        yield f"{_text(node.func)}({', '.join(others)})"
-
-
-def _other_slices(lower: ast.expr | None, upper: ast.expr | None) -> Iterator[str]:
-    low, high = ("" if each is None else _text(each) for each in (lower, upper))
-    yield f"{low} + 1:{high}" if low else f"1:{high}"
-    yield f"{low}:{high} - 1" if high else f"{low}:-1"
 
 
 def answering(module: str) -> list[list[str]]:
@@ -327,7 +148,7 @@ def sampled(module: str, count: int, seed: int) -> list[Mutant]:
     return all_of_it[: count or None]
 
 
-def known(results: Path) -> dict[str, dict[str, object]]:
+def known(results: Path) -> dict[str, dict[str, Any]]:
     """What has been found out, by key."""
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     return {entry["key"]: entry for entry in map(json.loads, lines)}
@@ -359,23 +180,35 @@ def run(names: list[str], results: Path, *, sample: int, seed: int, minutes: flo
                 print(f"  {verdict:9s}{took:5.0f} s  line {mutant.line}: {mutant.old!r} -> {mutant.new!r}", flush=True)
 
 
+def equivalents() -> dict[tuple[str, str, str, str], str]:
+    """Why mutants that survive are no mistakes, by module, the text of the line, and what was replaced by what."""
+    entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
+    return {(entry["module"], entry["line"], entry["old"], entry["new"]): entry["reason"] for entry in entries}
+
+
 def report(names: list[str], results: Path) -> None:
-    """Print a table of `names`, and each survivor that the code as it is still has."""
-    done = known(results)
-    print("| module | mutants | tried | killed | timeout | survived |\n|---|---|---|---|---|---|")
-    survivors = []
+    """Print a table of `names`, and each survivor that the code as it is still has, those that are no mistakes apart."""
+    done, reasons = known(results), equivalents()
+    print(
+        "| module | mutants | tried | killed | timeout | survived | of these equivalent |\n|---|---|---|---|---|---|---|"
+    )
+    survivors, equal = [], []
     for module in names:
-        every = sampled(module, 0, 0)
+        every, lines = sampled(module, 0, 0), (ROOT / module).read_text(encoding="utf-8").splitlines()
         entries = [done[each.key] for each in every if each.key in done]
-        found = [[entry for entry in entries if entry["verdict"] == each] for each in ("killed", "timeout", "survived")]
-        survivors += sorted(found[2], key=lambda entry: str(entry["line"]).zfill(5))
+        counts = [sum(entry["verdict"] == each for entry in entries) for each in ("killed", "timeout", "survived")]
+        alike = 0
+        for entry in sorted(entries, key=lambda entry: entry["line"]):
+            if entry["verdict"] == "survived":
+                line = lines[entry["line"] - 1].strip()
+                reason = reasons.get((module, line, entry["old"], entry["new"]))
+                alike += reason is not None
+                told = f"{module}:{entry['line']}: {entry['old']!r} -> {entry['new']!r}"
+                (survivors if reason is None else equal).append(told if reason is None else f"{told}: {reason}")
         print(
-            f"| {module.removeprefix('src/pollard/')} | {len(every)} | {len(entries)} | "
-            + " | ".join(str(len(each)) for each in found)
-            + " |"
+            f"| {module.removeprefix('src/pollard/')} | {len(every)} | {len(entries)} | {' | '.join(map(str, counts))} | {alike} |"
         )
-    for entry in survivors:
-        print(f"{entry['module']}:{entry['line']}: {entry['old']!r} -> {entry['new']!r}")
+    print("\nSurvivors:", *survivors, "\nEquivalent:", *equal, sep="\n")
 
 
 def main() -> None:

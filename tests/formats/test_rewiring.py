@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput, TopologyError
+from pollard.formats.rewiring import checked_flags
 from pollard.formats.topology import Topology
 from strategies import changes, topologies
 
@@ -54,6 +55,15 @@ def test_what_stays_is_flagged_and_what_comes_are_integers_on_the_cpu():
             here.rewired(stays, none)
     with pytest.raises(InvalidInput, match="grown on meta"):
         here.rewired(torch.zeros(6, dtype=torch.bool), none.to("meta"))
+
+
+def test_flags_come_side_by_side_however_they_lay():
+    # Kernels read them by address.
+    wide = torch.tensor([True, False, False, True, True, True])
+    for stays in (wide[::2], wide.view(2, 3).t().reshape(-1)[:3], wide[:1].expand(3)):
+        flags = checked_flags(stays, 3)
+        assert flags.flags.c_contiguous
+        assert flags.tolist() == stays.tolist()
 
 
 def test_positions_of_some_grains_are_a_part_of_all():

@@ -43,6 +43,24 @@ def decided(key="a problem", candidates=PAIR):
     return tuning.decide(key, 1, candidates, lambda choice: lambda: time.sleep(0.001 * choice.vectors))
 
 
+def test_who_was_interrupted_once_is_measured_again_and_who_is_far_behind_is_not(monkeypatch):
+    best, near, far = Choice(1, 0), Choice(2, 0), Choice(3, 0)
+    # Warmed up, and then round by round: a second candidate is 1.2 times slower at first, and the fastest afterwards.
+    seconds = {best: [9.0] + [1.0] * 10, near: [9.0, 1.2] + [0.9] * 9, far: [9.0, 1.4]}
+    now, ran = [0.0], []
+
+    def work(choice):
+        def run():
+            ran.append(choice)
+            now[0] += seconds[choice].pop(0)
+
+        return run
+
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now[0])
+    assert tuning.decide("a problem", 1, [best, near, far], work).choice == near
+    assert [ran.count(each) for each in (best, near, far)] == [1 + tuning.ROUNDS, 1 + tuning.ROUNDS, 2]
+
+
 def test_the_fastest_candidate_is_taken_and_remembered():
     slow, fast = Choice(1, 0), Choice(2, 0)
     delays = {slow: 0.01, fast: 0.0}
