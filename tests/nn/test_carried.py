@@ -87,3 +87,21 @@ def test_no_random_number_is_drawn(storage):
     model, before = network(), torch.get_rng_state()
     densify_(sparsify_(model, PLAN, storage=storage))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_layer_that_was_compiled_by_itself_is_refused_until_that_is_undone():
+    model = network()
+    model[0].compile(backend="eager")
+    with pytest.raises(InvalidInput, match="layer '0', compiled by itself.*_compiled_call_impl = None"):
+        sparsify_(model, PLAN)
+    model[0]._compiled_call_impl = None
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(sparsify_(model, PLAN)(x), densify_(model)(x))
+
+
+def test_what_holds_on_to_the_layer_is_refused():
+    model = network()
+    model[0].first = model[0].extra_repr
+    with pytest.raises(InvalidInput, match="a method of its own as 'first'"):
+        sparsify_(model, PLAN)
+    assert type(model[0]) is nn.Linear

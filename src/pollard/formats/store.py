@@ -108,9 +108,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
 
 def _fill_in(path: Path, digest: str) -> None:
     """Puts `digest` where the header of the file at `path` has none yet."""
-    blank = json.dumps({_KEY: f"{_DIGEST}{_BLANK}"}, separators=(",", ":"))[
-        1:-2
-    ].encode()  # with no quotes of others in it
+    blank = json.dumps(_DIGEST + _BLANK)[1:-1].encode()  # metadata come first, as a text within the header's
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         place = 8 + file.read(length).index(blank) + len(blank) - len(_BLANK)

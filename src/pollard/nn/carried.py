@@ -30,6 +30,24 @@ def refuse_in_the_way(layers: Mapping[nn.Module, str]) -> None:
             )
 
 
+def refuse_bound(layers: Mapping[nn.Module, str]) -> None:
+    """Raises InvalidInput for what was made of the layer itself and would go on computing with its weight."""
+    for module, name in layers.items():
+        if vars(module).get("_compiled_call_impl") is not None:
+            raise InvalidInput(
+                f"layer {name!r}, compiled by itself",
+                "a layer as it was before layer.compile(): what was compiled computes with its weight",
+                "Set layer._compiled_call_impl = None, and compile the layer in its place afterwards.",
+            )
+        bound = [key for key, value in vars(module).items() if getattr(value, "__self__", None) is module]
+        if bound:
+            raise InvalidInput(
+                f"layer {name!r} with a method of its own as {listed(bound)}",
+                "attributes that do not hold on to the layer",
+                "Delete them, and set them on the layer in its place afterwards.",
+            )
+
+
 def refuse_hooked(layers: Mapping[nn.Module, str]) -> None:
     """Raises InvalidInput for a dense layer whose parameters have hooks: a gradient of another shape would come to them."""
     for module, name in layers.items():
@@ -64,7 +82,7 @@ def carry_marks(old: nn.Parameter, new: nn.Parameter) -> None:
 def _extra(module: nn.Module) -> list[str]:
     registered = [key for kind in _REGISTERED for key in vars(module)[kind]]
     own = _owned().get(type(module), frozenset())
-    return [key for key in (*registered, *vars(module)) if key not in own]
+    return [key for key in (*registered, *vars(module)) if key not in own and key != "_compiled_call_impl"]
 
 
 @cache

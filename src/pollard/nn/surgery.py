@@ -13,7 +13,7 @@ from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
-from pollard.nn.carried import carry, carry_marks, refuse_hooked, refuse_in_the_way
+from pollard.nn.carried import carry, carry_marks, refuse_bound, refuse_hooked, refuse_in_the_way
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.orphans import orphan
@@ -54,8 +54,8 @@ def sparsify_(
     `Coverage.of(model)`.
     What `torch.nn.utils.prune` masks in these layers is made permanent.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
-    parameters, hooks on a layer or its parameters or a `forward` of its own (they would be lost), an added attribute whose
-    name a sparse layer uses, a weight that is lazy, parametrized or made by
+    parameters, hooks on a layer or its parameters, a `forward` or a compiled form of its own (they would be lost), an added
+    attribute whose name a sparse layer uses, a weight that is lazy, parametrized or made by
     a hook, a layer that a function holds on to, a layer off the CPU, or a model that is itself a linear layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -181,6 +181,7 @@ def replaceable(model: nn.Module, names: Iterable[str]) -> list[Reference]:
     _refuse_hooks(layers)
     _refuse_patched(layers)
     refuse_hooked(layers)
+    refuse_bound(layers)
     refuse_in_the_way(layers)
     found = references(model, layers)
     refuse_fixed(found, layers)
