@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,12 +47,12 @@ def by_signed_magnitude(change: Change) -> Tensor:
 
 def by_magnitude_and_gradient(strength: float) -> Drop:
     """Those with the largest `|w| + strength * |dL/dw|`: a small weight that is about to grow stays."""
+    return partial(_by_magnitude_and_gradient, strength)
 
-    def rule(change: Change) -> Tensor:
-        weight = change.weight
-        magnitudes, gradient = weight.values().abs(), weight.gradient()
-        # A layer that this step did not use has none: that is one of zero.
-        scores = weight.by_grain(magnitudes if gradient is None else magnitudes + strength * gradient.abs())
-        return top_mask(scores, change.keep, layer=weight.name)
 
-    return rule
+def _by_magnitude_and_gradient(strength: float, change: Change) -> Tensor:
+    weight = change.weight
+    magnitudes, gradient = weight.values().abs(), weight.gradient()
+    # A layer that this step did not use has none: that is one of zero.
+    scores = weight.by_grain(magnitudes if gradient is None else magnitudes + strength * gradient.abs())
+    return top_mask(scores, change.keep, layer=weight.name)

@@ -6,6 +6,7 @@ A grain that an update has just dropped may come back: then it has not moved, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -78,6 +79,8 @@ def from_zero(count: int, generator: torch.Generator) -> float:
 
 def from_normal(deviation: float) -> Start:
     """Grown weights start from N(0, deviation^2)."""
-    return lambda count, generator: torch.randn(count, generator=generator, dtype=torch.float32, device="cpu").mul_(
-        deviation
-    )
+    return partial(_normal, deviation)
+
+
+def _normal(deviation: float, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(count, generator=generator, dtype=torch.float32, device="cpu").mul_(deviation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pollard.training.methods import drop, grow
 from pollard.training.methods.method import Method, method, update_steps
 from pollard.training.schedules import Schedule, piecewise
@@ -43,11 +45,23 @@ def mest(
         "grow": grow.at_random,
     }
     if not soft:
-        return Method(name="mest", fraction=lambda step: extra(step) / density, **common)  # type: ignore[arg-type]  # a dict of unlike values
+        return Method(name="mest", fraction=partial(_share, extra, density), **common)  # type: ignore[arg-type]  # a dict of unlike values
     return Method(
         name="mest",
         # What is held includes the margin: the update drops it, and grows as much again.
-        fraction=lambda step: extra(step) / (density + extra(step)),
-        density=lambda step: density + extra(step),
+        fraction=partial(_share_of_all, extra, density),
+        density=partial(_held, extra, density),
         **common,  # type: ignore[arg-type]  # as above
     )
+
+
+def _share(extra: Schedule, density: float, step: int) -> float:
+    return extra(step) / density
+
+
+def _share_of_all(extra: Schedule, density: float, step: int) -> float:
+    return extra(step) / _held(extra, density, step)
+
+
+def _held(extra: Schedule, density: float, step: int) -> float:
+    return density + extra(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from pollard.pruning.masks import top_mask, top_positions
 from pollard.training.methods import drop, grow
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method, Weights, method, often
-from pollard.training.schedules import cosine, piecewise
+from pollard.training.schedules import Schedule, cosine, piecewise
 from pollard.training.weights import Weight
 
 
@@ -113,7 +114,7 @@ def top_kast(
         cite="jayakumar2020topkast",
         every=every,
         end=end,
-        fraction=lambda step: 0.0 if step >= end else exchange(step),
+        fraction=partial(_until, end, exchange),
         density=piecewise({0: kept, end: density}),
         drop=drop.by_magnitude,
         grow=grow.at_random,
@@ -122,3 +123,7 @@ def top_kast(
         penalty=penalty,
         dense_memory=dense_memory,
     )
+
+
+def _until(end: int, exchange: Schedule, step: int) -> float:
+    return 0.0 if step >= end else exchange(step)
