@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pollard import errors as errors
     from pollard import nn as nn
+    from pollard.composites.composite import Composite as Composite
+    from pollard.composites.composite import composite as composite
     from pollard.coverage import Coverage as Coverage
     from pollard.formats.matrix import SparseMatrix as SparseMatrix
     from pollard.formats.pattern import Pattern as Pattern
@@ -44,12 +46,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Averaged": "pollard.training.averaging",
+    "Composite": "pollard.composites.composite",
     "Coverage": "pollard.coverage",
     "Pattern": "pollard.formats.pattern",
     "Plan": "pollard.pruning.plan",
     "SparseMatrix": "pollard.formats.matrix",
     "Sparsifier": "pollard.training.sparsifier",
     "Topology": "pollard.formats.topology",
+    "composite": "pollard.composites.composite",
     "decay_groups": "pollard.training.optimizers",
     "densify_": "pollard.nn.surgery",
     "load_sparse": "pollard.nn.loading",
@@ -79,12 +83,14 @@ _MODULES = ("errors", "nn")
 
 __all__ = [
     "Averaged",
+    "Composite",
     "Coverage",
     "Pattern",
     "Plan",
     "SparseMatrix",
     "Sparsifier",
     "Topology",
+    "composite",
     "decay_groups",
     "densify_",
     "dsd",

@@ -163,7 +163,7 @@ def select(modules: Mapping[str, nn.Module], layers: LayerFilter) -> list[str]:
     """The names of `modules` that `layers` selects, in order.
 
     `layers` is None (all), a callable `(name, module) -> bool`, or one or more shell-style name patterns, each of which
-    must match; raises NothingMatched otherwise.
+    must match a layer or a module that it is within; raises NothingMatched otherwise.
 
     >>> select({"fc1": nn.Linear(4, 3), "fc2": nn.Linear(3, 2), "head": nn.Linear(2, 2)}, ["fc*"])
     ['fc1', 'fc2']
@@ -176,7 +176,7 @@ def select(modules: Mapping[str, nn.Module], layers: LayerFilter) -> list[str]:
         names = [name for name, module in modules.items() if layers(name, module)]
     else:
         require_matches(layers, modules)
-        names = [name for name in modules if any(fnmatchcase(name, pattern) for pattern in layers)]
+        names = [name for name in modules if any(matches(name, pattern) for pattern in layers)]
     if not names:
         raise NothingMatched(
             f"a selection of none of {len(modules)} layers: {listed(modules)}",
@@ -184,6 +184,16 @@ def select(modules: Mapping[str, nn.Module], layers: LayerFilter) -> list[str]:
             "Name the layers as model.named_modules() does, or leave layers= out to take all.",
         )
     return names
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell-style pattern matches the name of a layer, or of a module that it is within.
+
+    >>> matches("body.fc1", "*.fc?"), matches("body.fc1", "body"), matches("body.fc1", "fc1")
+    (True, True, False)
+    """
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(len(parts), 0, -1))
 
 
 def per_layer(choices: Choice | Mapping[str, Choice], names: Iterable[str], default: Choice) -> dict[str, Choice]:
@@ -200,7 +210,7 @@ def per_layer(choices: Choice | Mapping[str, Choice], names: Iterable[str], defa
     require_matches(choices, names)
     found = dict.fromkeys(names, default)
     for pattern, choice in choices.items():
-        found.update({name: choice for name in names if fnmatchcase(name, pattern)})
+        found.update({name: choice for name in names if matches(name, pattern)})
     return found
 
 
@@ -208,7 +218,7 @@ def require_matches(patterns: Iterable[str], names: Iterable[str]) -> None:
     """Raises NothingMatched for the first of `patterns` that matches none of `names`."""
     names = list(names)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise unmatched(pattern, names)
 
 
@@ -222,7 +232,8 @@ def unmatched(pattern: str, names: Iterable[str]) -> NothingMatched:
     return NothingMatched(
         f"{pattern!r}, which matches no layer",
         f"one of {listed(get_close_matches(pattern, names, n=3, cutoff=0.5) or names)}",
-        "Only linear layers count, under the names that model.named_modules() gives.",
+        "Layers go by the names that model.named_modules() gives; those within other weight layers follow a dot, as in "
+        "'conv.linear' and 'lstm.hh_l0'.",
     )
 
 

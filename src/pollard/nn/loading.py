@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pollard.composites import composed
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_any
 from pollard.nn.linear import SparseLinear, stated
 from pollard.nn.masked import MaskedLinear
-from pollard.nn.references import references
-from pollard.nn.surgery import replaceable, swap
+from pollard.nn.surgery import composing, replaceable, swap
 from pollard.reading import read_json
+from pollard.references import references
 from pollard.selection import linear_layers, listed, refuse_tied, unmatched
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,12 +46,18 @@ def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Mod
       (0): SparseLinear(in_features=3, out_features=2, density=0.3333, pattern=unstructured, bias=False)
     )
     """
-    held = _stripped(model, _tensors(state, prefix or ""), prefix)
+    held = _stripped(composed(model), _tensors(state, prefix or ""), prefix)
     names = _sparse_names(held)
     if not names:
         raise InvalidInput(
             "a state without a sparse layer", "values, row_pointers and columns", "Use load_state_dict()."
         )
+    with composing(model, names):
+        _load(model, names, held)
+    return model
+
+
+def _load(model: nn.Module, names: list[str], held: dict[str, Any]) -> None:
     made = {name: _layer(model, name, held) for name in names if not isinstance(_module(model, name), SparseLinear)}
     refuse_tied(model, made)
     found = replaceable(model, made)
@@ -70,7 +77,6 @@ def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Mod
         raise InvalidInput(f"a state that does not fit: {error}", "one entry for each of the model's", _FIT) from error
     for first, others in ties.items() if assign else ():
         _tie(model, first, others)
-    return model
 
 
 _FIT = "Load it into the model it came from, or say with prefix= what its names begin with."
@@ -98,7 +104,7 @@ def _stripped(model: nn.Module, held: Mapping[str, Any], prefix: str | None) -> 
 def _module(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        raise unmatched(name, linear_layers(model))
+        raise unmatched(name, linear_layers(composed(model)))
     found: nn.Module = modules[name]
     return found
 

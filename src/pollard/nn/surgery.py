@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from pollard.composites import Composing, composed, holders, put_together
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
@@ -17,7 +19,7 @@ from pollard.nn.carried import carry, carry_marks, refuse_bound, refuse_hooked, 
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.orphans import orphan
-from pollard.nn.references import Reference, references, refuse_fixed, replace
+from pollard.references import Reference, references, refuse_fixed, replace
 from pollard.selection import (
     LayerFilter,
     is_pruned_by_torch,
@@ -67,7 +69,15 @@ def sparsify_(
             f"storage={storage!r}", "one of " + ", ".join(get_args(Storage)), "Leave storage= out for 'compressed'."
         )
     _refuse_root(model, nn.Linear, "SparseLinear.from_dense(linear, topology)")
-    names = select(_planned(model, plan), layers)
+    names = select(_planned(composed(model, plan), plan), layers)
+    with composing(model, names):
+        _sparsify(model, plan, names, storage)
+    if _LOG.isEnabledFor(logging.INFO):
+        _LOG.info("%s", Coverage.of(model))
+    return model
+
+
+def _sparsify(model: nn.Module, plan: Mapping[str, Topology], names: list[str], storage: Storage) -> None:
     refuse_tied(model, names)
     found = replaceable(model, names)
     for name in names:
@@ -81,9 +91,19 @@ def sparsify_(
         source = _with_values(dense, plan[name], updated[name]) if name in updated else dense
         swap(model, dense, _LAYERS[storage].from_dense(source, plan[name]), found)
         del dense, source  # it is let go before the next is made
-    if _LOG.isEnabledFor(logging.INFO):
-        _LOG.info("%s", Coverage.of(model))
-    return model
+
+
+@contextmanager
+def composing(model: nn.Module, names: Iterable[str]) -> Iterator[Composing]:
+    """Rebuilds in place what linear layers of `names` take; undone where the block fails."""
+    paths = holders(model, names)
+    _refuse_root(
+        model, tuple(map(type, filter(lambda each: each is model, paths.values()))), "another module around it"
+    )
+    replaceable(model, paths)
+    with Composing(model, paths) as made:
+        yield made
+    orphan([old for old, _ in made.heirs])
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear | MaskedLinear]:
@@ -122,6 +142,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
         sparse = model.get_submodule(name)
         assert isinstance(sparse, SparseLinear | MaskedLinear)
         swap(model, sparse, sparse.to_dense(), found)
+    put_together(model)
     return model
 
 

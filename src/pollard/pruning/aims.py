@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pollard.composites import composed
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.pruning.batches import between, count, joined, mapped, signals
@@ -122,7 +123,7 @@ def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
 
 
 def _check_shapes(model: nn.Module, plan: Plan) -> None:
-    modules = dict(model.named_modules())
+    modules = dict(composed(model, plan).named_modules())
     for name, topology in plan.items():
         weight = modules[name]._parameters.get("weight") if name in modules else None  # noqa: SLF001 - of its own, not read past it
         if not isinstance(weight, Tensor) or tuple(weight.shape) != topology.shape:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pollard.composites import composed
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
 from pollard.formats.matrix import SparseMatrix
@@ -99,7 +100,7 @@ def prune(
     check_density(density)
     rule = _member(criterion, CRITERIA, "criterion")
     _check_declared(rule)
-    chosen = _prunable(model, layers)
+    chosen = _prunable(composed(model), layers)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = Scoring(
         loss_fn,
@@ -360,7 +361,7 @@ def _with_biases(chosen: Mapping[str, nn.Linear]) -> float:
 def _mostly_dense(coverage: Coverage) -> str:
     return (
         f"{coverage}. The density {coverage.density:.4g} is of the layers that are pruned; of the whole model "
-        f"{coverage.model_density:.4g} is kept. Only nn.Linear is pruned so far; layers= says that this is meant."
+        f"{coverage.model_density:.4g} is kept; layers= says that this is meant."
     )
 
 

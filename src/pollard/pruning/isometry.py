@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pollard.composites import composed
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.pruning.plan import Plan
@@ -33,6 +34,7 @@ def restore_isometry(plan: Plan, model: nn.Module, *, iterations: int = ITERATIO
     """
     if iterations < 1:
         raise InvalidInput(f"iterations={iterations}", "at least 1", f"Leave iterations= out for {ITERATIONS}.")
+    model = composed(model, plan)
     updated: Mapping[str, Tensor] = {
         name: _repaired(SparseMatrix.from_dense(_weight(model, name), topology), iterations)
         if name not in plan.updated

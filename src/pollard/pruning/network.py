@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pollard.composites import composed
 from pollard.errors import InvalidInput, PollardError
 from pollard.pruning.batches import arguments, checked, count, is_pair, mapped, pieces, signals, tensors
 from pollard.pruning.scoring import Batches, Mode, Pair, Scoring
@@ -52,12 +54,14 @@ class Network:
         generator: torch.Generator | None = None,
         input_shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.model, self.scoring = model, scoring or Scoring()
+        names = list(names)
+        # Weights that are no linear layer's are seen as one: in a copy that shares all tensors.
+        self.model, self.scoring = composed(model, names), scoring or Scoring()
         self.generator = generator or torch.default_generator
         self.wide = any(parameter.dtype in HALVES for parameter in model.parameters())
-        self.weights = {name: self.widened(_weight(model, name).detach()) for name in names}
+        self.weights = {name: self.widened(_weight(self.model, name).detach()) for name in names}
         own = {f"{name}.weight".lstrip(".") for name in self.weights}
-        self._rest = {n: self.widened(t) for n, t in held(model).items() if t.dtype in HALVES and n not in own}
+        self._rest = {n: self.widened(t) for n, t in held(self.model).items() if t.dtype in HALVES and n not in own}
         self.unreached: set[str] = set()
         self.takes_own_loss = False
         self.names = list(self.weights)
@@ -132,9 +136,9 @@ class Network:
         # In train mode batch norm writes its statistics: into copies.
         state |= self._buffers()
         args, kwargs = arguments(inputs)
-        with _told(
-            "inputs that the model does not take", "inputs as in training: their dtype and shape, and samples enough"
-        ):
+        fit = "inputs as in training: their dtype and shape, and samples enough"
+        # Fused attention has no second derivative.
+        with _told("inputs that the model does not take", fit), sdpa_kernel(SDPBackend.MATH):
             outputs = functional_call(self.model, state, args, kwargs, tie_weights=False)
         return _loss_within(outputs) if self.takes_own_loss else outputs
 

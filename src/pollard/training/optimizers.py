@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,17 +100,23 @@ def require_stepped(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> N
             )
 
 
-def rebind(
-    optimizer: Optimizer, old: Tensor, new: Tensor, convert: Callable[[Tensor], Tensor] = lambda each: each
-) -> None:
-    """Have `optimizer`, and what it is wrapped around, step `new` for `old`; `convert` makes state of `old`'s shape fit."""
+def rebind(optimizer: Optimizer, old: Tensor, heirs: Sequence[tuple[Tensor, Callable[[Tensor], Tensor]]]) -> None:
+    """Have `optimizer`, and what it is wrapped around, step `heirs` for `old`; each has what makes state of `old`'s shape fit it."""
     for each in within(optimizer):
         for group in each.param_groups:
             # In place: LBFGS holds on to the list.
-            group["params"][:] = [new if parameter is old else parameter for parameter in group["params"]]
-        if old in each.state:
-            state = each.state.pop(old)
-            for key, entry in state.items():
-                if isinstance(entry, Tensor) and entry.dim() > 0 and entry.shape == old.shape:
-                    state[key] = convert(entry)
-            each.state[new] = state
+            group["params"][:] = [
+                new
+                for parameter in group["params"]
+                for new in ([heir for heir, _ in heirs] if parameter is old else [parameter])
+            ]
+        state = each.state.pop(old) if old in each.state else {}
+        for new, convert in heirs if state else ():
+            each.state[new] = {key: _inherited(entry, old, convert) for key, entry in state.items()}
+
+
+def _inherited(entry: Any, old: Tensor, convert: Callable[[Tensor], Tensor]) -> Any:
+    if not isinstance(entry, Tensor):
+        return entry
+    # A copy of a count of steps too: each heir takes its own.
+    return convert(entry) if entry.dim() > 0 and entry.shape == old.shape else entry.clone()

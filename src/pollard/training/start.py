@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pollard.composites import composed
 from pollard.errors import InvalidInput, LeftDense
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
-from pollard.nn.surgery import Storage, sparse_layers, sparsify_
+from pollard.nn.surgery import Storage, composing, sparse_layers, sparsify_
 from pollard.pruning.decision import PatternChoice, prune
 from pollard.pruning.plan import Plan
 from pollard.selection import LayerFilter, linear_layers, listed, select
@@ -94,7 +95,7 @@ def _chosen_sparse(
     model: nn.Module, layers: LayerFilter, density: float | None
 ) -> dict[str, SparseLinear | MaskedLinear]:
     """The sparse layers of those that `layers` selects; none where these are dense, and are to be made sparse."""
-    sparse, dense = sparse_layers(model), linear_layers(model)
+    sparse, dense = sparse_layers(model), linear_layers(composed(model))
     if not sparse:
         return {}
     if layers is not None:
@@ -127,7 +128,7 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
 
 def _refuse_wrapper(model: nn.Module) -> None:
     processes.refuse_shards(
-        {name: layer.weight for name, layer in linear_layers(model).items()},
+        {name: layer.weight for name, layer in linear_layers(composed(model)).items()},
         "a model that is made sparse before it is sharded",
         "Call pollard.sparsify_(model, plan), then fully_shard(model), and make the optimizer then; or leave fully_shard "
         "out and wrap the sparse model in DistributedDataParallel.",
@@ -142,17 +143,22 @@ def _refuse_wrapper(model: nn.Module) -> None:
 
 def _make_sparse(model: nn.Module, optimizer: Optimizer, plan: Plan, storage: Storage) -> None:
     """`sparsify_`, with `optimizer` following from the old parameters to the new."""
-    linear = linear_layers(model)
-    before = {name: linear[name] for name in select(linear, list(plan))}
-    require_stepped(optimizer, {name: layer.weight for name, layer in before.items() if layer.weight.requires_grad})
-    sparsify_(model, plan, storage=storage)
+    with composing(model, list(plan)) as taken:
+        linear = linear_layers(model)
+        before = {name: linear[name] for name in select(linear, list(plan))}
+        first = {id(part): old for old, parts in taken.heirs for part, _ in parts}
+        weights = {name: first.get(id(layer.weight), layer.weight) for name, layer in before.items()}
+        require_stepped(optimizer, {name: weight for name, weight in weights.items() if weight.requires_grad})
+        sparsify_(model, plan, storage=storage)
+    for old, parts in taken.heirs:
+        rebind(optimizer, old, parts)
     for name, layer in before.items():
         made = model.get_submodule(name)
         assert isinstance(made, SparseLinear | MaskedLinear)
         weight = made.values if isinstance(made, SparseLinear) else made.weight
-        rebind(optimizer, layer.weight, weight, _converting(plan[name], storage))
+        rebind(optimizer, layer.weight, [(weight, _converting(plan[name], storage))])
         if layer.bias is not None and made.bias is not None:
-            rebind(optimizer, layer.bias, made.bias)
+            rebind(optimizer, layer.bias, [(made.bias, lambda entry: entry)])
 
 
 def _converting(topology: Topology, storage: Storage) -> Callable[[Tensor], Tensor]:

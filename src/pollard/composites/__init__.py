@@ -1,0 +1,24 @@
+"""Modules of torch that hold matrices, rebuilt of linear layers. A module that exists here joins by being imported."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from pollard.composites.composing import Composing, composable, composed, holders, put, put_together
+from pollard.composites.composite import COMPOSITES, Composite, composite
+
+__all__ = [
+    "COMPOSITES",
+    "Composing",
+    "Composite",
+    "composable",
+    "composed",
+    "composite",
+    "holders",
+    "put",
+    "put_together",
+]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

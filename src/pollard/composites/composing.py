@@ -1,0 +1,146 @@
+"""Models in which modules that hold matrices are rebuilt of linear layers: as a copy to look at, or in place."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Self
+
+from torch import Tensor, nn
+
+from pollard.composites.composite import Composite, kind_for
+from pollard.errors import InvalidInput
+from pollard.references import references, replace
+
+Heir = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
+
+
+def composable(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of `model` that can be rebuilt, by name; one that is used in several places under its first.
+
+    What shares a parameter with another module stays as it is, and so does one whose weight is made anew at each call, by a
+    parametrization or a hook, or is lazy still.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(4, 2))
+    >>> list(composable(model))
+    ['0']
+    """
+    owners = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
+    return {name: module for name, module in model.named_modules() if _fits(module, owners)}
+
+
+def _fits(module: nn.Module, owners: Mapping[int, int]) -> bool:
+    kind = kind_for(module)
+    if kind is None or kind.refusal(module) is not None:
+        return False
+    held = dict(module.named_parameters(remove_duplicate=False))
+    own = set(kind.parts(module).values())
+    lazy = any(isinstance(each, nn.parameter.UninitializedParameter) for each in held.values())
+    return bool(own) and own <= held.keys() and not lazy and all(owners[id(each)] == 1 for each in held.values())
+
+
+def holders(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The modules of `model` that are to be rebuilt for linear layers of these `names` to be there.
+
+    >>> list(holders(nn.Sequential(nn.LSTM(3, 4), nn.GRU(4, 4)), ["0.hh_l0"]))
+    ['0']
+    """
+    names = set(names)
+    return {
+        path: module for path, module in composable(model).items() if not names.isdisjoint(_part_names(path, module))
+    }
+
+
+def composed(model: nn.Module, names: Iterable[str] | None = None) -> nn.Module:
+    """`model` with all that is composable rebuilt, or what linear layers of `names` take: a copy that shares its tensors.
+
+    Where there is nothing to rebuild it is `model` itself. Raises InvalidInput where the model cannot be copied.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    >>> apart = composed(model)
+    >>> apart[0].linear.weight.shape, apart[0].weight.data_ptr() == model[0].weight.data_ptr()
+    (torch.Size([8, 27]), True)
+    """
+    paths = composable(model) if names is None else holders(model, names)
+    if not paths:
+        return model
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    try:
+        apart = copy.deepcopy(model, shared)
+    except Exception as error:  # whatever a module of the user's holds
+        raise InvalidInput(
+            f"a model that cannot be copied, with {next(iter(paths))!r} to be taken apart: {error}",
+            "a model that copy.deepcopy takes",
+            "Leave out what is not nn.Linear with layers=, or keep what cannot be copied out of the model.",
+        ) from error
+    made = {path: _rebuilt(apart.get_submodule(path)) for path in paths}
+    if "" in made:
+        return made[""]
+    for path, new in made.items():
+        put(apart, apart.get_submodule(path), new)
+    return apart
+
+
+def _rebuilt(module: nn.Module) -> Composite:
+    kind = kind_for(module)
+    assert kind is not None
+    return kind(module)
+
+
+class Composing:
+    """Modules `paths` of `model`, rebuilt in place; undone where the block fails, so that nothing has changed then."""
+
+    def __init__(self, model: nn.Module, paths: Mapping[str, nn.Module]) -> None:
+        self.model, self.whole = model, dict(paths)
+        self.made: dict[str, Composite] = {}
+        # Parameters that are taken apart, each with the weights that come of it, and how state of its shape becomes theirs.
+        self.heirs: list[tuple[nn.Parameter, list[Heir]]] = []
+
+    def __enter__(self) -> Self:
+        self.made = {path: _rebuilt(module) for path, module in self.whole.items()}
+        self.heirs = [pair for path, module in self.whole.items() for pair in _heirs(module, self.made[path])]
+        for path, module in self.whole.items():
+            put(self.model, module, self.made[path])
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            for path, module in self.made.items():
+                put(self.model, module, self.whole[path])
+
+
+def put_together(model: nn.Module) -> None:
+    """Puts what was rebuilt back into one, in place, wherever all parts are dense."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, Composite)}
+    for module in found.values():
+        if module is not model and all(type(part) is nn.Linear for part in module.children()):
+            put(model, module, module.whole())
+
+
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts `new` wherever `model` holds `old`."""
+    found = references(model, [old])
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
+    replace(found, {old: new})
+
+
+def _heirs(whole: nn.Module, made: Composite) -> list[tuple[nn.Parameter, list[Heir]]]:
+    found: dict[str, list[Heir]] = {}
+    for part, name in made.parts(whole).items():
+        found.setdefault(name, []).append((made.get_parameter(f"{part}.weight"), partial(made.matrix, part)))
+    return [(whole.get_parameter(name), heirs) for name, heirs in found.items()]
+
+
+def _part_names(path: str, module: nn.Module) -> list[str]:
+    kind = kind_for(module)
+    return [] if kind is None else [_joined(path, part) for part in kind.parts(module)]
+
+
+def _joined(path: str, part: str) -> str:
+    return f"{path}.{part}".lstrip(".")
+
+
+__all__ = ["Composing", "composable", "composed", "holders", "put", "put_together"]

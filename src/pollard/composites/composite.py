@@ -1,0 +1,167 @@
+"""The contract: a module of torch whose weights are matrices, as a module that has a linear layer for each of them.
+
+Whatever serves an `nn.Linear` serves such a weight then: criteria, allocations, methods, storage, files.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+# Kinds of modules by the dotted name of their class: those of libraries that are not there need not be imported.
+COMPOSITES: dict[str, type[Composite]] = {}
+_PLAIN = (int, float, bool, str, tuple, list, type(None))
+Kind = TypeVar("Kind", bound="type[Composite]")
+
+
+class Composite(nn.Module, ABC):
+    """`whole` rebuilt: each of its matrices is the weight of a linear layer, `parts` says which; the rest is taken over.
+
+    Parameters that are no matrix stay the very same objects under their names. `whole()` leads back. Whoever reads one of the
+    parameters that were taken apart, as `conv.weight`, gets it made of the parts, with gradients; what a constructor was
+    given, as `kernel_size`, can be read as before.
+
+    A subclass says what its parts are and what they compute. Weights that are not stacked matrices in rows override
+    `matrix` and `tensor` too.
+    """
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self._parts = self.parts(whole)
+        # All that the constructor was given, without a number in it; in a tuple, so that it is no submodule.
+        bare = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in whole.parameters()}
+        self._frame = (copy.deepcopy(whole, bare),)
+        held = dict(whole.named_parameters())
+        for part, name in self._parts.items():
+            layer = nn.Linear(1, 1, bias=False, device="meta")
+            matrix = self.matrix(part, held[name].detach())
+            layer.out_features, layer.in_features = matrix.shape
+            layer.weight = nn.Parameter(matrix, held[name].requires_grad)
+            layer.register_parameter("bias", held.get(f"{part}.bias"))
+            self.add_module(part, layer)
+        for name, parameter in held.items():
+            if name not in self._parts.values() and not self._is_bias(name):
+                self.register_parameter(name, parameter)
+        for name, buffer in whole.named_buffers():
+            self.register_buffer(name, buffer)
+        self.train(whole.training)
+
+    @staticmethod
+    def refusal(whole: nn.Module) -> str | None:
+        """Why `whole` cannot be rebuilt, if it cannot: what it has, for a message."""
+        del whole
+        return None
+
+    @classmethod
+    @abstractmethod
+    def parts(cls, whole: nn.Module) -> dict[str, str]:
+        """The linear layers by name, each with the name of the parameter that holds its matrix; several stand in rows."""
+
+    def matrix(self, part: str, tensor: Tensor) -> Tensor:
+        """The matrix `(rows, columns)` of `part`, a view of its parameter, or of anything of that one's shape."""
+        among = self._sharing(self._parts[part])
+        return tensor.chunk(len(among))[among.index(part)].flatten(1)
+
+    def tensor(self, name: str, matrices: Mapping[str, Tensor]) -> Tensor:
+        """The parameter `name`, of the matrices of its parts."""
+        among = [matrices[part] for part in self._sharing(name)]
+        joined = among[0] if len(among) == 1 else torch.cat(among)
+        return joined.reshape(self._shape(name))
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `whole` computes."""
+
+    def whole(self) -> nn.Module:
+        """The module that this was made of, with what the parts hold now; each of them is dense."""
+        found = copy.deepcopy(self._frame[0])
+        weights = {part: getattr(self, part).weight.detach() for part in self._parts}
+        for name, old in list(found.named_parameters()):
+            owner, _, key = name.rpartition(".")
+            if name in self._parts.values():
+                trained = any(getattr(self, part).weight.requires_grad for part in self._sharing(name))
+                new = nn.Parameter(self.tensor(name, weights), trained)
+            elif self._is_bias(name):
+                new = getattr(self, owner).bias
+            else:
+                new = getattr(self, name)
+            del old
+            setattr(found.get_submodule(owner), key, new)
+        return found.train(self.training)
+
+    def _sharing(self, name: str) -> list[str]:
+        return [part for part, own in self._parts.items() if own == name]
+
+    def _is_bias(self, name: str) -> bool:
+        return name.endswith(".bias") and name.removesuffix(".bias") in self._parts
+
+    def _shape(self, name: str) -> torch.Size:
+        return self._frame[0].get_parameter(name).shape
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "_frame" not in vars(self):
+                raise
+            if name in self._parts.values():
+                return self.tensor(name, {part: getattr(self, part).weight for part in self._sharing(name)})
+            told = getattr(self._frame[0], name, self)
+            if isinstance(told, _PLAIN):
+                return told
+            raise
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state of the module that this was made of is taken apart too."""
+        for part, name in self._parts.items():
+            if prefix + name in state_dict and f"{prefix}{part}.weight" not in state_dict:
+                state_dict[f"{prefix}{part}.weight"] = self.matrix(part, state_dict[prefix + name])
+        for name in set(self._parts.values()):
+            own = {f"{part}.weight" for part in self._parts}
+            if name not in own:
+                state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """What `print` shows: what this was made of."""
+        return f"of {type(self._frame[0]).__name__}({self._frame[0].extra_repr()})"
+
+
+def composite(*kinds: type[nn.Module] | str) -> Callable[[Kind], Kind]:
+    """Have modules of `kinds` rebuilt by the class below: types, or dotted names of types that need not be there.
+
+    ::
+
+        @composite(nn.Bilinear)
+        class ComposedBilinear(Composite):
+            ...
+    """
+
+    def register(made: Kind) -> Kind:
+        COMPOSITES.update({kind if isinstance(kind, str) else dotted(kind): made for kind in kinds})
+        return made
+
+    return register
+
+
+def dotted(kind: type) -> str:
+    """The full name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def kind_for(module: nn.Module) -> type[Composite] | None:
+    """What rebuilds `module`: by its class, or by one that it derives from without another forward."""
+    own = type(module)
+    for kind in own.__mro__:
+        made = COMPOSITES.get(dotted(kind))
+        if made is not None:
+            return made if own.forward is kind.forward else None  # type: ignore[attr-defined]  # modules have one
+    return None
+
+
+__all__ = ["COMPOSITES", "Composite", "composite", "kind_for"]

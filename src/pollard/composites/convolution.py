@@ -1,0 +1,177 @@
+"""Convolutions and transposed ones, of 1 to 3 dimensions: a linear layer of channels x taps, over unfolded inputs.
+
+Inputs are unfolded some samples at a time, and again in the backward pass, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+
+from pollard.composites.composite import Composite, composite
+
+BLOCK = 1 << 22  # numbers of an unfolded input that are held at once, 16 MB
+_NATIVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+class _Convolution(Composite):
+    @staticmethod
+    def refusal(whole: nn.Module) -> str | None:
+        """Groups see a part of the channels each."""
+        return None if whole.groups == 1 else f"groups={whole.groups}"
+
+    @classmethod
+    def parts(cls, whole: nn.Module) -> dict[str, str]:
+        """`linear`, of channels and taps."""
+        del whole
+        return {"linear": "weight"}
+
+    def _is_dense(self) -> bool:
+        """Whether torch's own operation computes the same, and nobody wants to see what the linear layer is given."""
+        layer = self.linear
+        return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001
+
+    def _taps(self) -> list[tuple[int, ...]]:
+        return list(product(*map(range, self.kernel_size)))
+
+    def _blocks(self, x: Tensor, width: int) -> tuple[Tensor, ...]:
+        """`x` by samples, so that `width` numbers for each place of one are a block or less."""
+        blocks: tuple[Tensor, ...] = x.split(max(1, BLOCK // max(1, width)))
+        return blocks
+
+
+@composite(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class ComposedConv(_Convolution):
+    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t] + b[o]``: `nn.Conv1d` to `nn.Conv3d`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """As the module it was made of, of a batch or of one sample."""
+        spatial = len(self.kernel_size)
+        x = input if input.dim() == spatial + 2 else input.unsqueeze(0)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        around = self._reversed_padding_repeated_twice
+        x = functional.pad(x, around, mode=mode) if any(around) else x
+        if self._is_dense():
+            y = _NATIVE[spatial](x, self.weight, self.bias, self.stride, 0, self.dilation)
+        else:
+            y = self._unfolded(x)
+        return y if input.dim() == spatial + 2 else y.squeeze(0)
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        taps = self._taps()
+        extents = [
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, dilation in zip(
+                x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
+            )
+        ]
+        made = []
+        for block in self._blocks(x, x.shape[1] * len(taps) * prod(extents)):
+            product_ = _again_in_backward(self.linear, block, lambda each: self._columns(each, taps, extents))
+            made.append(product_.t().unflatten(1, (len(block), *extents)).transpose(0, 1))
+        y = torch.cat(made) if len(made) > 1 else made[0]
+        bias = self._parameters.get("bias")
+        return (y if bias is None else y + bias.view(-1, *[1] * len(extents))).contiguous()
+
+    def _columns(self, x: Tensor, taps: list[tuple[int, ...]], extents: list[int]) -> Tensor:
+        """What each place sees: `(samples * places, channels * taps)`, features-first in memory."""
+        channels = x.transpose(0, 1)
+        seen = [channels[window] for window in _windows(taps, extents, self.stride, self.dilation)]
+        return torch.stack(seen, 1).reshape(x.shape[1] * len(taps), -1).t()
+
+
+@composite(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+class ComposedConvTranspose(_Convolution):
+    """``y[n, o, stride p + dilation t] += W[c, o, t] x[n, c, p]``, then the bias: transposed convolutions."""
+
+    def matrix(self, part: str, tensor: Tensor) -> Tensor:
+        """`(out * taps, in)`."""
+        del part
+        return tensor.flatten(1).t()
+
+    def tensor(self, name: str, matrices: Mapping[str, Tensor]) -> Tensor:
+        """`(in, out, taps)`."""
+        return matrices["linear"].t().reshape(self._shape(name))
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 - torch's own name
+        """As the module it was made of, of a batch or of one sample."""
+        spatial = len(self.kernel_size)
+        x = input if input.dim() == spatial + 2 else input.unsqueeze(0)
+        rule: Any = self._frame[0]
+        added = rule._output_padding(  # noqa: SLF001 - the rule is torch's
+            input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
+        )
+        y = self._spread(x, added)
+        bias = self._parameters.get("bias")
+        y = y if bias is None else y + bias.view(-1, *[1] * spatial)
+        return y if input.dim() == spatial + 2 else y.squeeze(0)
+
+    def _spread(self, x: Tensor, added: list[int]) -> Tensor:
+        taps, places = self._taps(), list(x.shape[2:])
+        sizes = [
+            (place - 1) * stride + dilation * (kernel - 1) + 1 + more
+            for place, stride, dilation, kernel, more in zip(
+                places, self.stride, self.dilation, self.kernel_size, added, strict=True
+            )
+        ]
+        made = []
+        for block in self._blocks(x, self.out_channels * len(taps) * prod(places)):
+            product_ = self.linear(block.transpose(0, 1).reshape(x.shape[1], -1).t())
+            parts = product_.t().unflatten(0, (self.out_channels, len(taps))).unflatten(2, (len(block), *places))
+            y = x.new_zeros(self.out_channels, len(block), *sizes)
+            for tap, window in enumerate(_windows(taps, places, self.stride, self.dilation)):
+                y[window] += parts[:, tap]
+            inner: tuple[Any, ...] = (
+                ...,
+                *(slice(cut, size - cut) for cut, size in zip(self.padding, sizes, strict=True)),
+            )
+            made.append(y[inner].transpose(0, 1))
+        return torch.cat(made).contiguous()
+
+
+def _windows(
+    taps: list[tuple[int, ...]], extents: list[int], strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> Iterator[tuple[Any, ...]]:
+    """For each tap, which of the padded places it meets, in every dimension."""
+    for tap in taps:
+        yield (
+            ...,
+            *(
+                slice(at * dilation, at * dilation + stride * (extent - 1) + 1, stride)
+                for at, extent, stride, dilation in zip(tap, extents, strides, dilations, strict=True)
+            ),
+        )
+
+
+def _again_in_backward(layer: nn.Module, x: Tensor, unfold: Callable[[Tensor], Tensor]) -> Tensor:
+    """``layer(unfold(x))``; what is unfolded is not kept for the backward pass, but unfolded again there."""
+    columns = unfold(x)
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # noqa: SLF001 - has no other name
+        made: Tensor = layer(columns)
+        return made
+    held, version = x.detach(), x._version  # noqa: SLF001 - autograd's own check
+
+    def pack(tensor: Tensor) -> Any:
+        return None if tensor.data_ptr() == columns.data_ptr() and tensor.shape == columns.shape else tensor
+
+    def unpack(packed: Any) -> Tensor:
+        if packed is not None:
+            tensor: Tensor = packed
+            return tensor
+        if x._version != version:  # noqa: SLF001
+            raise RuntimeError("the input of a sparse convolution was changed in place before its backward pass")
+        return unfold(held)
+
+    with saved_tensors_hooks(pack, unpack):
+        found: Tensor = layer(columns)
+    return found
+
+
+__all__ = ["ComposedConv", "ComposedConvTranspose"]

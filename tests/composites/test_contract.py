@@ -1,0 +1,279 @@
+"""Every kind of weight x what is done to weights: one contract for all of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+import pollard
+from pollard.composites import Composite, composed, holders
+from pollard.composites.composite import kind_for
+from pollard.errors import InvalidInput
+from pollard.nn import SparseLinear
+
+CRITERIA = (
+    "snip",
+    "grasp",
+    "synflow",
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "obd",
+    "woodfisher",
+    "exact-obs",
+    "ntk-sap",
+    "m-fac",
+)
+METHODS = ("static", "rigl", "set", "gmp", "srigl")
+STEPS = 10
+BATCH = 12
+
+
+class OfSequences(nn.Module):
+    """A recurrent module, or attention, over the rows of a small image; what it says on average is classified."""
+
+    def __init__(self, within, width=8):
+        super().__init__()
+        self.within, self.head = within, nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        if isinstance(self.within, nn.MultiheadAttention) or type(self.within).__name__.endswith("Attention"):
+            y = self.within(x, x, x)[0]
+        elif type(self.within).__name__.endswith("Bilinear"):
+            y = self.within(x[:, :4], x[:, 4:])
+        else:
+            made = self.within(x)
+            y = made[0] if isinstance(made, tuple) else made
+        return self.head(y.mean(1))
+
+
+class OfSteps(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(8, 4)
+
+    def forward(self, x):
+        state = None
+        for row in x.squeeze(1).unbind(1):
+            state = self.cell(row, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+KINDS = {
+    "Conv1d": lambda: nn.Sequential(
+        nn.Flatten(1, 2), nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+    ),
+    "Conv2d": lambda: nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.Flatten(),
+        nn.Linear(72, 4),
+    ),
+    "Conv3d": lambda: nn.Sequential(
+        nn.Unflatten(2, (4, 2)),
+        nn.Conv3d(1, 8, (3, 2, 3), padding=(1, 0, 1)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 4),
+    ),
+    "ConvTranspose2d": lambda: nn.Sequential(
+        nn.ConvTranspose2d(1, 4, 3, stride=2, output_padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 18 * 18, 4)
+    ),
+    "RNN": lambda: OfSequences(nn.RNN(8, 8, batch_first=True)),
+    "LSTM": lambda: OfSequences(nn.LSTM(8, 8, 2, batch_first=True)),
+    "GRU": lambda: OfSequences(nn.GRU(8, 4, bidirectional=True, batch_first=True)),
+    "RNNCell": lambda: OfSteps(nn.RNNCell(8, 8)),
+    "LSTMCell": lambda: OfSteps(nn.LSTMCell(8, 8)),
+    "GRUCell": lambda: OfSteps(nn.GRUCell(8, 8)),
+    "MultiheadAttention": lambda: OfSequences(nn.MultiheadAttention(8, 2, batch_first=True)),
+    "TransformerEncoder": lambda: OfSequences(
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2)
+    ),
+    "Bilinear": lambda: OfSequences(nn.Bilinear(8, 8, 8)),
+    "Conv1D of transformers": lambda: OfSequences(Conv1D(8, 8)),
+    "Linear": lambda: OfSequences(nn.Linear(8, 8)),
+}
+
+_draw = torch.Generator().manual_seed(0)
+X, Y = torch.randn(BATCH, 1, 8, 8, generator=_draw), torch.randint(4, (BATCH,), generator=_draw)
+
+
+def network(kind):
+    torch.manual_seed(0)
+    return KINDS[kind]()
+
+
+def weights(model):
+    dense = pollard.densify_(copy.deepcopy(model))
+    assert not any(isinstance(module, Composite | SparseLinear) for module in dense.modules())
+    return {name: parameter.detach().clone() for name, parameter in dense.named_parameters()}
+
+
+def test_the_linear_layers_are_all_there_is_to_prune():
+    for kind in KINDS:
+        plan = pollard.prune(network(kind), "magnitude", 0.5)
+        assert not plan.coverage.left, kind
+
+
+@pytest.mark.filterwarnings("ignore:the cut falls among scores of 0:pollard.errors.ScoresTie")  # the same
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_pruned_and_made_sparse_and_dense_again(kind, criterion):
+    model = network(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_modules()]
+    # An input of ones is the same at every step: attention to any of them is as good, and queries and keys count little.
+    allocation = "erk" if criterion in {"synflow", "ntk-sap"} else None
+    draw = torch.Generator().manual_seed(0)
+    plan = pollard.prune(model, criterion, 0.4, (X, Y), allocation=allocation, generator=draw)
+    assert plan.density == pytest.approx(0.4, abs=0.01)
+    # The model was only looked at.
+    assert names == [name for name, _ in model.named_modules()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    dense = copy.deepcopy(composed(model, plan)).eval()
+    with torch.no_grad():
+        for name, topology in plan.items():
+            layer = dense.get_submodule(name)
+            updated = plan.updated.get(name)
+            if updated is not None:
+                layer.weight.copy_(pollard.SparseMatrix(updated, topology).to_dense())
+            layer.weight.mul_(topology.mask())
+        expected = dense(X)
+        found = pollard.sparsify_(model, plan).eval()(X)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pollard.densify_(model)(X), expected, rtol=1e-4, atol=1e-5)
+    assert names == [name for name, _ in model.named_modules()]
+    assert before.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_snip_keeps_what_the_gradients_of_the_whole_say(kind):
+    model = network(kind)
+    plan = pollard.prune(model, "snip", 0.3, (X, Y), mode="eval")
+    F.cross_entropy(model.eval()(X), Y).backward()
+    scores = {}
+    for name in plan:
+        path = next((path for path in holders(model, [name])), None)
+        if path is None:
+            scores[name] = model.get_submodule(name).weight.grad * model.get_submodule(name).weight
+            continue
+        whole, part = model.get_submodule(path), name.removeprefix(f"{path}.")
+        apart = kind_for(whole)(whole)
+        source = whole.get_parameter(apart.parts(whole)[part])
+        scores[name] = apart.matrix(part, source.grad * source)
+    # Sums are not added in the same order: scores that are all but equal to the cut may fall on either side.
+    together = torch.cat([score.detach().abs().flatten() for score in scores.values()])
+    kept = torch.cat([plan.mask(name).flatten() for name in scores])
+    assert together[kept].min() >= together[~kept].max() * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_trained_sparse_as_its_masked_twin(kind, method):
+    ends = []
+    for storage in ("compressed", "masked"):
+        model = network(kind)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()  # state that is taken apart with the weights
+        options = {} if method == "static" else {"every": 3}
+        sparse = pollard.sparse_training(model, optimizer, method, density=0.4, steps=STEPS, storage=storage, **options)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X), Y).backward()
+            sparse.step()
+        assert (sparse.updates > 0) == (method != "static")
+        ends.append(weights(model))
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_state_is_loaded_and_copied(kind, tmp_path):
+    model = network(kind)
+    pollard.sparsify_(model, pollard.prune(model, "random", 0.4, generator=torch.Generator().manual_seed(0)))
+    expected = model.eval()(X)
+    other = network(kind).eval()
+    torch.testing.assert_close(pollard.load_sparse(other, model.state_dict())(X), expected)
+    path = tmp_path / "model.pt"
+    torch.save(model.state_dict(), path)
+    torch.testing.assert_close(pollard.load_sparse(network(kind), path).eval()(X), expected)
+    torch.testing.assert_close(copy.deepcopy(model)(X), expected)
+    third = network(kind).eval()
+    pollard.sparsify_(third, pollard.prune(third, "magnitude", 0.4))
+    third.load_state_dict(model.state_dict())
+    torch.testing.assert_close(third(X), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("kind", ["Conv2d", "LSTM", "MultiheadAttention", "Bilinear"])
+def test_it_is_compiled(kind):
+    torch.compiler.reset()
+    model = network(kind)
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.4))
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(X), model(X), rtol=1e-4, atol=1e-5)
+    F.cross_entropy(compiled(X), Y).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_call_that_fails_leaves_the_model_as_it_was():
+    model = network("LSTM")
+    plan = pollard.prune(model, "magnitude", 0.4)
+    model.head.register_forward_hook(lambda *_: None)
+    lstm = model.within
+    with pytest.raises(InvalidInput, match="'head' with hooks"):
+        pollard.sparsify_(model, plan)
+    assert model.within is lstm
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(InvalidInput, match="hooks"):
+        pollard.rigl(model, optimizer, density=0.4, steps=10)
+    assert model.within is lstm
+    assert [id(each) for each in optimizer.param_groups[0]["params"]] == [id(each) for each in model.parameters()]
+
+
+def test_what_stays_dense_of_what_is_taken_apart_is_trained_too():
+    model = network("MultiheadAttention")
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    F.cross_entropy(model(X), Y).backward()
+    optimizer.step()
+    moments = optimizer.state[model.within.in_proj_weight]["exp_avg"].clone()
+    sparse = pollard.static(model, optimizer, density=0.5, steps=10, layers=["*.q_proj"])
+    dense = model.within.k_proj.weight
+    torch.testing.assert_close(optimizer.state[dense]["exp_avg"], moments[8:16])
+    before = dense.detach().clone()
+    F.cross_entropy(model(X), Y).backward()
+    sparse.step()
+    assert not torch.equal(before, dense)
+    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
+    assert isinstance(pollard.densify_(model).within, nn.MultiheadAttention)
+
+
+def test_a_module_that_holds_layers_is_a_name_for_them():
+    model = network("Conv2d")
+    assert list(pollard.prune(model, "magnitude", 0.5, layers=["3"])) == ["3.linear"]
+    plan = pollard.prune(model, "magnitude", 0.5, pattern={"*": "unstructured", "3": "v4"})
+    assert [str(topology.pattern) for topology in plan.values()] == ["unstructured", "v4", "unstructured"]
+
+
+def test_what_cannot_be_taken_apart_stays_dense_and_is_told():
+    shared = nn.Conv2d(1, 4, 3)
+    other = nn.Conv2d(1, 4, 3)
+    other.weight = shared.weight
+    model = nn.ModuleDict(
+        {
+            "shared": shared,
+            "other": other,
+            "grouped": nn.Conv2d(4, 4, 3, groups=2),
+            "normed": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+            "fc": nn.Linear(8, 8),
+        }
+    )
+    plan = pollard.prune(model, "magnitude", 0.5, layers=["fc"])
+    assert list(pollard.prune(model, "magnitude", 0.5, layers=lambda *_: True)) == ["fc"]
+    assert sum(plan.coverage.left.values()) == 4
