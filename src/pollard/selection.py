@@ -121,8 +121,9 @@ def require_prunable(model: nn.Module) -> dict[str, nn.Linear]:
     why = f" {', '.join(own)}: a subclass of nn.Linear may read its weight in its own way." if own else ""
     raise NothingMatched(
         f"a model with nothing to prune: its weight layers are {there}",
-        "at least one nn.Linear",
-        f"Layers whose type is exactly nn.Linear are served; other kinds are not supported yet and stay dense.{why} "
+        "at least one linear, convolutional, recurrent or attention layer",
+        "Served are modules whose type is exactly nn.Linear, convolutions without groups, recurrent modules and their cells, attention and "
+        f"nn.Bilinear, where their weights are their own: neither tied nor made anew at each call.{why} "
         "Layers in a plain list are seen only if they are registered too: use nn.ModuleList.",
     )
 

@@ -151,21 +151,19 @@ def test_a_loss_that_no_layer_has_part_in_is_refused(chunk_size):
 # ------------------------------------------------------------------------------------------- layers, patterns and bounds
 
 
-def test_only_linear_layers_are_taken():
+def test_what_is_no_matrix_of_a_product_is_left_dense():
     model = nn.ModuleDict(
         {
             "table": nn.Embedding(9, 8),
             "norm": nn.LayerNorm(8),
-            "attend": nn.MultiheadAttention(8, 2),
+            "grouped": nn.Conv1d(32, 32, 9, groups=8),
             "out": nn.Linear(8, 9),
         }
     )
-    with pytest.warns(
-        LeftDense, match=r"sparse 1 of 3 weight layers, .*; left dense: Embedding, MultiheadAttention\. .* of the"
-    ):
+    with pytest.warns(LeftDense, match=r"sparse 1 of 3 weight layers, .*; left dense: Embedding, Conv1d\. .* of the"):
         plan = prune(model, "magnitude", 0.5)
     assert list(plan) == ["out"]
-    assert "left dense: Embedding, MultiheadAttention" in repr(plan)
+    assert "left dense: Embedding, Conv1d" in repr(plan)
     prune(model, "magnitude", 0.5, layers="out")  # meant so
 
 
@@ -185,7 +183,10 @@ class Own(nn.Linear):
 
 
 NOTHING = {
-    "other kinds": (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.LSTM(2, 2)), "Conv2d x2, LSTM"),
+    "other kinds": (
+        lambda: nn.Sequential(nn.Conv2d(2, 2, 1, groups=2), nn.Conv2d(2, 2, 1, groups=2), nn.Embedding(2, 2)),
+        "Conv2d x2, Embedding",
+    ),
     "a subclass": (lambda: nn.Sequential(Own(2, 2)), "are Own;.*a subclass of nn.Linear may"),
     "no weights": (lambda: nn.Sequential(nn.ReLU()), "are none"),
 }

@@ -107,7 +107,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path):
 
 
 def covered() -> Plan:
-    model = nn.Sequential(nn.LSTM(4, 4), nn.Linear(40, 20))
+    model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(40, 20))
     return prune(model, "magnitude", 0.5)
 
 
@@ -115,7 +115,7 @@ def test_a_printed_table_is_text_and_says_what_is_left_dense(plan):
     text = str(plan.table())
     assert "body" in text
     assert "8 x 6" in text
-    assert "left dense: LSTM" in str(covered().table())
+    assert "left dense: Embedding" in str(covered().table())
 
 
 def test_a_notebook_shows_the_same_and_runs_nothing(plan):
@@ -123,7 +123,7 @@ def test_a_notebook_shows_the_same_and_runs_nothing(plan):
     assert "&lt;b&gt;fc&lt;/b&gt;" in shown
     assert "<b>" not in shown
     assert "12" in shown
-    assert "left dense: LSTM" in covered()._repr_html_()
+    assert "left dense: Embedding" in covered()._repr_html_()
 
 
 def test_coverage_survives_saving_copying_and_what_is_made_of_the_plan(tmp_path):
@@ -131,4 +131,4 @@ def test_coverage_survives_saving_copying_and_what_is_made_of_the_plan(tmp_path)
     made.save(tmp_path / "plan.safetensors")
     for again in (Plan.load(tmp_path / "plan.safetensors"), pickle.loads(pickle.dumps(made)), shuffle(made)):
         assert again.coverage == made.coverage
-        assert "left dense: LSTM" in repr(again)
+        assert "left dense: Embedding" in repr(again)

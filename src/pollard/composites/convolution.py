@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from pollard.composites.composite import Composite, composite
+from pollard.errors import InvalidInput
 
 BLOCK = 1 << 22  # numbers of an unfolded input that are held at once, 16 MB
 _NATIVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -166,7 +167,11 @@ def _again_in_backward(layer: nn.Module, x: Tensor, unfold: Callable[[Tensor], T
             tensor: Tensor = packed
             return tensor
         if x._version != version:  # noqa: SLF001
-            raise RuntimeError("the input of a sparse convolution was changed in place before its backward pass")
+            raise InvalidInput(
+                "an input of a sparse convolution that was changed in place before its backward pass",
+                "inputs that stay as they are until then, as torch's own convolutions want them",
+                "Write the in-place operation behind it out of place.",
+            )
         return unfold(held)
 
     with saved_tensors_hooks(pack, unpack):

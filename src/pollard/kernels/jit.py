@@ -54,7 +54,8 @@ def load(spec: KernelSpec) -> Kernel:
 def _load(spec: KernelSpec) -> Kernel:
     if spec in _refused:
         # Anew: an error that is raised again would keep the frames of all who met it, and their tensors.
-        raise KernelError(*_refused[spec])
+        got, expected, fix = _refused[spec]
+        raise KernelError(got, expected, fix)
     if spec not in _loaded:
         try:
             _loaded[spec] = _made(spec)
