@@ -152,6 +152,8 @@ def test_what_was_taken_apart_can_be_read_with_gradients():
     assert (apart.embed_dim, apart.dropout, apart.batch_first) == (8, 0.0, False)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = apart.nothing
+    with pytest.raises(AttributeError, match="all_weights"):
+        _ = kind_for(nn.LSTM(2, 3))(nn.LSTM(2, 3)).all_weights
     with pytest.raises(AttributeError, match="_reset_parameters"):
         _ = apart._reset_parameters
 

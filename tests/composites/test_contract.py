@@ -277,3 +277,22 @@ def test_what_cannot_be_taken_apart_stays_dense_and_is_told():
     plan = pollard.prune(model, "magnitude", 0.5, layers=["fc"])
     assert list(pollard.prune(model, "magnitude", 0.5, layers=lambda *_: True)) == ["fc"]
     assert sum(plan.coverage.left.values()) == 4
+
+
+def test_erk_counts_channels_and_taps_of_a_convolution_apart():
+    model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 64, (3, 5)), nn.Linear(64, 64))
+    plan = pollard.prune(model, "random", 0.2, allocation="erk")
+    sizes = (16, 32, 3, 3), (32, 64, 3, 5), (64, 64)
+    raw = [sum(size) / torch.Size(size).numel() for size in sizes]
+    scale = 0.2 * sum(torch.Size(size).numel() for size in sizes) / sum(sum(size) for size in sizes)
+    for topology, share in zip(plan.values(), raw, strict=True):
+        assert topology.density == pytest.approx(scale * share, abs=2e-3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparse = pollard.gmp(
+        model, optimizer, density=0.2, steps=3, every=1, start_density=0.5, allocation="erk", layers=["0", "1"]
+    )
+    for _ in range(3):
+        model[:2](torch.randn(2, 16, 9, 9)).sum().backward()
+        sparse.step()
+    pair = [layer.linear.density for layer in model[:2]]
+    assert pair[0] / pair[1] == pytest.approx(raw[0] / raw[1], rel=0.01)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from pollard.composites.composing import Composing, composable, composed, holders, put, put_together
+from pollard.composites.composing import Composing, axes_of, composable, composed, holders, put, put_together
 from pollard.composites.composite import COMPOSITES, Composite, composite
 
 __all__ = [
     "COMPOSITES",
     "Composing",
     "Composite",
+    "axes_of",
     "composable",
     "composed",
     "composite",

@@ -89,6 +89,18 @@ def _rebuilt(module: nn.Module) -> Composite:
     return kind(module)
 
 
+def axes_of(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The sizes of the axes of a linear layer's weight: `(out, in)`, of a convolution `(out, in, height, width)`.
+
+    >>> axes_of(composed(nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU())), "0.linear")
+    (8, 3, 5, 5)
+    """
+    path, _, part = name.rpartition(".")
+    layer, holder = model.get_submodule(name), model.get_submodule(path)
+    matrix = int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]  # modules hold anything
+    return holder.axes(part, matrix) if isinstance(holder, Composite) else matrix
+
+
 class Composing:
     """Modules `paths` of `model`, rebuilt in place; undone where the block fails, so that nothing has changed then."""
 
@@ -143,4 +155,4 @@ def _joined(path: str, part: str) -> str:
     return f"{path}.{part}".lstrip(".")
 
 
-__all__ = ["Composing", "composable", "composed", "holders", "put", "put_together"]
+__all__ = ["Composing", "axes_of", "composable", "composed", "holders", "put", "put_together"]

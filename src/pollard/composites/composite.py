@@ -73,6 +73,11 @@ class Composite(nn.Module, ABC):
         joined = among[0] if len(among) == 1 else torch.cat(among)
         return joined.reshape(self._shape(name))
 
+    def axes(self, part: str, matrix: tuple[int, int]) -> tuple[int, ...]:
+        """The sizes that allocations by size go by: those of the `matrix` of `part`, its columns apart where they have several."""
+        del part
+        return matrix
+
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `whole` computes."""
@@ -112,7 +117,8 @@ class Composite(nn.Module, ABC):
             if name in self._parts.values():
                 return self.tensor(name, {part: getattr(self, part).weight for part in self._sharing(name)})
             told = getattr(self._frame[0], name, self)
-            if isinstance(told, _PLAIN):
+            # Lists of parameters, as recurrent modules have, would be of such without numbers.
+            if isinstance(told, _PLAIN) and not any(isinstance(each, Tensor | list) for each in _within(told)):
                 return told
             raise
 
@@ -130,6 +136,10 @@ class Composite(nn.Module, ABC):
     def extra_repr(self) -> str:
         """What `print` shows: what this was made of."""
         return f"of {type(self._frame[0]).__name__}({self._frame[0].extra_repr()})"
+
+
+def _within(told: Any) -> Any:
+    return told if isinstance(told, list | tuple) else ()
 
 
 def composite(*kinds: type[nn.Module] | str) -> Callable[[Kind], Kind]:

@@ -52,6 +52,11 @@ class _Convolution(Composite):
 class ComposedConv(_Convolution):
     """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t] + b[o]``: `nn.Conv1d` to `nn.Conv3d`."""
 
+    def axes(self, part: str, matrix: tuple[int, int]) -> tuple[int, ...]:
+        """Channels and taps apart."""
+        del part
+        return matrix[0], self.in_channels, *self.kernel_size
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """As the module it was made of, of a batch or of one sample."""
         spatial = len(self.kernel_size)

@@ -41,7 +41,7 @@ class Layer:
     scores: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.pattern.grain_shape((self.shape[0], math.prod(self.shape[1:])))
+        self.pattern.grain_shape(self.matrix)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise InvalidInput(
                 f"density bounds [{self.min_density}, {self.max_density}]",
@@ -54,6 +54,11 @@ class Layer:
                 "bounds with a whole number of grains between them",
                 f"Use [{self.most / self.grains:.6g}, {self.least / self.grains:.6g}].",
             )
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns: those of a convolution are channels x taps."""
+        return self.shape[0], math.prod(self.shape[1:])
 
     @property
     def weights(self) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import composed
+from pollard.composites import axes_of, composed
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
 from pollard.formats.matrix import SparseMatrix
@@ -100,7 +100,7 @@ def prune(
     check_density(density)
     rule = _member(criterion, CRITERIA, "criterion")
     _check_declared(rule)
-    chosen = _prunable(composed(model), layers)
+    chosen = _prunable(apart := composed(model), layers)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = Scoring(
         loss_fn,
@@ -109,7 +109,7 @@ def prune(
         chunk_size,
         rule.temperature if temperature is None else temperature,
     )
-    described = _described(chosen, pattern, min_density, max_density)
+    described = _described(apart, chosen, pattern, min_density, max_density)
     kept = _fitting(within or {}, described)
     decision = _Decision(
         rule,
@@ -245,11 +245,11 @@ class _Decision:
         for name, layer in scored.items():
             assert layer.scores is not None
             given = self._given(name, measured, keep=False)
-            allowed = (layer.scores > -torch.inf).view(-1, layer.shape[1])
+            allowed = (layer.scores > -torch.inf).view(-1, layer.matrix[1])
             weight = given.pop("weight", self.network.weights[name])
             weight = torch.where(layer.pattern.spread(allowed), weight, 0.0)
             positions, new = solve(weight, counts[name], layer.pattern, allowed, **given)
-            topologies[name] = Topology.from_positions((layer.shape[0], layer.shape[1]), layer.pattern, positions)
+            topologies[name] = Topology.from_positions(layer.matrix, layer.pattern, positions)
             updated[name] = SparseMatrix.from_dense(new.to(weight.dtype), topologies[name]).values
         return topologies, updated
 
@@ -288,16 +288,18 @@ def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
     return {name: linear[name] for name in names}
 
 
-def _described(chosen: Mapping[str, nn.Linear], pattern: PatternChoice, least: Bound, most: Bound) -> dict[str, Layer]:
+def _described(
+    model: nn.Module, chosen: Iterable[str], pattern: PatternChoice, least: Bound, most: Bound
+) -> dict[str, Layer]:
     """The layers as an allocation sees them, not yet scored."""
     texts: dict[str, str | Pattern] = per_layer(pattern, chosen, "unstructured")
     patterns = {name: Pattern.parse(text) for name, text in texts.items()}
     low = per_layer(0.0 if least is None else least, chosen, 0.0)
     high = per_layer(1.0 if most is None else most, chosen, 1.0)
     described = {}
-    for name, module in chosen.items():
+    for name in chosen:
         try:
-            described[name] = Layer((module.out_features, module.in_features), patterns[name], low[name], high[name])
+            described[name] = Layer(axes_of(model, name), patterns[name], low[name], high[name])
         except InvalidInput as error:
             own = f"Give this layer its own: pattern={{'*': '{patterns[name]}', {name!r}: 'unstructured'}}."
             fix = own if isinstance(error, PatternError) else error.fix
@@ -310,7 +312,7 @@ def _fitting(within: Mapping[str, Topology], layers: Mapping[str, Layer]) -> Map
     if not isinstance(within, Mapping):
         raise InvalidInput(f"within={within!r}", "a plan", "Pass what prune() returned for this model.")
     found = {name: (topology.shape, topology.pattern) for name, topology in within.items()}
-    expected = {name: (layer.shape, layer.pattern) for name, layer in layers.items()}
+    expected = {name: (layer.matrix, layer.pattern) for name, layer in layers.items()}
     if found and found != expected:
         raise InvalidInput(
             f"within= of layers {listed(within)}",
@@ -330,10 +332,10 @@ def _check_declared(rule: Criterion) -> None:
 
 def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
     """The sum of `scores` `(out, in)` over each grain, `(grains,)`; raises InvalidInput unless all are finite."""
-    if scores.shape != layer.shape:
+    if scores.shape != layer.matrix:
         raise InvalidInput(
             f"scores of shape {tuple(scores.shape)} for layer {name!r}",
-            f"one score per weight, {layer.shape}",
+            f"one score per weight, {layer.matrix}",
             "Mend the criterion.",
         )
     grains = layer.pattern.grain_sum(scores.detach()).reshape(-1)
@@ -349,7 +351,7 @@ def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
 def _topology(name: str, layer: Layer, count: int) -> Topology:
     assert layer.scores is not None
     positions = top_positions(layer.scores, count, layer=name)
-    return Topology.from_positions((layer.shape[0], layer.shape[1]), layer.pattern, positions)
+    return Topology.from_positions(layer.matrix, layer.pattern, positions)
 
 
 def _with_biases(chosen: Mapping[str, nn.Linear]) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pollard.composites import axes_of
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NoDecay, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
@@ -264,7 +265,7 @@ class Sparsifier(Wrapper):
         density = self.method.density(self.steps)
         if self.method.allocation == "global":
             return self._by_global_magnitude(density, moving)
-        layers = {n: Layer(w.topology.shape, w.topology.pattern) for n, w in moving.items()}
+        layers = {n: Layer(axes_of(self.model, n), w.topology.pattern) for n, w in moving.items()}
         if not layers:
             return {}
         return whole_grains(layers, ALLOCATIONS[self.method.allocation](layers, density), density)
