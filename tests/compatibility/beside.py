@@ -57,6 +57,21 @@ def wrapped(method):
     in_step(training, DistributedDataParallel(training.model))
 
 
+def accumulated(method):
+    """This rank's half in two parts, of which the first is kept back; all of it scaled."""
+    training = Training(method)
+    called, scaler = DistributedDataParallel(training.model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(STEPS):
+        x, y = half(step)
+        training.sparse.zero_grad()
+        with called.no_sync():
+            scaler.scale(F.cross_entropy(called(x[::2]), y[::2]) / 2).backward()
+        scaler.scale(F.cross_entropy(called(x[1::2]), y[1::2]) / 2).backward()
+        scaler.step(training.sparse)
+        scaler.update()
+    require_ordinary(training)
+
+
 def averaged(method):
     training = Training(method)
     in_step(training, training.model, lambda: processes.average_gradients(training.model))

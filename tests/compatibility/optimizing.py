@@ -355,3 +355,70 @@ def _(method):
         pair.append(Training(method, model=model, storage=storage).go())
     require_weights(pair[0].model, weights(pair[1].model))
     assert (weights(pair[0].model)["2.weight"] != 0).any()
+
+
+class Mixture(nn.Module):
+    """Each batch goes to one of two experts: the other one sees nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Linear(12, 24) for _ in range(2))
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        return self.head(self.experts[int(x.sum() > 0)](x).relu())
+
+
+@piece(FAMILY, "a mixture with an expert that sees no samples of a step")
+def _(method):
+    pair = [Training(method, model=Mixture(), storage=storage).go() for storage in ("compressed", "masked")]
+    assert pair[0].sparse.updates == UPDATES[method]
+    require_weights(pair[0].model, weights(pair[1].model))
+
+
+@piece(
+    FAMILY,
+    "a whole step under `torch.compile`: forward, backward, the Sparsifier's step",
+    ignored=(
+        (r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed", UserWarning),
+        (r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
+    ),
+)
+def _(method):
+    torch.compiler.reset()
+    training = Training(method)
+    step = torch.compile(lambda number: training.go([number]), backend="eager")
+    for number in range(STEPS):
+        step(number)
+    require_ordinary(training)
+
+
+def stepping_while_backward(method, storage):
+    """A network of which each weight has an optimizer of its own, stepped by a hook."""
+    model = network()
+    options = {} if method == "static" else {"every": EVERY}
+    owners = []
+    for name in ("0", "2", "4"):
+        own = sgd([model.get_submodule(name).weight])
+        owners.append(
+            pollard.sparse_training(
+                model, own, method, density=0.3, steps=STEPS, layers=[name], storage=storage, **options
+            )
+        )
+
+        def step(_, sparse=owners[-1]):
+            sparse.step()
+            sparse.zero_grad()
+
+        own.param_groups[0]["params"][0].register_post_accumulate_grad_hook(step)
+    for number in range(STEPS):
+        x, y = batch(number)
+        F.cross_entropy(model(x), y).backward()
+    assert [sparse.updates for sparse in owners] == [UPDATES[method]] * 3
+    return weights(model)
+
+
+@piece(FAMILY, "an optimizer a weight, stepped by a hook while the backward pass goes on")
+def _(method):
+    torch.testing.assert_close(*[stepping_while_backward(method, each) for each in ("compressed", "masked")])

@@ -42,13 +42,17 @@ def on_ranks(function, method):
             raise answer
 
 
-@piece(
-    FAMILY,
-    "`DistributedDataParallel`",
-    refused={"gmp": Refused("DistributedDataParallel", "its buckets keep their sizes: `average_gradients` instead")},
-)
+RESIZES = {"gmp": Refused("DistributedDataParallel", "its buckets keep their sizes: `average_gradients` instead")}
+
+
+@piece(FAMILY, "`DistributedDataParallel`", refused=RESIZES)
 def _(method):
     on_ranks(beside.wrapped, method)
+
+
+@piece(FAMILY, "`DistributedDataParallel` with `no_sync` and GradScaler", refused=RESIZES)
+def _(method):
+    on_ranks(beside.accumulated, method)
 
 
 @piece(FAMILY, "two processes and `pollard.training.processes.average_gradients`")

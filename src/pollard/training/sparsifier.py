@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from pollard.composites import axes_of
@@ -131,6 +132,8 @@ class Sparsifier(Wrapper):
         done = f"{self.method.name} of {len(self.weights)} layers, {self.updates} updates in {self.steps} steps"
         return f"{type(self).__name__} ({done}) in front of {self.optimizer!r}"
 
+    # A compiler that traced it would leave out the optimizer's hooks, and no step would ever have been taken.
+    @_disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step: of the optimizer, of the topology, or of both; returns what `closure` returned, as optimizers do.
 
