@@ -1,0 +1,100 @@
+"""What code around does to modules rebuilt of linear layers: traced, exported, transformed, in other precisions, derived twice."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+import pollard
+from kinds import KINDS, X, Y, network
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Constant folding:UserWarning"),
+]
+WAYS = {}
+
+
+def way(function):
+    WAYS[function.__name__] = function
+    return function
+
+
+@way
+def exported(model, twin):
+    program = torch.export.export(model, (X,))
+    torch.testing.assert_close(program.module()(X), twin(X), rtol=1e-4, atol=1e-5)
+
+
+@way
+def traced(model, twin):
+    torch.testing.assert_close(torch.jit.trace(model, X)(2 * X), twin(2 * X), rtol=1e-4, atol=1e-5)
+
+
+@way
+def written_for_onnx(model, twin):
+    del twin
+    file = io.BytesIO()
+    torch.onnx.export(model, (X,), file, dynamo=False)
+    assert file.tell() > 0
+
+
+@way
+def by_sample(model, twin):
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def loss(parameters, x, y):
+        return F.cross_entropy(functional_call(model, (parameters, buffers), (x[None],)), y[None])
+
+    found = vmap(grad(loss), (None, 0, 0))(parameters, X, Y)
+    F.cross_entropy(model(X), Y).backward()
+    F.cross_entropy(twin(X), Y).backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(found[name].mean(0), parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@way
+def in_half_precision(model, twin):
+    found = copy.deepcopy(model).bfloat16()(X.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), twin(X), rtol=0.1, atol=0.1)
+
+
+@way
+def under_autocast(model, twin):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(X)
+    torch.testing.assert_close(found.float(), twin(X), rtol=0.1, atol=0.1)
+
+
+@way
+def in_double_precision(model, twin):
+    torch.testing.assert_close(copy.deepcopy(model).double()(X.double()), twin.double()(X.double()))
+
+
+@way
+def derived_twice(model, twin):
+    slopes = []
+    for each in (model, twin):
+        x = X.clone().requires_grad_()
+        [slope] = torch.autograd.grad(each(x).square().sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        slopes.append(x.grad)
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*:torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_gives_the_numbers_of_the_dense_network(kind, name):
+    model = network(kind)
+    model = pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.4)).eval()
+    twin = pollard.densify_(copy.deepcopy(model))
+    # Fused attention has no second derivative, in torch's own module.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        WAYS[name](model, twin)
