@@ -244,7 +244,7 @@ def _(method):
     model = model_of(method)
     file = io.BytesIO()
     with PackageExporter(file) as package:
-        package.extern(["pollard.**", "torch.**", "numpy.**"])
+        package.extern(["pollard.**", "torch.**"])
         package.save_pickle("model", "model.pkl", model)
     file.seek(0)
     require_weights(PackageImporter(file).load_pickle("model", "model.pkl"), _of(model))

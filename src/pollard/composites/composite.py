@@ -86,7 +86,7 @@ class Composite(nn.Module, ABC):
         """The module that this was made of, with what the parts hold now; each of them is dense."""
         found = copy.deepcopy(self._frame[0])
         weights = {part: getattr(self, part).weight.detach() for part in self._parts}
-        for name, old in list(found.named_parameters()):
+        for name in [name for name, _ in found.named_parameters()]:
             owner, _, key = name.rpartition(".")
             if name in self._parts.values():
                 trained = any(getattr(self, part).weight.requires_grad for part in self._sharing(name))
@@ -95,7 +95,6 @@ class Composite(nn.Module, ABC):
                 new = getattr(self, owner).bias
             else:
                 new = getattr(self, name)
-            del old
             setattr(found.get_submodule(owner), key, new)
         return found.train(self.training)
 

@@ -219,8 +219,8 @@ class Topology:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As arrays: a tensor's own attributes, which may lead back to this topology, stay behind.
-        arrays = (array.numpy() for array in self.indices)
+        # As bytes: a tensor's own attributes, which may lead back here, stay behind, and torch.package wants no numpy.
+        arrays = (array.numpy().astype("<i4", copy=False).tobytes() for array in self.indices)
         return _restore, (type(self), self.shape, str(self.pattern), *arrays)
 
     @property
@@ -393,7 +393,7 @@ def _transposed(topology: Topology) -> Transpose:
     return Transpose(*(torch.from_numpy(array.astype(np.int32, copy=False)) for array in arrays))
 
 
-def _restore(
-    kind: type[Topology], shape: tuple[int, int], pattern: str, pointers: NDArray[np.int32], columns: NDArray[np.int32]
-) -> Topology:
-    return kind.adopt(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
+def _restore(kind: type[Topology], shape: tuple[int, int], pattern: str, *arrays: bytes | Integers) -> Topology:
+    # Pickles of earlier versions hold arrays.
+    own = (each if isinstance(each, np.ndarray) else np.frombuffer(each, "<i4") for each in arrays)
+    return kind.adopt(shape, pattern, *(torch.from_numpy(np.array(each, np.int32)) for each in own))
