@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollard.errors import PatternError
+from pollard.errors import PatternError, TopologyError
 from pollard.formats import positions
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -197,3 +197,11 @@ def test_a_notebook_shows_figures():
     shown = Topology.from_mask(torch.tensor([[True, True, False], [False, True, False]]))._repr_html_()
     assert "<td>2 x 3</td><td>unstructured</td><td>0.5000</td><td>3</td><td>1 to 2</td>" in shown
     assert "<td>0 x 3</td>" in Topology.from_mask(torch.zeros(0, 3, dtype=torch.bool))._repr_html_()
+
+
+def test_a_pickle_of_an_earlier_version_is_read():
+    kept = Topology.random((8, 6), 0.4, "v2", torch.Generator().manual_seed(0))
+    restore, (kind, shape, pattern, *_) = kept.__reduce__()
+    assert restore(kind, shape, pattern, *(array.numpy() for array in kept.indices)).same_as(kept)
+    with pytest.raises(TopologyError):
+        restore(kind, shape, pattern, b"", b"")
