@@ -182,6 +182,16 @@ def wide() -> str:
     return markdown(head, [row])
 
 
+def other_weights() -> str:
+    """Convolutions, an LSTM and attention beside torch's own."""
+    rows = [
+        [record["case"], f"{100 * record['density']:g} %", str(record["threads"])]
+        + [f"{record[op]['speedup']:.1f}x" for op in ("forward", "forward+backward")]
+        for record in load("other_weights.json")
+    ]
+    return markdown(["module", "kept", "threads", "forward", "forward+backward"], rows)
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed, "memory": memory, "snip": snip},
     "docs/folk-knowledge.md": {
@@ -191,6 +201,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
     },
+    "docs/how-to/other-weights.md": {"other weights": other_weights},
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),
