@@ -218,3 +218,15 @@ def test_erk_counts_channels_and_taps_of_a_convolution_apart():
         sparse.step()
     pair = [layer.linear.density for layer in model[:2]]
     assert pair[0] / pair[1] == pytest.approx(raw[0] / raw[1], rel=0.01)
+
+
+def test_a_subclass_with_modules_of_its_own_stays_dense():
+    class Own(nn.Conv2d):
+        def __init__(self):
+            super().__init__(1, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+
+    model = nn.Sequential(Own(), nn.Flatten(), nn.Linear(144, 4))
+    plan = pollard.prune(model, "magnitude", 0.5)
+    assert list(plan) == ["2"]
+    assert plan.coverage.left == {"Own": 1}

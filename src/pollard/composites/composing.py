@@ -21,7 +21,7 @@ def composable(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of `model` that can be rebuilt, by name; one that is used in several places under its first.
 
     What shares a parameter with another module stays as it is, and so does one whose weight is made anew at each call, by a
-    parametrization or a hook, or is lazy still.
+    parametrization or a hook, or is lazy still, or what has other modules with numbers in it.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(4, 2))
     >>> list(composable(model))
@@ -37,6 +37,10 @@ def _fits(module: nn.Module, owners: Mapping[int, int]) -> bool:
         return False
     held = dict(module.named_parameters(remove_duplicate=False))
     own = set(kind.parts(module).values())
+    biases = {f"{part}.bias" for part in kind.parts(module)}
+    # A subclass with modules of its own in it, which nothing here would take along.
+    if any("." in name for name in {*held, *(name for name, _ in module.named_buffers())} - own - biases):
+        return False
     lazy = any(isinstance(each, nn.parameter.UninitializedParameter) for each in held.values())
     return bool(own) and own <= held.keys() and not lazy and all(owners[id(each)] == 1 for each in held.values())
 
