@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from pollard.composites import composed
+from pollard.composites import holders, parts_of
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.selection import counted, is_sparse, kind_of, weight_layers
@@ -38,7 +38,9 @@ class Coverage:
     @classmethod
     def of(cls, model: nn.Module, plan: Mapping[str, Topology] | None = None) -> Self:
         """What of `model` is sparse, and what `plan` would make sparse of what is not."""
-        layers = weight_layers(composed(model, plan or ()))
+        whole, layers = holders(model, plan or ()), dict[str, nn.Module]()
+        for name, layer in weight_layers(model).items():
+            layers |= parts_of(name, layer) if name in whole else {name: layer}
         already: dict[str, Any] = {name: layer for name, layer in layers.items() if is_sparse(layer)}
         planned = {name: topology for name, topology in (plan or {}).items() if name in layers and name not in already}
         sizes = {name: layer.in_features * layer.out_features for name, layer in already.items()}

@@ -230,3 +230,16 @@ def test_a_subclass_with_modules_of_its_own_stays_dense():
     plan = pollard.prune(model, "magnitude", 0.5)
     assert list(plan) == ["2"]
     assert plan.coverage.left == {"Own": 1}
+
+
+def test_a_model_is_copied_only_where_what_is_chosen_is_taken_apart():
+    class Locked(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise TypeError("a lock cannot be copied")
+
+    model = Locked(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 4))
+    assert list(pollard.prune(model, "magnitude", 0.5, layers=["2"])) == ["2"]
+    with pytest.raises(InvalidInput, match=r"cannot be copied, with '0' to be taken apart: a lock.*layers="):
+        pollard.prune(model, "magnitude", 0.5)
+    plan = pollard.plan_from_masks(model, {"0.linear": torch.ones(4, 9).tril()})
+    assert list(plan) == ["0.linear"]

@@ -5,7 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from pollard.composites.composing import Composing, axes_of, composable, composed, holders, put, put_together
+from pollard.composites.composing import (
+    Composing,
+    axes_of,
+    composable,
+    composed,
+    holders,
+    matrices,
+    parts_of,
+    put,
+    put_together,
+)
 from pollard.composites.composite import COMPOSITES, Composite, composite
 
 __all__ = [
@@ -17,6 +27,8 @@ __all__ = [
     "composed",
     "composite",
     "holders",
+    "matrices",
+    "parts_of",
     "put",
     "put_together",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pollard.composites.composite import Composite, kind_for
 from pollard.errors import InvalidInput
 from pollard.references import references, replace
+from pollard.selection import linear_layers
 
 Heir = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
@@ -43,6 +44,28 @@ def _fits(module: nn.Module, owners: Mapping[int, int]) -> bool:
         return False
     lazy = any(isinstance(each, nn.parameter.UninitializedParameter) for each in held.values())
     return bool(own) and own <= held.keys() and not lazy and all(owners[id(each)] == 1 for each in held.values())
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of `model`, by name: those that are there, and those that composable modules would be rebuilt of.
+
+    >>> list(matrices(nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2))))
+    ['0.ih_l0', '0.hh_l0', '1']
+    """
+    linear, whole = linear_layers(model), composable(model)
+    found: dict[str, nn.Linear] = {}
+    for path, module in model.named_modules():
+        if path in whole:
+            found |= parts_of(path, module)
+        elif path in linear:
+            found[path] = linear[path]
+    return found
+
+
+def parts_of(path: str, module: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that the module at `path` would be rebuilt of, by name."""
+    made = _rebuilt(module)
+    return {_joined(path, part): layer for part, layer in made.named_children() if isinstance(layer, nn.Linear)}
 
 
 def holders(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -159,4 +182,14 @@ def _joined(path: str, part: str) -> str:
     return f"{path}.{part}".lstrip(".")
 
 
-__all__ = ["Composing", "axes_of", "composable", "composed", "holders", "put", "put_together"]
+__all__ = [
+    "Composing",
+    "axes_of",
+    "composable",
+    "composed",
+    "holders",
+    "matrices",
+    "parts_of",
+    "put",
+    "put_together",
+]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import composed
+from pollard.composites import matrices
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_any
 from pollard.nn.linear import SparseLinear, stated
@@ -19,7 +19,7 @@ from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import composing, replaceable, swap
 from pollard.reading import read_json
 from pollard.references import references
-from pollard.selection import linear_layers, listed, refuse_tied, unmatched
+from pollard.selection import listed, refuse_tied, unmatched
 
 Model = TypeVar("Model", bound=nn.Module)
 State = Mapping[str, Any] | str | PathLike[str]
@@ -46,7 +46,7 @@ def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Mod
       (0): SparseLinear(in_features=3, out_features=2, density=0.3333, pattern=unstructured, bias=False)
     )
     """
-    held = _stripped(composed(model), _tensors(state, prefix or ""), prefix)
+    held = _stripped(model, _tensors(state, prefix or ""), prefix)
     names = _sparse_names(held)
     if not names:
         raise InvalidInput(
@@ -91,7 +91,7 @@ def _sparse_names(held: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _stripped(model: nn.Module, held: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
     """The entries whose names begin with `prefix`, or with what all share where that makes them the model's, without it."""
     if prefix is None:
-        prefix, own = "", dict(model.named_modules())
+        prefix, own = "", {*dict(model.named_modules()), *matrices(model)}
         while not all(name in own for name in _sparse_names(held, prefix)):
             heads = {key.removeprefix(prefix).partition(".")[:2] for key in held}
             if len(heads) != 1 or "" in heads.copy().pop():
@@ -104,7 +104,7 @@ def _stripped(model: nn.Module, held: Mapping[str, Any], prefix: str | None) -> 
 def _module(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        raise unmatched(name, linear_layers(composed(model)))
+        raise unmatched(name, matrices(model))
     found: nn.Module = modules[name]
     return found
 

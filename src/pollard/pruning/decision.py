@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import axes_of, composed
+from pollard.composites import axes_of, composed, matrices
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
 from pollard.formats.matrix import SparseMatrix
@@ -100,7 +100,7 @@ def prune(
     check_density(density)
     rule = _member(criterion, CRITERIA, "criterion")
     _check_declared(rule)
-    chosen = _prunable(apart := composed(model), layers)
+    chosen = _prunable(model, layers)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = Scoring(
         loss_fn,
@@ -109,7 +109,7 @@ def prune(
         chunk_size,
         rule.temperature if temperature is None else temperature,
     )
-    described = _described(apart, chosen, pattern, min_density, max_density)
+    described = _described(composed(model, chosen), chosen, pattern, min_density, max_density)
     kept = _fitting(within or {}, described)
     decision = _Decision(
         rule,
@@ -281,10 +281,11 @@ def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
             "a dense model",
             "Make it dense with densify_(model) first, or name the dense layers to prune with layers=.",
         )
-    linear = require_prunable(model)
+    linear = matrices(model) or require_prunable(model)
     names = select(linear, layers)
-    refuse_unready(model, names)
-    refuse_tied(model, names)
+    apart = composed(model, names)
+    refuse_unready(apart, names)
+    refuse_tied(apart, names)
     return {name: linear[name] for name in names}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import composed
+from pollard.composites import composed, matrices
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NothingMatched
 from pollard.formats.pattern import ROWS, Pattern
@@ -43,7 +43,7 @@ def plan_from_zeros(model: nn.Module, *, layers: LayerFilter = None, max_density
     >>> plan["0"]
     Topology(shape=(4, 4), pattern='v2', grains=4, density=0.5)
     """
-    linear = require_prunable(composed(model))
+    linear = matrices(model) or require_prunable(model)
     names = select(linear, layers)
     refuse_tied(composed(model, names), names)
     refuse_unready(composed(model, names), [name for name in names if not is_pruned_by_torch(linear[name])])
@@ -75,7 +75,7 @@ def plan_from_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Plan:
     >>> plan_from_masks(model, {"0.weight": torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])})
     Plan(1 layer, 3 of 8 weights kept, density 0.375)
     """
-    linear, found = require_prunable(composed(model)), dict[str, Topology]()
+    linear, found = matrices(model) or require_prunable(model), dict[str, Topology]()
     for key, mask in masks.items():
         name = _layer_of(key, linear)
         if name in found:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pollard.composites import composed
+from pollard.composites import matrices
 from pollard.errors import InvalidInput, LeftDense
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
@@ -95,7 +95,7 @@ def _chosen_sparse(
     model: nn.Module, layers: LayerFilter, density: float | None
 ) -> dict[str, SparseLinear | MaskedLinear]:
     """The sparse layers of those that `layers` selects; none where these are dense, and are to be made sparse."""
-    sparse, dense = sparse_layers(model), linear_layers(composed(model))
+    sparse, dense = sparse_layers(model), matrices(model)
     if not sparse:
         return {}
     if layers is not None:
@@ -128,7 +128,7 @@ def _made(method: str | Method, density: float | None, steps: int, options: dict
 
 def _refuse_wrapper(model: nn.Module) -> None:
     processes.refuse_shards(
-        {name: layer.weight for name, layer in linear_layers(composed(model)).items()},
+        {name: layer.weight for name, layer in matrices(model).items()},
         "a model that is made sparse before it is sharded",
         "Call pollard.sparsify_(model, plan), then fully_shard(model), and make the optimizer then; or leave fully_shard "
         "out and wrap the sparse model in DistributedDataParallel.",
