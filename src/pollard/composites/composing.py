@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pollard.composites.composite import Composite, kind_for
 from pollard.errors import InvalidInput
-from pollard.references import references, replace
+from pollard.references import Reference, references, replace
 from pollard.selection import linear_layers
 
 Heir = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
@@ -158,9 +158,9 @@ def put_together(model: nn.Module) -> None:
             put(model, module, module.whole())
 
 
-def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts `new` wherever `model` holds `old`."""
-    found = references(model, [old])
+def put(model: nn.Module, old: nn.Module, new: nn.Module, found: Iterable[Reference] | None = None) -> None:
+    """Puts `new` wherever `model` holds `old`; `found` are the places besides submodules, if they are known."""
+    found = references(model, [old]) if found is None else found
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         model.set_submodule(name, new)
     replace(found, {old: new})

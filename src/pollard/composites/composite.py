@@ -58,9 +58,13 @@ class Composite(nn.Module, ABC):
         return None
 
     @classmethod
-    @abstractmethod
     def parts(cls, whole: nn.Module) -> dict[str, str]:
-        """The linear layers by name, each with the name of the parameter that holds its matrix; several stand in rows."""
+        """The linear layers by name, each with the name of the parameter that holds its matrix; several stand in rows.
+
+        By default one, `linear`, of `weight`.
+        """
+        del whole
+        return {"linear": "weight"}
 
     def matrix(self, part: str, tensor: Tensor) -> Tensor:
         """The matrix `(rows, columns)` of `part`, a view of its parameter, or of anything of that one's shape."""

@@ -28,12 +28,6 @@ class _Convolution(Composite):
         """Groups see a part of the channels each."""
         return None if whole.groups == 1 else f"groups={whole.groups}"
 
-    @classmethod
-    def parts(cls, whole: nn.Module) -> dict[str, str]:
-        """`linear`, of channels and taps."""
-        del whole
-        return {"linear": "weight"}
-
     def _is_dense(self) -> bool:
         """Whether torch's own operation computes the same, and nobody wants to see what the linear layer is given."""
         layer = self.linear

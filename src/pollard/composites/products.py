@@ -13,12 +13,6 @@ from pollard.composites.composite import Composite, composite
 class ComposedBilinear(Composite):
     """``y_o = x^T A_o z + b_o``: a linear layer of all products of the two inputs' features."""
 
-    @classmethod
-    def parts(cls, whole: nn.Module) -> dict[str, str]:
-        """`linear`, of `(out, in1 * in2)`."""
-        del whole
-        return {"linear": "weight"}
-
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
         """As the module it was made of, for `(..., in1)` and `(..., in2)`."""
         y: Tensor = self.linear((input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2))
@@ -29,12 +23,6 @@ class ComposedBilinear(Composite):
 @composite("transformers.pytorch_utils.Conv1D")
 class ComposedConv1D(Composite):
     """``y = x W + b`` with W `(in, out)`, as GPT-2 has it: an ordinary linear layer of the transpose."""
-
-    @classmethod
-    def parts(cls, whole: nn.Module) -> dict[str, str]:
-        """`linear`, of `(out, in)`."""
-        del whole
-        return {"linear": "weight"}
 
     def matrix(self, part: str, tensor: Tensor) -> Tensor:
         """The transpose."""

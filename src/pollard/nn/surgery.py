@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from pollard.composites import Composing, composed, holders, put_together
+from pollard.composites import Composing, composed, holders, put, put_together
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
@@ -19,7 +19,7 @@ from pollard.nn.carried import carry, carry_marks, refuse_bound, refuse_hooked, 
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.orphans import orphan
-from pollard.references import Reference, references, refuse_fixed, replace
+from pollard.references import Reference, references, refuse_fixed
 from pollard.selection import (
     LayerFilter,
     is_pruned_by_torch,
@@ -254,9 +254,7 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference
         carry_marks(was, now)
     carry(old, new)
     orphan(_parameters(old))
-    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
-        model.set_submodule(name, new)
-    replace([reference for reference in found if reference.layer is old], {old: new})
+    put(model, old, new, [reference for reference in found if reference.layer is old])
     found[:] = [reference for reference in found if reference.layer is not old]
 
 

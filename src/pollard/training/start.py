@@ -95,9 +95,10 @@ def _chosen_sparse(
     model: nn.Module, layers: LayerFilter, density: float | None
 ) -> dict[str, SparseLinear | MaskedLinear]:
     """The sparse layers of those that `layers` selects; none where these are dense, and are to be made sparse."""
-    sparse, dense = sparse_layers(model), matrices(model)
+    sparse = sparse_layers(model)
     if not sparse:
         return {}
+    dense = matrices(model)
     if layers is not None:
         return {name: sparse[name] for name in select({**sparse, **dense}, layers) if name in sparse}
     if dense and density is not None:

@@ -61,22 +61,26 @@ class Unasked:
     def past(self, steps: int) -> None:
         """After `steps` of its own, the optimizer behind it took one."""
         self._past += 1
-        if self._past == 2 and self.method.next_due(steps) is not None:
-            message = (
-                f"the optimizer is stepped past the Sparsifier: {self.method.name} waits, and no topology moves. "
-                "Call step() of what the call returned, or hand that to the library that steps."
-            )
-            warnings.warn(message, SteppedPast, stacklevel=4)
+        self._warn(
+            self._past,
+            steps,
+            f"the optimizer is stepped past the Sparsifier: {self.method.name} waits, and no topology moves. "
+            "Call step() of what the call returned, or hand that to the library that steps.",
+        )
 
     def by(self, other: Optimizer, steps: int) -> None:
         """After `steps` of its own, `other` took one."""
         self._strange += 1
-        if self._strange == 2 and self.method.next_due(steps) is not None:
-            message = (
-                f"another optimizer, {type(other).__name__}, steps the layers whose topology waits for {self.method.name}. "
-                "Hand the Sparsifier to whoever made it, as in Trainer(optimizers=(sparse, scheduler)), or leave the method out."
-            )
-            warnings.warn(message, SteppedPast, stacklevel=4)
+        self._warn(
+            self._strange,
+            steps,
+            f"another optimizer, {type(other).__name__}, steps the layers whose topology waits for {self.method.name}. "
+            "Hand the Sparsifier to whoever made it, as in Trainer(optimizers=(sparse, scheduler)), or leave the method out.",
+        )
+
+    def _warn(self, count: int, steps: int, message: str) -> None:
+        if count == 2 and self.method.next_due(steps) is not None:
+            warnings.warn(message, SteppedPast, stacklevel=5)
 
     def taken(self, step: int) -> None:
         """It took its own, this one."""
