@@ -10,7 +10,11 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import ROWS, Pattern
 from pollard.formats.topology import Topology
 
-patterns = st.sampled_from([Pattern(rows) for rows in ROWS])
+vectors = st.sampled_from([Pattern(rows) for rows in ROWS])
+blocks = st.sampled_from([Pattern.parse(name) for name in ("b1x4", "b2x2", "b4x8", "b16x2")])
+runs = st.sampled_from([Pattern.parse(name) for name in ("1:2", "2:4", "1:4", "4:8", "2:3")])
+grains = vectors | blocks
+patterns = grains | runs
 # The middle of the range, and the edges where code goes wrong: one grain in many, all but one, none, all.
 densities = st.sampled_from([0.0, 0.02, 0.1, 0.5, 0.9, 1.0])
 seeds = st.integers(0, 2**31 - 1)
@@ -19,14 +23,17 @@ seeds = st.integers(0, 2**31 - 1)
 @st.composite
 def shapes(draw: st.DrawFn, pattern: Pattern, smallest: int = 0, groups: int = 6, columns: int = 12) -> tuple[int, int]:
     """(out, in) that `pattern` divides, from `smallest` row groups and columns on."""
-    return draw(st.integers(smallest, groups)) * pattern.rows, draw(st.integers(smallest, columns))
+    unit = pattern.m or pattern.columns
+    return draw(st.integers(smallest, groups)) * pattern.rows, draw(st.integers(smallest, columns)) * unit
 
 
 @st.composite
 def masks(draw: st.DrawFn, shape: tuple[int, int], pattern: Pattern = Pattern()) -> Tensor:
-    """Bool `shape`, constant within the grains of `pattern`, with some rows and columns emptied."""
+    """Bool `shape` that `pattern` fits, with some rows and columns emptied where it may keep nothing."""
     generator = torch.Generator().manual_seed(draw(seeds))
-    groups, columns = pattern.grain_shape(shape)
+    if pattern.m:
+        return Topology.random(shape, pattern.n / pattern.m, pattern, generator).mask()
+    groups, columns = pattern.grid(shape)
     grains = torch.rand(groups, columns, generator=generator) < draw(densities)
     if draw(st.booleans()):
         grains &= torch.rand(groups, 1, generator=generator) < 0.5
@@ -74,11 +81,21 @@ def strided(draw: st.DrawFn, dense: Tensor) -> Tensor:
 
 @st.composite
 def changes(draw: st.DrawFn, topology: Topology) -> tuple[Tensor, Tensor]:
-    """Which grains stay of `topology`, bool, and what may come, as positions: none, some or all of either; some come back."""
+    """Which grains stay of `topology`, bool, and what may come, as positions: none, some or all of either; some come back.
+
+    Under N:M as many come to every M as are missing.
+    """
     generator = torch.Generator().manual_seed(draw(seeds))
     stays = torch.rand(topology.grains, generator=generator) < draw(densities)
-    free = torch.ones(topology.groups * topology.shape[1], dtype=torch.bool)
+    free = torch.ones(topology.places, dtype=torch.bool)
     free[topology.positions()[stays]] = False
-    absent = free.nonzero().view(-1)
+    absent, pattern = free.nonzero().view(-1), topology.pattern
+    if pattern.m:
+        absent = absent[torch.randperm(len(absent), generator=generator)]
+        missing = pattern.n - torch.bincount(
+            topology.positions()[stays] // pattern.m, minlength=topology.places // pattern.m
+        )
+        chosen = [absent[absent // pattern.m == run][:wanted] for run, wanted in enumerate(missing.tolist())]
+        return stays, torch.cat([absent[:0], *chosen]).sort().values
     comes = torch.rand(len(absent), generator=generator) < draw(densities)
     return stays, absent[comes]

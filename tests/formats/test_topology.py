@@ -14,7 +14,7 @@ from pollard.errors import PatternError, TopologyError
 from pollard.formats import positions
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from strategies import densities, masks, patterns, seeds, shapes, strided, topologies
+from strategies import densities, grains, masks, patterns, runs, seeds, shapes, strided, topologies
 
 
 @given(st.data())
@@ -34,13 +34,14 @@ def test_positions_list_the_mask_in_order(data):
     shape = data.draw(shapes(pattern))
     mask = data.draw(masks(shape, pattern))
     topology = Topology.from_mask(mask, pattern)
-    grains = mask[:: pattern.rows]
-    assert torch.equal(topology.positions(), grains.reshape(-1).nonzero().view(-1))
+    kept = mask[:: pattern.rows, :: pattern.columns]
+    assert torch.equal(topology.positions(), kept.reshape(-1).nonzero().view(-1))
     again = Topology.from_positions(shape, pattern, topology.positions())
     assert again.same_as(topology)
     expected = [
-        (group * pattern.rows + row) * shape[1] + column
-        for group, column in grains.nonzero().tolist()
+        (group * pattern.rows + row) * shape[1] + column * pattern.columns + within
+        for group, column in kept.nonzero().tolist()
+        for within in range(pattern.columns)
         for row in range(pattern.rows)
     ]
     assert topology.weight_positions().tolist() == expected
@@ -50,13 +51,13 @@ def test_positions_list_the_mask_in_order(data):
 def test_the_transpose_is_that_of_scipy(topology):
     by_row = scipy.sparse.csr_array(
         (np.ones(topology.grains), topology.columns.numpy(), topology.row_pointers.numpy()),
-        (topology.groups, topology.shape[1]),
+        (topology.groups, topology.width),
     )
     by_column = by_row.tocsc()
     transpose = topology.transpose()
     assert np.array_equal(transpose.row_pointers, by_column.indptr)
     assert np.array_equal(transpose.groups, by_column.indices)
-    columns = np.repeat(np.arange(topology.shape[1]), np.diff(by_column.indptr))
+    columns = np.repeat(np.arange(topology.width), np.diff(by_column.indptr))
     assert np.array_equal(topology.columns[transpose.permutation.long()], columns)
     assert sorted(transpose.permutation.tolist()) == list(range(topology.grains))
     assert {array.dtype for array in (transpose.row_pointers, transpose.groups, transpose.permutation)} == {torch.int32}
@@ -67,12 +68,20 @@ def test_bytes_are_those_of_the_arrays_that_exist(topology):
     fresh = 4 * (topology.groups + 1) + 4 * topology.grains
     assert topology.bytes == fresh
     topology.transpose()
-    assert topology.bytes == fresh + 4 * (topology.shape[1] + 1) + 8 * topology.grains
+    own = 4 * (topology.width + 1) + 8 * topology.grains
+    assert topology.bytes == fresh + own
+    cut = topology.vectors
+    if cut is not topology:
+        # N:M shares its arrays with what products read, blocks are cut into columns.
+        more = 4 * (cut.groups + 1) + 4 * cut.grains if topology.pattern.columns > 1 else 0
+        assert topology.bytes == fresh + own + more
+        cut.transpose()
+        assert topology.bytes == fresh + own + more + 4 * (cut.width + 1) + 8 * cut.grains
 
 
 @given(st.data())
 def test_covering_keeps_the_grains_that_hold_a_kept_weight(data):
-    pattern = data.draw(patterns)
+    pattern = data.draw(grains)
     mask = data.draw(masks(data.draw(shapes(pattern))))
     covering = Topology.covering(data.draw(strided(mask)), pattern)
     assert torch.equal(covering.mask(), pattern.spread(pattern.grain_sum(mask.int()) > 0))
@@ -85,9 +94,9 @@ def test_covering_keeps_the_grains_that_hold_a_kept_weight(data):
 def test_random_is_exact_and_follows_its_generator(data, seed):
     pattern = data.draw(patterns)
     shape = data.draw(shapes(pattern, groups=40, columns=300))
-    density = data.draw(densities.filter(bool))
+    density = pattern.density or data.draw(densities.filter(bool))
     topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(seed))
-    assert topology.grains == round(density * (shape[0] // pattern.rows * shape[1]))
+    assert topology.grains == round(density * topology.places)
     Topology(shape, pattern, topology.row_pointers, topology.columns)
     assert topology.same_as(Topology.random(shape, density, pattern, torch.Generator().manual_seed(seed)))
 
@@ -111,7 +120,7 @@ def test_random_never_holds_the_weight():
 
 @given(st.data())
 def test_full_keeps_everything(data):
-    pattern = data.draw(patterns)
+    pattern = data.draw(grains)
     shape = data.draw(shapes(pattern))
     full = Topology.full(shape, pattern)
     assert full.mask().all()
@@ -128,8 +137,9 @@ def test_pieces_make_no_difference(data):
         patch.setattr(positions, "_CHUNK", 3)
         assert Topology.from_mask(whole.mask(), pattern).same_as(whole)
         assert Topology.from_positions(shape, pattern, whole.positions()).same_as(whole)
-        dense = Topology.random(shape, 0.8, pattern, torch.Generator().manual_seed(3))
-    assert dense.same_as(Topology.random(shape, 0.8, pattern, torch.Generator().manual_seed(3)))
+        density = pattern.density or 0.8
+        dense = Topology.random(shape, density, pattern, torch.Generator().manual_seed(3))
+    assert dense.same_as(Topology.random(shape, density, pattern, torch.Generator().manual_seed(3)))
 
 
 def test_the_arrays_are_private_and_stay_the_same_objects():
@@ -205,3 +215,60 @@ def test_a_pickle_of_an_earlier_version_is_read():
     assert restore(kind, shape, pattern, *(array.numpy() for array in kept.indices)).same_as(kept)
     with pytest.raises(TopologyError):
         restore(kind, shape, pattern, b"", b"")
+
+
+@given(st.data())
+def test_vectors_are_the_same_weights_in_the_same_order(data):
+    topology = data.draw(topologies())
+    vectors = topology.vectors
+    Topology(vectors.shape, vectors.pattern, vectors.row_pointers, vectors.columns)
+    assert vectors.pattern == Pattern(topology.pattern.rows)
+    assert vectors.vectors is vectors
+    assert (vectors is topology) == (topology.pattern == vectors.pattern)
+    assert torch.equal(vectors.weight_positions(), topology.weight_positions())
+    assert vectors.nnz == topology.nnz
+
+
+@given(st.data())
+def test_n_of_every_m_it_is_or_it_is_refused(data):
+    pattern = data.draw(runs)
+    shape = data.draw(shapes(pattern, smallest=1))
+    mask = data.draw(masks(shape, pattern))
+    assert (mask.view(-1, pattern.m).sum(1) == pattern.n).all()
+    topology = Topology.from_mask(mask, pattern)
+    kept = topology.positions()
+    fewer, other = kept[1:], kept.clone()
+    with pytest.raises(PatternError, match=f"exactly {pattern.n} of every {pattern.m}"):
+        Topology.from_positions(shape, pattern, fewer)
+    free = (~mask).view(-1).nonzero().view(-1)
+    elsewhere = free[free // pattern.m != kept[0] // pattern.m]
+    if len(elsewhere):
+        other[0] = elsewhere[0]
+        with pytest.raises(PatternError, match=f"exactly {pattern.n} of every {pattern.m}"):
+            Topology.from_positions(shape, pattern, other.sort().values)
+        with pytest.raises(PatternError):
+            topology.rewired(torch.arange(len(kept)) > 0, elsewhere[:1])
+    less = mask.clone()
+    less.view(-1)[kept[0]] = False
+    with pytest.raises(PatternError, match=rf"keeps {pattern.n - 1} to .*Topology\.covering"):
+        Topology.from_mask(less, pattern)
+    covering = Topology.covering(less, pattern)
+    assert covering.grains == topology.grains
+    assert covering.mask()[less].all()
+    first = (~less).view(-1, pattern.m)[kept[0] // pattern.m].nonzero()[0, 0] + kept[0] // pattern.m * pattern.m
+    assert covering.mask().view(-1)[first]
+
+
+def test_a_pattern_that_says_what_is_kept_takes_no_other_density():
+    with pytest.raises(PatternError, match=r"density 0\.1 with pattern 2:4.*0\.5"):
+        Topology.random((4, 8), 0.1, "2:4")
+    with pytest.raises(PatternError, match="density 1 with pattern 2:4"):
+        Topology.full((4, 8), "2:4")
+
+
+def test_every_choice_of_n_out_of_m_is_equally_likely():
+    topology = Topology.random((400, 100), 0.5, "2:4", torch.Generator().manual_seed(0))
+    choices = topology.mask().view(-1, 4).long() @ torch.tensor([8, 4, 2, 1])
+    counts = torch.bincount(choices, minlength=16)[[3, 5, 6, 9, 10, 12]]
+    assert counts.sum() == 10_000
+    assert (counts - 10_000 / 6).abs().max() < 6 * (10_000 * 5 / 36) ** 0.5

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput, PollardError
+from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
 from pollard.ops import matmul, operators, transforms
@@ -31,11 +32,11 @@ def arguments(operation, dtype=torch.float32):
         return torch.randn(*shape, generator=made, dtype=dtype, requires_grad=True)
 
     return {
-        "linear": (leaf(5, 6), leaf(kept.nnz), *arrays, leaf(8), 6, 2, False),
-        "linear with relu": (leaf(5, 6), leaf(kept.nnz), *arrays, leaf(8), 6, 2, True),
-        "linear without bias": (leaf(5, 6), leaf(kept.nnz), *arrays, None, 6, 2, False),
-        "input_grad": (leaf(5, 8), leaf(kept.nnz), *arrays, 6, 2),
-        "value_grad": (leaf(5, 8), leaf(5, 6), *arrays, 6, 2),
+        "linear": (leaf(5, 6), leaf(kept.nnz), *arrays, leaf(8), 6, "v2", False),
+        "linear with relu": (leaf(5, 6), leaf(kept.nnz), *arrays, leaf(8), 6, "v2", True),
+        "linear without bias": (leaf(5, 6), leaf(kept.nnz), *arrays, None, 6, "v2", False),
+        "input_grad": (leaf(5, 8), leaf(kept.nnz), *arrays, 6, "v2"),
+        "value_grad": (leaf(5, 8), leaf(5, 6), *arrays, 6, "v2"),
     }[operation]
 
 
@@ -75,7 +76,7 @@ def test_the_short_way_of_eager_code_gives_the_same_bits_and_derivatives():
         return matmul.linear(x, values, kept, bias, relu=True)
 
     def dispatched(x, values, bias):
-        return OPS.linear(x, values, *kept.indices, bias, 6, 2, True)
+        return OPS.linear(x, values, *kept.indices, bias, 6, "v2", True)
 
     def transformed(x, values, bias):
         return transforms.linear(x, values, bias, kept, relu=True)
@@ -150,20 +151,26 @@ def test_autocast_brings_operands_to_fp32():
 
 
 BAD = {
-    "features": lambda kept, a: OPS.linear(torch.ones(5, 7), torch.ones(kept.nnz), *a, None, 6, 2, False),
-    "dimensions": lambda kept, a: OPS.linear(torch.ones(6), torch.ones(kept.nnz), *a, None, 6, 2, False),
-    "integers": lambda kept, a: OPS.linear(torch.ones(5, 6).int(), torch.ones(kept.nnz), *a, None, 6, 2, False),
-    "values": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz + 1), *a, None, 6, 2, False),
-    "dtypes": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz).double(), *a, None, 6, 2, False),
-    "bias": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *a, torch.ones(9), 6, 2, False),
-    "rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *a, None, 6, 3, False),
-    "grad": lambda kept, a: OPS.input_grad(torch.ones(5, 9), torch.ones(kept.nnz), *a, 6, 2),
-    "width": lambda kept, a: OPS.input_grad(torch.ones(5, 8), torch.ones(kept.nnz), *a, 1, 2),
-    "batches": lambda kept, a: OPS.value_grad(torch.ones(5, 8), torch.ones(4, 6), *a, 6, 2),
-    "pointers": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0] + 1, a[1], None, 6, 2, False),
-    "columns": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1] + 99, None, 6, 2, False),
-    "no rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0][:0], a[1], None, 6, 2, False),
-    "floats": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1].float(), None, 6, 2, False),
+    "features": lambda kept, a: OPS.linear(torch.ones(5, 7), torch.ones(kept.nnz), *a, None, 6, "v2", False),
+    "dimensions": lambda kept, a: OPS.linear(torch.ones(6), torch.ones(kept.nnz), *a, None, 6, "v2", False),
+    "integers": lambda kept, a: OPS.linear(torch.ones(5, 6).int(), torch.ones(kept.nnz), *a, None, 6, "v2", False),
+    "values": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz + 1), *a, None, 6, "v2", False),
+    "dtypes": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz).double(), *a, None, 6, "v2", False),
+    "bias": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *a, torch.ones(9), 6, "v2", False),
+    "rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *a, None, 6, "v3", False),
+    "grad": lambda kept, a: OPS.input_grad(torch.ones(5, 9), torch.ones(kept.nnz), *a, 6, "v2"),
+    "width": lambda kept, a: OPS.input_grad(torch.ones(5, 8), torch.ones(kept.nnz), *a, 1, "v2"),
+    "batches": lambda kept, a: OPS.value_grad(torch.ones(5, 8), torch.ones(4, 6), *a, 6, "v2"),
+    "pointers": lambda kept, a: OPS.linear(
+        torch.ones(5, 6), torch.ones(kept.nnz), a[0] + 1, a[1], None, 6, "v2", False
+    ),
+    "columns": lambda kept, a: OPS.linear(
+        torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1] + 99, None, 6, "v2", False
+    ),
+    "no rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0][:0], a[1], None, 6, "v2", False),
+    "floats": lambda kept, a: OPS.linear(
+        torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1].float(), None, 6, "v2", False
+    ),
 }
 
 
@@ -177,7 +184,7 @@ def test_bad_operands_are_refused_before_any_kernel_runs(case):
 def test_arrays_of_ones_own_that_were_written_to_are_validated_again():
     kept = topology("unstructured")
     pointers, columns = kept.row_pointers, kept.columns
-    call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, 1, False)
+    call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, "unstructured", False)
     OPS.linear(*call)
     columns[0] = 6
     with pytest.raises(InvalidInput, match="column"):
@@ -188,7 +195,7 @@ def test_inference_arrays_are_compared_since_their_writes_are_not_counted():
     with torch.inference_mode():
         kept = topology("unstructured")
         pointers, columns = kept.row_pointers.clone(), kept.columns.clone()
-        call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, 1, False)
+        call = (torch.ones(5, 6), torch.ones(kept.nnz), pointers, columns, None, 6, "unstructured", False)
         OPS.linear(*call)
         columns[:] = 10**9
         with pytest.raises(InvalidInput, match="columns"):
@@ -206,12 +213,12 @@ def never_validated(monkeypatch):
 def test_a_validated_topology_is_not_validated_again(never_validated):
     kept = topology()
     never_validated()
-    OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *operators.arrays(kept)[:2], None, 6, 2, False)
+    OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), *operators.arrays(kept)[:2], None, 6, "v2", False)
 
 
 def test_arrays_of_ones_own_are_validated_once(never_validated):
     kept = topology()
-    call = (torch.ones(5, 6), torch.ones(kept.nnz), kept.row_pointers, kept.columns, None, 6, 2, False)
+    call = (torch.ones(5, 6), torch.ones(kept.nnz), kept.row_pointers, kept.columns, None, 6, "v2", False)
     first = OPS.linear(*call)
     never_validated()
     assert torch.equal(OPS.linear(*call), first)
@@ -224,7 +231,7 @@ def test_copies_of_known_arrays_are_validated_for_themselves(copied):
     other = copied(columns)
     other[0] = 99
     with pytest.raises(InvalidInput, match="column"):
-        OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), pointers, other, None, 6, 1, False)
+        OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), pointers, other, None, 6, "unstructured", False)
 
 
 @given(st.data())
@@ -232,11 +239,11 @@ def test_copies_of_known_arrays_are_validated_for_themselves(copied):
 def test_no_index_arrays_crash_the_process(data):
     pointers = torch.tensor(data.draw(st.lists(st.integers(-3, 9), max_size=6)), dtype=torch.int32)
     columns = torch.tensor(data.draw(st.lists(st.integers(-3, 9), max_size=9)), dtype=torch.int32)
-    rows = data.draw(st.sampled_from([-1, 0, 1, 2, 3, 4]))
+    pattern = data.draw(st.sampled_from(["unstructured", "v2", "v3", "b2x2", "2:4", "", "v-1"]))
     values = torch.ones(data.draw(st.integers(0, 12)))
     x = torch.ones(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 8)))
     try:
-        y = OPS.linear(x, values, pointers, columns, None, data.draw(st.integers(0, 8)), rows, False)
+        y = OPS.linear(x, values, pointers, columns, None, data.draw(st.integers(0, 8)), pattern, False)
     except PollardError:
         return
-    assert y.shape == ((len(pointers) - 1) * rows, x.shape[0])[::-1]
+    assert y.shape == ((len(pointers) - 1) * Pattern.parse(pattern).rows, x.shape[0])[::-1]

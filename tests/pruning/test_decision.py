@@ -298,7 +298,9 @@ def test_a_bare_linear_layer_is_a_plan_of_one():
 
 def test_a_pattern_that_does_not_divide_a_layer_names_it_and_the_next_step():
     model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 10))
-    with pytest.raises(PatternError, match=r"10 rows in layer '1'.*pattern=\{'\*': 'v4', '1': 'unstructured'\}"):
+    with pytest.raises(
+        PatternError, match=r"10 rows and 8 columns in layer '1'.*pattern=\{'\*': 'v4', '1': 'unstructured'\}"
+    ):
         prune(model, "magnitude", 0.5, pattern="v4")
     plan = prune(model, "magnitude", 0.5, pattern={"*": "v4", "1": "unstructured"})
     assert {name: str(topology.pattern) for name, topology in plan.items()} == {"0": "v4", "1": "unstructured"}

@@ -7,6 +7,7 @@ from torch.nn.utils import prune
 
 import pollard
 from pollard.errors import InvalidInput, NothingMatched
+from pollard.formats.pattern import Pattern
 
 
 def network():
@@ -35,6 +36,24 @@ def test_zeros_are_dropped_and_the_coarsest_pattern_found(rows, pattern):
     torch.testing.assert_close(pollard.sparsify_(model, plan)(x), y)
     assert model[0].values.numel() == plan["0"].nnz
     assert isinstance(model[4], nn.Linear)
+
+
+@pytest.mark.parametrize("pattern", ["b4x2", "b16x4", "b1x4", "2:4", "1:4", "3:4"])
+def test_blocks_and_n_of_m_are_found(pattern):
+    shape = (32, 64)
+    kept = pollard.Topology.random(shape, Pattern.parse(pattern).density or 0.2, pattern)
+    model = nn.Sequential(nn.Linear(64, 32))
+    with torch.no_grad():
+        model[0].weight.mul_(kept.mask())
+    plan = pollard.plan_from_zeros(model, max_density=0.8)
+    assert str(plan["0"].pattern) == pattern
+    assert plan["0"].same_as(kept)
+    assert pollard.plan_from_masks(model, {"0": kept.mask()})["0"].same_as(kept)
+
+
+def test_few_weights_say_nothing_of_n_of_m():
+    mask = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0]])
+    assert str(pollard.plan_from_masks(nn.Sequential(nn.Linear(4, 2)), {"0": mask})["0"].pattern) == "unstructured"
 
 
 @pytest.mark.parametrize("storage", ["compressed", "masked"])

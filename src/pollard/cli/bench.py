@@ -56,7 +56,7 @@ def bench(
     ] = None,
     density: Annotated[str, typer.Option(help="Fractions kept, separated by commas: 0.1 is 90 % sparse.")] = "0.1",
     pattern: Annotated[
-        str, typer.Option(help="unstructured, v2, v4, v8, v16: vN keeps N neighbouring rows as one.")
+        str, typer.Option(help="unstructured, v4 (4 rows share their columns), b16x2 (blocks), 2:4, ...")
     ] = "unstructured",
     op: Annotated[
         str, typer.Option(help="forward, input_grad, value_grad, forward+backward, step (with the optimizer).")

@@ -41,7 +41,7 @@ def explain(
     ],
     *,
     density: Annotated[float, typer.Option(help="Fraction of the weights that is kept, in (0, 1].")] = 0.1,
-    pattern: Annotated[str, typer.Option(help="unstructured, v2, v4, v8 or v16.")] = "unstructured",
+    pattern: Annotated[str, typer.Option(help="unstructured, v4, b16x2, 2:4, ...")] = "unstructured",
     op: Annotated[str, typer.Option(help="forward, input_grad or value_grad.")] = "forward",
     ir: Annotated[bool, typer.Option("--ir", help="Print the optimised LLVM IR of the chosen kernel.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Print its assembly.")] = False,

@@ -4,7 +4,8 @@ from pollard.formats.difference import Difference
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.store import load_tensors, load_topologies, save_tensors, save_topologies, write_atomic
-from pollard.formats.topology import Topology, Transpose
+from pollard.formats.topology import Topology
+from pollard.formats.transpose import Transpose
 from pollard.formats.waste import expected_waste_factor, waste_factor
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from functools import cache
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pollard.errors import InvalidInput, TopologyError
+from pollard.errors import InvalidInput, PatternError, TopologyError
 from pollard.formats.pattern import Pattern
 
 LIMIT = 2**31 - 1
@@ -54,8 +55,8 @@ def _factors() -> NDArray[np.int32]:
     return (numbers | 1).view(np.int32)
 
 
-def checked_frame(shape: tuple[int, int], pattern: str | Pattern) -> tuple[tuple[int, int], Pattern, int]:
-    """Shape as two ints, pattern as a Pattern, and the number of row groups; raises TopologyError, PatternError."""
+def checked_frame(shape: tuple[int, int], pattern: str | Pattern) -> tuple[tuple[int, int], Pattern, tuple[int, int]]:
+    """Shape as two ints, pattern as a Pattern, and the grid of its grains; raises TopologyError, PatternError."""
     try:
         out_features, in_features = (operator.index(size) for size in shape)
     except (TypeError, ValueError):
@@ -67,13 +68,20 @@ def checked_frame(shape: tuple[int, int], pattern: str | Pattern) -> tuple[tuple
             "Indices are int32: split larger layers.",
         )
     pattern = Pattern.parse(pattern)
-    return (out_features, in_features), pattern, pattern.grain_shape((out_features, in_features))[0]
+    return (out_features, in_features), pattern, pattern.grid((out_features, in_features))
 
 
-def check_density(density: float) -> None:
-    """Raises InvalidInput unless `density` is in (0, 1]."""
+def check_density(density: float, pattern: Pattern | None = None) -> None:
+    """Raises InvalidInput unless `density` is in (0, 1], PatternError where it is not what `pattern` keeps in any case."""
     if not 0 < density <= 1:
         raise InvalidInput(f"density {density!r}", "a density in (0, 1]", "Density is the fraction of weights kept.")
+    kept = None if pattern is None else pattern.density
+    if kept is not None and not math.isclose(density, kept, rel_tol=1e-6):
+        raise PatternError(
+            f"density {density:g} with pattern {pattern}",
+            f"{kept:g}, what it keeps of every layer",
+            "Ask for that density, or choose another pattern.",
+        )
 
 
 def check_count(grains: int) -> None:
@@ -154,9 +162,64 @@ def checked_positions(positions: Tensor, total: int, *, name: str = "positions")
         raise TopologyError(
             f"{name} from {int(positions[0])} to {int(positions[-1])}",
             f"{name} from 0 to {total - 1}",
-            "A position is group * in + column, an index counts grains.",
+            "A position is group * width + column, an index counts grains.",
         )
     return positions
+
+
+def check_runs(pointers: Tensor, columns: Tensor, width: int, pattern: Pattern) -> None:
+    """Raises PatternError where `pattern` is N:M, and `columns` does not hold exactly n of every m of each row."""
+    if not pattern.m:
+        return
+    rows, runs = len(pointers) - 1, width // pattern.m
+    wanted = f"exactly {pattern.n} of every {pattern.m} weights of a row, for pattern {pattern}"
+    fix = "Choose what to keep with pollard.prune(model, ..., pattern=), or keep an unstructured topology."
+    if len(columns) != rows * runs * pattern.n or bool((pointers.diff() != runs * pattern.n).any()):
+        raise PatternError(f"{len(columns)} weights kept of {rows} rows of {width}", wanted, fix)
+    step = max(1, _CHUNK // pattern.n)
+    for start in range(0, rows * runs, step):
+        part = columns[start * pattern.n : (start + step) * pattern.n].view(-1, pattern.n)
+        own = torch.arange(start, start + len(part), dtype=torch.int64, device="cpu") % runs
+        if bool((part // pattern.m != own[:, None]).any()):
+            raise PatternError("more weights kept of some runs than of others", wanted, fix)
+
+
+def grains_of(
+    mask: Tensor, pattern: str | Pattern, *, partial: bool
+) -> tuple[tuple[int, int], Pattern, NDArray[np.bool_]]:
+    """Shape and pattern of a bool `mask` (out, in), and which grains it keeps, flat; partial: some weights of one are enough.
+
+    Raises InvalidInput on another mask, PatternError where a part of a grain is kept, or other than n of every m.
+    """
+    check_mask(mask)
+    shape, pattern, (groups, width) = checked_frame((mask.shape[0], mask.shape[1]), pattern)
+    grains: NDArray[np.bool_] = mask.detach().numpy()
+    if pattern.m:
+        grains = _runs_of(grains, pattern, partial=partial)
+    elif pattern.size > 1:
+        split = grains.reshape(groups, pattern.rows, width, pattern.columns)
+        grains = np.logical_or.reduce(split, (1, 3))
+        if not partial and not np.array_equal(grains, np.logical_and.reduce(split, (1, 3))):
+            raise PatternError(
+                "a mask that keeps a part of a grain",
+                f"every {pattern.rows} x {pattern.columns} weights kept or dropped as one, for pattern {pattern}",
+                "Use Topology.covering to keep every grain that holds a kept weight.",
+            )
+    return shape, pattern, np.ascontiguousarray(grains).reshape(-1)
+
+
+def _runs_of(mask: NDArray[np.bool_], pattern: Pattern, *, partial: bool) -> NDArray[np.bool_]:
+    runs = mask.reshape(-1, pattern.m)
+    kept = runs.sum(1)
+    if (kept > pattern.n).any() or (not partial and (kept < pattern.n).any()):
+        raise PatternError(
+            f"a mask that keeps {int(kept.min())} to {int(kept.max())} of every {pattern.m} weights",
+            f"exactly {pattern.n}, for pattern {pattern}",
+            "Topology.covering fills up where fewer are kept; where more are, choose again with pollard.prune.",
+        )
+    missing = pattern.n - kept
+    filled: NDArray[np.bool_] = runs | (~runs & ((~runs).cumsum(1) <= missing[:, None]))
+    return filled
 
 
 def _check_array(name: str, array: object) -> None:

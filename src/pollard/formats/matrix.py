@@ -66,20 +66,20 @@ class SparseMatrix:
             raise InvalidInput(
                 f"a weight {tuple(weight.shape)}", f"{topology.shape}", "Topology and weight must agree."
             )
-        values = weight.new_empty(topology.nnz)
-        grains = weight.unflatten(0, (topology.groups, topology.pattern.rows))
-        held = values.view(topology.grains, topology.pattern.rows)
-        for part, groups, columns in _pieces(topology):
+        values, vectors = weight.new_empty(topology.nnz), topology.vectors
+        grains = weight.unflatten(0, (vectors.groups, vectors.pattern.rows))
+        held = values.view(vectors.grains, vectors.pattern.rows)
+        for part, groups, columns in _pieces(vectors):
             held[part] = grains[groups, :, columns]
         return cls(values, topology)
 
     def to_dense(self) -> Tensor:
         """`(out, in)`, zeros included."""
-        rows = self.topology.pattern.rows
+        vectors, rows = self.topology.vectors, self.topology.pattern.rows
         weight = self.values.detach().new_zeros(self.shape)
-        grains = weight.unflatten(0, (self.topology.groups, rows))
-        held = self.values.detach().view(self.topology.grains, rows)
-        for part, groups, columns in _pieces(self.topology):
+        grains = weight.unflatten(0, (vectors.groups, rows))
+        held = self.values.detach().view(vectors.grains, rows)
+        for part, groups, columns in _pieces(vectors):
             grains[groups, :, columns] = held[part]
         return weight
 
@@ -90,32 +90,36 @@ class SparseMatrix:
         >>> matrix.values.tolist(), matrix.unstructured().values.tolist()
         ([1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0])
         """
-        if self.topology.pattern.rows == 1:
-            return self
-        by_row = _to_scipy(self.topology, _numbered(self.topology)).tocsr()
+        vectors = self.topology.vectors
+        if vectors.pattern.rows == 1:
+            return self if vectors is self.topology else SparseMatrix(self.values, vectors)
+        by_row = _to_scipy(vectors, _numbered(vectors)).tocsr()
         topology = Topology.adopt(self.shape, Pattern(), _tensor(by_row.indptr), _tensor(by_row.indices))
         return SparseMatrix(self.values.detach().index_select(0, _tensor(by_row.data)), topology)
 
     def laid_on(self, pattern: str | Pattern) -> SparseMatrix:
         """The same weights on the grains of `pattern` that hold any of them, filled up with explicit zeros.
 
-        Raises PatternError where the pattern does not divide the rows.
+        Raises PatternError where the pattern does not divide the weight, or `N:M` has no room for what a run holds.
 
         >>> matrix = SparseMatrix.from_dense(torch.eye(2)).laid_on("v2")
-        >>> matrix.topology.pattern, matrix.values.tolist()
-        (Pattern(rows=2), [1.0, 0.0, 0.0, 1.0])
+        >>> str(matrix.topology.pattern), matrix.values.tolist()
+        ('v2', [1.0, 0.0, 0.0, 1.0])
         """
         pattern = Pattern.parse(pattern)
-        pattern.grain_shape(self.shape)
+        pattern.grid(self.shape)
         flat = self.unstructured()
-        if pattern.rows == 1:
+        if pattern.m:
+            return _filled_up(flat, pattern)
+        if pattern.size == 1:
             return flat
         # Numbered from 1, so that the zeros that fill a block up point at the zero put before the values.
-        blocks = _to_scipy(flat.topology, _numbered(flat.topology) + 1).tobsr(blocksize=(pattern.rows, 1))
+        blocks = _to_scipy(flat.topology, _numbered(flat.topology) + 1).tobsr(blocksize=(pattern.rows, pattern.columns))
         blocks.sort_indices()
         topology = Topology.adopt(self.shape, pattern, _tensor(blocks.indptr), _tensor(blocks.indices))
         padded = torch.cat((flat.values.new_zeros(1), flat.values.detach()))
-        return SparseMatrix(padded.index_select(0, _tensor(blocks.data.reshape(-1))), topology)
+        by_column = np.ascontiguousarray(blocks.data.transpose(0, 2, 1)).reshape(-1)
+        return SparseMatrix(padded.index_select(0, _tensor(by_column)), topology)
 
     @classmethod
     def from_torch(cls, matrix: Tensor, pattern: str | Pattern = "unstructured") -> SparseMatrix:
@@ -179,17 +183,25 @@ class SparseMatrix:
         return cls(values, Topology.adopt(by_row.shape, Pattern(), pointers, columns)).laid_on(pattern)
 
     def to_scipy(self) -> Any:
-        """A `csr_array`, or for `vN` a `bsr_array` of N x 1 blocks, that shares values and indices with this matrix.
+        """A `csr_array`, or for `vN` and `bNxC` a `bsr_array` of N x 1 blocks, that shares values with this matrix.
 
         Raises InvalidInput unless values are float32 or float64.
         """
         if self.values.dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"values of {self.values.dtype}", "float32 or float64", "Call values.float() first.")
-        return _to_scipy(self.topology, self.values.detach().numpy())
+        return _to_scipy(self.topology.vectors, self.values.detach().numpy())
+
+
+def _filled_up(flat: SparseMatrix, pattern: Pattern) -> SparseMatrix:
+    """`flat` on an N:M `pattern`, which keeps so much that a mask costs no more than its values."""
+    topology = Topology.covering(flat.topology.mask(), pattern)
+    values = flat.values.new_zeros(topology.nnz)
+    values[torch.searchsorted(topology.positions(), flat.topology.positions())] = flat.values.detach()
+    return SparseMatrix(values, topology)
 
 
 def _to_scipy(topology: Topology, entries: NDArray[Any]) -> Any:
-    """`entries` (nnz,) at the places of `topology`, as SciPy holds them."""
+    """`entries` (nnz,) at the places of `topology`, of grains one column wide, as SciPy holds them."""
     import scipy.sparse  # a tenth of a second that users of no SciPy should not pay
 
     rows = topology.pattern.rows

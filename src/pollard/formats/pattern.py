@@ -2,68 +2,155 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
 from pollard.errors import PatternError
 
 ROWS = (1, 2, 4, 8, 16)
+COLUMNS = (1, 2, 4, 8, 16, 32, 64)
+LONGEST = 32  # grains of which N:M may have something to say
+
+_SPELLED = (
+    "Patterns are spelled 'unstructured', 'v4' (4 rows share their columns), 'b16x2' (blocks), '2:4' (2 of every 4)."
+)
+_BLOCK, _VECTOR, _OF = (re.compile(rf"{text}") for text in (r"b(\d+)x(\d+)", r"v(\d+)", r"(\d+):(\d+)"))
 
 
-@dataclass(frozen=True, order=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True, repr=False)
 class Pattern:
-    """A grain is `rows` neighbouring rows of one column, kept or dropped as one.
+    """A grain is a block of `rows` x `columns` weights, kept or dropped as one; where `m` is not 0, of every `m` weights
+    along a row, from the first on, exactly `n` are kept.
 
-    >>> str(Pattern(rows=1)), str(Pattern(rows=4)), Pattern.parse("v4")
-    ('unstructured', 'v4', Pattern(rows=4))
+    >>> [str(Pattern.parse(name)) for name in ("unstructured", "v4", "b16x2", "2:4")]
+    ['unstructured', 'v4', 'b16x2', '2:4']
+    >>> Pattern.parse("b16x2").size, Pattern.parse("2:4").density, Pattern.parse("v4").density
+    (32, 0.5, None)
     """
 
     rows: int = 1
+    columns: int = 1
+    n: int = 0
+    m: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows not in ROWS:
+        if self.rows not in ROWS or self.columns not in COLUMNS:
+            raise PatternError(f"pattern '{self}'", f"rows of {ROWS}, columns of {COLUMNS}", _SPELLED)
+        if (self.n or self.m) and (not 0 < self.n < self.m <= LONGEST or self.size > 1):
             raise PatternError(
-                f"{self.rows} rows a grain", f"one of {ROWS}", "Use 'unstructured', 'v2', 'v4', 'v8' or 'v16'."
+                f"pattern '{self}'",
+                f"N of every M single weights, 0 < N < M <= {LONGEST}",
+                _SPELLED,
             )
 
     def __str__(self) -> str:
+        if self.m:
+            return f"{self.n}:{self.m}"
+        if self.columns > 1:
+            return f"b{self.rows}x{self.columns}"
         return "unstructured" if self.rows == 1 else f"v{self.rows}"
+
+    def __repr__(self) -> str:
+        return f"Pattern.parse('{self}')"
 
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:
-        """The pattern that `text` names; a Pattern is returned as it is. Raises PatternError on any other text."""
+        """The pattern that `text` names, as `str` gives it; a Pattern is returned as it is. Raises PatternError otherwise."""
         if isinstance(text, Pattern):
             return text
-        named = {str(cls(rows)): cls(rows) for rows in ROWS}
-        if text not in named:
-            raise PatternError(
-                f"pattern {text!r}",
-                "one of " + ", ".join(named),
-                "Patterns are spelled as in 'v4': 4 rows share their columns.",
-            )
-        return named[text]
+        found = _named(text) if isinstance(text, str) else None
+        if found is None:
+            raise PatternError(f"pattern {text!r}", "unstructured, vN, bRxC or N:M, in whole numbers", _SPELLED)
+        return found
 
-    def grain_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Row groups and columns of a weight of `shape`; raises PatternError where `rows` does not divide it.
+    @property
+    def size(self) -> int:
+        """Weights of a grain."""
+        return self.rows * self.columns
 
-        >>> Pattern.parse("v4").grain_shape((8, 5))
-        (2, 5)
+    @property
+    def density(self) -> float | None:
+        """What is kept of a layer, where the pattern says that: n / m."""
+        return self.n / self.m if self.m else None
+
+    def relaxed(self, density: float) -> Pattern:
+        """What an N:M pattern is on the way there, while `density` is kept: the k of every m that come closest to it.
+
+        >>> str(Pattern.parse("2:4").relaxed(0.8)), str(Pattern.parse("2:4").relaxed(0.1))
+        ('3:4', '2:4')
+        """
+        return Pattern(n=min(max(round(density * self.m), self.n), self.m - 1), m=self.m) if self.m else self
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether a weight of `shape` (out, in) is made of whole grains, and of whole runs of `m`."""
+        return not shape[0] % self.rows and not shape[1] % (self.m or self.columns)
+
+    def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Row groups and columns of grains of a weight of `shape` (out, in); raises PatternError unless it `fits`.
+
+        >>> Pattern.parse("v4").grid((8, 5)), Pattern.parse("b4x2").grid((8, 6))
+        ((2, 5), (2, 3))
         """
         out_features, in_features = shape
-        if out_features % self.rows:
+        if not self.fits(shape):
+            sides = (("rows", self.rows), ("columns", self.m or self.columns))
+            wanted = [f"a multiple of {count} {what}" for what, count in sides if count > 1]
             raise PatternError(
-                f"a weight with {out_features} rows",
-                f"a multiple of {self.rows} rows for pattern {self}",
-                "Choose a pattern that divides the rows, or 'unstructured', for this layer.",
+                f"a weight with {out_features} rows and {in_features} columns",
+                f"{' and '.join(wanted)} for pattern {self}",
+                "Choose a pattern that divides them, or 'unstructured', for this layer.",
             )
-        return out_features // self.rows, in_features
+        return out_features // self.rows, in_features // self.columns
 
     def grain_sum(self, weights: Tensor) -> Tensor:
-        """Sum of `weights` `(out, in)` over each grain, `(out / rows, in)`: how scores of weights make a grain's score."""
-        groups, columns = self.grain_shape((weights.shape[0], weights.shape[1]))
-        return weights if self.rows == 1 else weights.reshape(groups, self.rows, columns).sum(1)
+        """Sum of `weights` `(out, in)` over each grain, `(groups, width)`: how scores of weights make a grain's score."""
+        groups, width = self.grid((weights.shape[0], weights.shape[1]))
+        if self.columns > 1:
+            return weights.reshape(groups, self.rows, width, self.columns).sum((1, 3))
+        return weights if self.rows == 1 else weights.reshape(groups, self.rows, width).sum(1)
 
     def spread(self, grains: Tensor) -> Tensor:
-        """Each entry of `grains` `(out / rows, in)` repeated over the weights of its grain, `(out, in)`."""
-        return grains if self.rows == 1 else grains.repeat_interleave(self.rows, 0)
+        """Each entry of `grains` `(groups, width)` repeated over the weights of its grain, `(out, in)`."""
+        for side, times in enumerate((self.rows, self.columns)):
+            grains = grains if times == 1 else grains.repeat_interleave(times, side)
+        return grains
+
+
+PatternChoice = str | Pattern | Mapping[str, str | Pattern]
+
+
+def patterns_of(choice: PatternChoice) -> dict[str, Pattern]:
+    """The patterns of a choice, by the name patterns that they are for; one alone is for all.
+
+    >>> patterns_of("2:4")
+    {'*': Pattern.parse('2:4')}
+    """
+    named = choice if isinstance(choice, Mapping) else {"*": choice}
+    return {name: Pattern.parse(text) for name, text in named.items()}
+
+
+def density_of(choice: PatternChoice) -> float | None:
+    """The density that all patterns of a choice keep in any case, if there is one.
+
+    >>> density_of("2:4"), density_of("v4"), density_of({"*": "2:4", "head": "unstructured"})
+    (0.5, None, None)
+    """
+    found = {each.density for each in patterns_of(choice).values()}
+    return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=256)  # operators are told patterns by name, at each call
+def _named(text: str) -> Pattern | None:
+    if text == "unstructured":
+        return Pattern()
+    if vector := _VECTOR.fullmatch(text):
+        return Pattern(int(vector[1]))
+    if block := _BLOCK.fullmatch(text):
+        return Pattern(int(block[1]), int(block[2]))
+    if some := _OF.fullmatch(text):
+        return Pattern(n=int(some[1]), m=int(some[2]))
+    return None

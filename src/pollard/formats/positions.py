@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,3 +37,27 @@ def complement(dropped: Integers, total: int) -> Iterator[Integers]:
         positions = np.flatnonzero(kept)
         if len(positions):
             yield positions + start
+
+
+def rows_of(
+    grid: tuple[int, int], count: int, chunks: Iterable[Integers]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Row pointers and columns of `count` strictly ascending positions on a `grid`, in chunks none of which is empty.
+
+    >>> pointers, columns = rows_of((2, 3), 3, [np.array([0, 2]), np.array([4])])
+    >>> pointers.tolist(), columns.tolist()
+    ([0, 2, 3], [0, 2, 1])
+    """
+    height, width = grid
+    columns = np.empty(count, np.int32)
+    pointers = np.zeros(height + 1, np.int32)
+    done = 0
+    for positions in chunks:
+        groups = positions // width
+        place = columns[done : done + len(positions)]
+        np.subtract(positions, groups * width, out=place, casting="unsafe")
+        ends = np.append(np.flatnonzero(groups[1:] != groups[:-1]), len(groups) - 1)
+        pointers[groups[ends] + 1] += np.diff(ends, prepend=-1).astype(np.int32)
+        done += len(positions)
+    np.cumsum(pointers, out=pointers)
+    return pointers, columns

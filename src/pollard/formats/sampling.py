@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,20 @@ def sample(total: int, count: int, generator: torch.Generator | None = None, set
         drawn = _distinct(total, count, generator, settle)
     surplus = len(drawn) - count
     return np.delete(drawn, sample(len(drawn), surplus, generator, settle)) if surplus else drawn
+
+
+def sample_runs(runs: int, n: int, m: int, generator: torch.Generator | None = None) -> Iterator[Integers]:
+    """`n` distinct integers of every `m` in `range(runs * m)`, ascending, so many at a time; every choice equally likely.
+
+    >>> [part.tolist() for part in sample_runs(2, 3, 4, torch.Generator().manual_seed(0))]
+    [[0, 1, 3, 5, 6, 7]]
+    """
+    step = max(1, _CHUNK // m)
+    for first in range(0, runs, step):
+        count = min(step, runs - first)
+        keys = torch.rand(count, m, dtype=torch.float64, device="cpu", generator=generator)
+        chosen = keys.argsort(1)[:, :n].sort(1).values.numpy()
+        yield (chosen + (np.arange(first, first + count) * m)[:, None]).reshape(-1)
 
 
 def sample_absent(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,49 +13,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pollard.errors import PatternError, TopologyError
+from pollard.errors import TopologyError
 from pollard.formats.difference import Difference, Rows, compare
 from pollard.formats.indices import (
     Indices,
     check_count,
     check_density,
-    check_mask,
+    check_runs,
     checked_columns,
     checked_frame,
     checked_pointers,
     checked_positions,
+    grains_of,
     own,
     signature,
 )
 from pollard.formats.pattern import Pattern
-from pollard.formats.positions import complement, nonzero, slices
-from pollard.formats.rewiring import checked_change, rewire
-from pollard.formats.sampling import Integers, sample
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Transpose:
-    """A topology by columns: column `j` holds grains `row_pointers[j] : row_pointers[j + 1]` of `groups`, ascending.
-
-    row_pointers: int32 `(in + 1,)`.
-    groups: int32 `(grains,)`, the row group of each grain.
-    permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
-    """
-
-    row_pointers: Tensor
-    groups: Tensor
-    permutation: Tensor
+from pollard.formats.positions import complement, nonzero, rows_of, slices
+from pollard.formats.rewiring import Flags, checked_change, rewire
+from pollard.formats.sampling import Integers, sample, sample_runs
+from pollard.formats.transpose import Transpose, turned
 
 
 class Topology:
-    """The kept grains of a weight of `shape` (out, in), in CSR order over row groups and columns.
+    """The kept grains of a weight of `shape` (out, in), in CSR order over the grid of its grains.
 
-    Group `i` (rows `rows * i` to `rows * i + rows - 1`) holds the grains `row_pointers[i] : row_pointers[i + 1]`, and
-    grain `g` lies in column `columns[g]`. Values that go with a topology are 1-D `(nnz,)`, grain by grain:
-    `values[g * rows + r] == weight[rows * i + r, columns[g]]`.
+    A pattern with grains of R x C weights lays a grid of `groups` = out / R rows and `width` = in / C columns over the weight.
+    Group `i` of it holds the grains `row_pointers[i] : row_pointers[i + 1]`, and grain `g` lies in column `columns[g]` of the
+    grid. Values that go with a topology are 1-D `(nnz,)`, grain by grain, and in a grain column by column:
+    `values[(g * C + c) * R + r] == weight[R * i + r, C * columns[g] + c]`.
 
     shape: (out, in), each at most `2**31 - 1`. pattern: a Pattern or its name.
-    row_pointers: int32 `(out / rows + 1,)`. columns: int32 `(grains,)`, strictly ascending within a group.
+    row_pointers: int32 `(groups + 1,)`. columns: int32 `(grains,)`, strictly ascending within a group; under `N:M` exactly
+    N of every M.
 
     int64 input is taken where it fits. The arrays are copied, and nobody can write to them again: `row_pointers` and
     `columns` are copies at each access. So copies of a layer, plans and kernels share a topology without a care.
@@ -85,42 +74,45 @@ class Topology:
     @classmethod
     def adopt(cls, shape: tuple[int, int], pattern: str | Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
         """As the constructor, but contiguous int32 arrays are taken over, not copied: nobody may write to them again."""
-        shape, pattern, groups = checked_frame(shape, pattern)
+        shape, pattern, (groups, width) = checked_frame(shape, pattern)
         row_pointers = checked_pointers(row_pointers, groups)
-        columns = checked_columns(columns, row_pointers, shape[1])
+        columns = checked_columns(columns, row_pointers, width)
+        check_runs(row_pointers, columns, width, pattern)
         return cls.trusted(shape, pattern, row_pointers, columns)
 
     @classmethod
     def from_mask(cls, mask: Tensor, pattern: str | Pattern = "unstructured") -> Self:
         """The grains that bool `mask` (out, in), True = keep, holds; any strides.
 
-        Raises PatternError where the mask keeps only a part of a grain: `covering` takes such masks.
+        Raises PatternError where the mask keeps only a part of a grain, or not N of every M: `covering` takes such masks.
 
         >>> Topology.from_mask(torch.tensor([[True, False], [True, False]]), "v2").columns.tolist()
         [0]
         """
-        return cls._from_grain_mask(mask, pattern, partial=False)
+        return cls._keeping(*grains_of(mask, pattern, partial=False))
 
     @classmethod
     def covering(cls, mask: Tensor, pattern: str | Pattern) -> Self:
         """The grains with at least one weight that bool `mask` (out, in) keeps; `waste_factor` says what that costs.
 
+        Under `N:M` the first of those that the mask does not keep fill up what is missing; PatternError where it keeps more.
+
         >>> Topology.covering(torch.eye(2, dtype=torch.bool), "v2").mask().tolist()
         [[True, True], [True, True]]
         """
-        return cls._from_grain_mask(mask, pattern, partial=True)
+        return cls._keeping(*grains_of(mask, pattern, partial=True))
 
     @classmethod
     def from_positions(cls, shape: tuple[int, int], pattern: str | Pattern, positions: Tensor) -> Self:
-        """The grains at `positions`: flat `group * in + column`, integers `(grains,)`, strictly ascending.
+        """The grains at `positions`: flat `group * width + column`, integers `(grains,)`, strictly ascending.
 
         Raises TopologyError where positions are out of order, repeated or out of range.
 
         >>> Topology.from_positions((2, 3), "unstructured", torch.tensor([0, 2, 4])).columns.tolist()
         [0, 2, 1]
         """
-        shape, pattern, groups = checked_frame(shape, pattern)
-        ascending = checked_positions(positions, groups * shape[1])
+        shape, pattern, (groups, width) = checked_frame(shape, pattern)
+        ascending = checked_positions(positions, groups * width)
         return cls._from_ascending(shape, pattern, len(ascending), slices(ascending.numpy()))
 
     @classmethod
@@ -134,16 +126,20 @@ class Topology:
         """`round(density * grains)` grains out of all, every such choice equally likely, `density` in (0, 1].
 
         Memory is proportional to what is kept, so a weight too large to exist can be drawn from. The same generator
-        state gives the same topology. Raises InvalidInput on another density, TopologyError past `2**31 - 1` grains.
+        state gives the same topology. Raises InvalidInput on another density, PatternError on one that is not N / M under
+        `N:M`, TopologyError past `2**31 - 1` grains.
 
         >>> Topology.random((10**6, 10**6), 1e-9, generator=torch.Generator().manual_seed(0)).grains
         1000
         """
-        shape, pattern, groups = checked_frame(shape, pattern)
-        check_density(density)
-        total = groups * shape[1]
+        shape, pattern, (groups, width) = checked_frame(shape, pattern)
+        check_density(density, pattern)
+        total = groups * width
         count = round(density * total)
         check_count(count)
+        if pattern.m:
+            runs = sample_runs(total // pattern.m, pattern.n, pattern.m, generator)
+            return cls._from_ascending(shape, pattern, count, runs)
         if 2 * count <= total:
             return cls._from_ascending(shape, pattern, count, slices(sample(total, count, generator)))
         dropped = sample(total, total - count, generator)
@@ -151,33 +147,20 @@ class Topology:
 
     @classmethod
     def full(cls, shape: tuple[int, int], pattern: str | Pattern = "unstructured") -> Self:
-        """Every grain kept.
+        """Every grain kept; PatternError under `N:M`, which never keeps all.
 
         >>> Topology.full((2, 2)).columns.tolist()
         [0, 1, 0, 1]
         """
-        shape, pattern, groups = checked_frame(shape, pattern)
-        check_count(groups * shape[1])
-        row_pointers = torch.arange(groups + 1, dtype=torch.int32, device="cpu").mul_(shape[1])
-        return cls.trusted(
-            shape, pattern, row_pointers, torch.arange(shape[1], dtype=torch.int32, device="cpu").repeat(groups)
-        )
+        shape, pattern, (groups, width) = checked_frame(shape, pattern)
+        check_density(1.0, pattern)
+        check_count(groups * width)
+        row_pointers = torch.arange(groups + 1, dtype=torch.int32, device="cpu").mul_(width)
+        columns = torch.arange(width, dtype=torch.int32, device="cpu").repeat(groups)
+        return cls.trusted(shape, pattern, row_pointers, columns)
 
     @classmethod
-    def _from_grain_mask(cls, mask: Tensor, pattern: str | Pattern, *, partial: bool) -> Self:
-        check_mask(mask)
-        shape, pattern, groups = checked_frame((mask.shape[0], mask.shape[1]), pattern)
-        grains: NDArray[np.bool_] = mask.detach().numpy()
-        if pattern.rows > 1:
-            split = grains.reshape(groups, pattern.rows, shape[1])
-            grains = np.logical_or.reduce(split, 1)
-            if not partial and not np.array_equal(grains, np.logical_and.reduce(split, 1)):
-                raise PatternError(
-                    "a mask that keeps a part of a grain",
-                    f"every {pattern.rows} rows of a column kept or dropped as one, for pattern {pattern}",
-                    "Use Topology.covering to keep every grain that holds a kept weight.",
-                )
-        flat = np.ascontiguousarray(grains).reshape(-1)
+    def _keeping(cls, shape: tuple[int, int], pattern: Pattern, flat: Flags) -> Self:
         count = int(np.count_nonzero(flat))
         check_count(count)
         return cls._from_ascending(shape, pattern, count, nonzero(flat))
@@ -185,19 +168,9 @@ class Topology:
     @classmethod
     def _from_ascending(cls, shape: tuple[int, int], pattern: Pattern, count: int, chunks: Iterable[Integers]) -> Self:
         """From `count` strictly ascending grain positions, in chunks none of which is empty."""
-        width = shape[1]
-        columns = np.empty(count, np.int32)
-        pointers = np.zeros(pattern.grain_shape(shape)[0] + 1, np.int32)
-        done = 0
-        for positions in chunks:
-            groups = positions // width
-            place = columns[done : done + len(positions)]
-            np.subtract(positions, groups * width, out=place, casting="unsafe")
-            ends = np.append(np.flatnonzero(groups[1:] != groups[:-1]), len(groups) - 1)
-            pointers[groups[ends] + 1] += np.diff(ends, prepend=-1).astype(np.int32)
-            done += len(positions)
-        np.cumsum(pointers, out=pointers)
-        return cls.trusted(shape, pattern, torch.from_numpy(pointers), torch.from_numpy(columns))
+        pointers, columns = map(torch.from_numpy, rows_of(pattern.grid(shape), count, chunks))
+        check_runs(pointers, columns, pattern.grid(shape)[1], pattern)
+        return cls.trusted(shape, pattern, pointers, columns)
 
     @classmethod
     def trusted(cls, shape: tuple[int, int], pattern: Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
@@ -235,8 +208,18 @@ class Topology:
 
     @property
     def groups(self) -> int:
-        """Row groups, `out / rows`."""
+        """Row groups, `out / R`."""
         return self.shape[0] // self.pattern.rows
+
+    @property
+    def width(self) -> int:
+        """Columns of grains, `in / C`."""
+        return self.shape[1] // self.pattern.columns
+
+    @property
+    def places(self) -> int:
+        """Grains of the dense weight, `groups * width`."""
+        return self.groups * self.width
 
     @property
     def grains(self) -> int:
@@ -245,8 +228,26 @@ class Topology:
 
     @property
     def nnz(self) -> int:
-        """How many weights are kept, `grains * rows`."""
-        return self.grains * self.pattern.rows
+        """How many weights are kept, `grains * R * C`."""
+        return self.grains * self.pattern.size
+
+    @property
+    def vectors(self) -> Topology:
+        """The same weights, in the same order, as grains one column wide: what products read; itself where it is that already.
+
+        >>> Topology.full((2, 4), "b2x2").vectors
+        Topology(shape=(2, 4), pattern='v2', grains=4, density=1)
+        """
+        return self._cut if self.pattern.columns > 1 or self.pattern.m else self
+
+    @cached_property
+    def _cut(self) -> Topology:
+        (row_pointers, columns), width = self.indices, self.pattern.columns
+        if width > 1:
+            check_count(width * len(columns))
+            row_pointers = row_pointers * width
+            columns = (columns[:, None] * width + torch.arange(width, dtype=torch.int32, device="cpu")).view(-1)
+        return Topology.trusted(self.shape, Pattern(self.pattern.rows), row_pointers, columns)
 
     @property
     def density(self) -> float:
@@ -255,10 +256,11 @@ class Topology:
 
     @property
     def bytes(self) -> int:
-        """Bytes of index arrays held now: pointers and columns, and the transpose once it has been made."""
-        made = self.__dict__.get("_transposed")
-        extra = () if made is None else (made.row_pointers, made.groups, made.permutation)
-        return sum(array.nbytes for array in (*self.indices, *extra))
+        """Bytes of index arrays held now: pointers and columns, and what has been made of them for products."""
+        cut = self.__dict__.get("_cut", self)
+        made = [each.__dict__["_transposed"] for each in (self, cut) if "_transposed" in each.__dict__]
+        turned = [array for each in made for array in (each.row_pointers, each.groups, each.permutation)]
+        return sum({id(array): array.nbytes for array in (*self.indices, *cut.indices, *turned)}.values())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -285,17 +287,17 @@ class Topology:
         )
 
     def positions(self, only: Tensor | None = None) -> Tensor:
-        """Flat grain positions `group * in + column`, ascending int64 `(grains,)`; of those in bool `only` `(grains,)`.
+        """Flat grain positions `group * width + column`, ascending int64 `(grains,)`; of those in bool `only` `(grains,)`.
 
         >>> full = Topology.full((4, 2), "v2")
         >>> full.positions().tolist(), full.positions(torch.tensor([True, False, False, True])).tolist()
         ([0, 1, 2, 3], [0, 3])
         """
         if only is None:
-            return torch.from_numpy(self._group_starts(self.shape[1]) + self.indices.columns.numpy())
+            return torch.from_numpy(self._group_starts(self.width) + self.indices.columns.numpy())
         chosen = np.flatnonzero(only.numpy())
         counts = np.diff(np.searchsorted(chosen, self.indices.row_pointers.numpy()))
-        starts = np.repeat(np.arange(self.groups, dtype=np.int64) * self.shape[1], counts)
+        starts = np.repeat(np.arange(self.groups, dtype=np.int64) * self.width, counts)
         return torch.from_numpy(starts + self.indices.columns.numpy()[chosen])
 
     def weight_positions(self) -> Tensor:
@@ -304,6 +306,8 @@ class Topology:
         >>> Topology.full((4, 2), "v2").weight_positions().tolist()
         [0, 2, 1, 3, 4, 6, 5, 7]
         """
+        if self.vectors is not self:
+            return self.vectors.weight_positions()
         if self.pattern.rows == 1:
             return self.positions()
         top = self._group_starts(self.pattern.rows * self.shape[1]) + self.indices.columns.numpy()
@@ -316,9 +320,9 @@ class Topology:
 
     def mask(self) -> Tensor:
         """Bool `(out, in)`, True = keep. One byte a weight: for small things and tests."""
-        grains = torch.zeros(self.groups * self.shape[1], dtype=torch.bool, device="cpu")
+        grains = torch.zeros(self.places, dtype=torch.bool, device="cpu")
         grains[self.positions()] = True
-        return self.pattern.spread(grains.view(self.groups, self.shape[1]))
+        return self.pattern.spread(grains.view(self.groups, self.width))
 
     def fan_in(self) -> Tensor:
         """Weights kept in each row, int64 `(out,)`.
@@ -326,7 +330,8 @@ class Topology:
         >>> Topology.from_mask(torch.eye(3, dtype=torch.bool)).fan_in().tolist()
         [1, 1, 1]
         """
-        return self.indices.row_pointers.diff().long().repeat_interleave(self.pattern.rows)
+        per_group = self.indices.row_pointers.diff().long() * self.pattern.columns
+        return per_group.repeat_interleave(self.pattern.rows)
 
     def transpose(self, make: Callable[[Topology], Transpose] | None = None) -> Transpose:
         """The same grains by columns; made once, then kept. `make` may know a faster way than the one here.
@@ -337,12 +342,15 @@ class Topology:
         """
         made: Transpose | None = self.__dict__.get("_transposed")
         if made is None:
-            made = self.__dict__["_transposed"] = (make or _transposed)(self)
+            made = self.__dict__["_transposed"] = (
+                turned(self.indices, self.groups, self.width) if make is None else make(self)
+            )
         return made
 
-    def drop_transpose(self) -> None:
-        """Give the memory of the transpose back; it is made again when it is asked for."""
-        self.__dict__.pop("_transposed", None)
+    def drop_derived(self) -> None:
+        """Give the memory of the transpose and of `vectors` back; they are made again when they are asked for."""
+        for made in ("_transposed", "_cut"):
+            self.__dict__.pop(made, None)
 
     def difference(self, other: Topology) -> Difference:
         """Which grains stay, go and come on the way from this topology to `other`, in one linear merge.
@@ -360,12 +368,12 @@ class Topology:
                 f"{other!r}", f"shape {self.shape} and pattern {self.pattern}", "Compare like with like."
             )
         here, there = (Rows(*(array.numpy() for array in side.indices)) for side in (self, other))
-        return compare(here, there, self.shape[1])
+        return compare(here, there, self.width)
 
     def rewired(self, stays: Tensor, grown: Tensor) -> tuple[Topology, Tensor]:
         """The topology of what stays and what comes, and where each of its grains was before.
 
-        stays: bool `(grains,)`. grown: flat grain positions `group * in + column`, int64 `(g,)`, strictly ascending, none of
+        stays: bool `(grains,)`. grown: flat grain positions `group * width + column`, int64 `(g,)`, strictly ascending, none of
         them staying. The second result is int32, one for each new grain: its index in this topology, be it that it stays or
         that it went and came back at once; -1 where it was not kept. Memory is proportional to both. Raises TopologyError
         on flags or positions of other kinds, and on a position that also stays.
@@ -375,22 +383,15 @@ class Topology:
         >>> there.positions().tolist(), source.tolist()
         ([1, 2, 4], [-1, 1, 2])
         """
-        change = checked_change(self.grains, self.groups * self.shape[1], stays, grown)
-        moved = rewire(Rows(*(array.numpy() for array in self.indices)), self.shape[1], *change)
+        change = checked_change(self.grains, self.places, stays, grown)
+        moved = rewire(Rows(*(array.numpy() for array in self.indices)), self.width, *change)
         pointers, columns, source = (torch.from_numpy(array) for array in moved)
-        return self.trusted(self.shape, self.pattern, pointers, columns), source
+        return self.rewritten(pointers, columns), source
 
-
-def _transposed(topology: Topology) -> Transpose:
-    import scipy.sparse  # a tenth of a second that users who never train should not pay
-
-    entries = np.arange(topology.grains, dtype=np.int32)
-    by_row = scipy.sparse.csr_array(
-        (entries, *(array.numpy() for array in reversed(topology.indices))), (topology.groups, topology.shape[1])
-    )
-    by_column = by_row.tocsc()
-    arrays = (by_column.indptr, by_column.indices, by_column.data)
-    return Transpose(*(torch.from_numpy(array.astype(np.int32, copy=False)) for array in arrays))
+    def rewritten(self, row_pointers: Tensor, columns: Tensor) -> Topology:
+        """As `trusted`, of this shape and pattern; PatternError where `N:M` does not keep N of every M any more."""
+        check_runs(row_pointers, columns, self.width, self.pattern)
+        return Topology.trusted(self.shape, self.pattern, row_pointers, columns)
 
 
 def _restore(kind: type[Topology], shape: tuple[int, int], pattern: str, *arrays: bytes | Integers) -> Topology:

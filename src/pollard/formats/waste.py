@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from pollard.errors import PatternError
 from pollard.formats.indices import check_density
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -22,12 +23,17 @@ def waste_factor(mask: torch.Tensor, pattern: str | Pattern) -> float:
 
 
 def expected_waste_factor(density: float, pattern: str | Pattern) -> float:
-    """`(1 - (1 - density)**rows) / density`: the mean waste factor of masks that keep each weight independently.
+    """`(1 - (1 - density)**size) / density`: the mean waste factor of masks that keep each weight independently.
+
+    Raises PatternError under `N:M`, which such masks do not fit.
 
     >>> round(expected_waste_factor(0.1, "v4"), 2), round(expected_waste_factor(0.1, "v8"), 2)
     (3.44, 5.7)
     """
+    pattern = Pattern.parse(pattern)
     check_density(density)
+    if pattern.m:
+        raise PatternError(f"pattern {pattern}", "grains that any mask can be laid on", "Ask for vN or bRxC.")
     if density == 1:
         return 1.0
-    return -math.expm1(Pattern.parse(pattern).rows * math.log1p(-density)) / density
+    return -math.expm1(pattern.size * math.log1p(-density)) / density

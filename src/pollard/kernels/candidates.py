@@ -41,10 +41,10 @@ def candidates(
     [1]
     """
     check_count(count)
-    if groups.shape != (topology.groups,) or columns.shape != (topology.shape[1],):
+    if groups.shape != (topology.groups,) or columns.shape != (topology.width,):
         raise InvalidInput(
             f"weights of {tuple(groups.shape)} row groups and {tuple(columns.shape)} columns",
-            f"({topology.groups},) and ({topology.shape[1]},)",
+            f"({topology.groups},) and ({topology.width},)",
             "Give one weight for each row group and each column.",
         )
     keys = torch.randint(
@@ -117,13 +117,13 @@ def drawn_slowly(topology: Topology, dealt: Tensor, across: _Distribution) -> To
         dealt
     )
     columns = across.outcomes(((groups << 32) + turns).numpy().astype(np.uint64))
-    drawn = torch.unique(groups * topology.shape[1] + columns)
+    drawn = torch.unique(groups * topology.width + columns)
     free = drawn[~torch.isin(drawn, topology.positions(), assume_unique=True)]
     return Topology.from_positions(topology.shape, topology.pattern, free)
 
 
 def _drawn(topology: Topology, dealt: Tensor, across: _Distribution, target: Target) -> Topology:
-    threads, groups, width = torch.get_num_threads(), topology.groups, topology.shape[1]
+    threads, groups, width = torch.get_num_threads(), topology.groups, topology.width
     starts, pointers = (torch.zeros(groups + 1, dtype=torch.int32, device="cpu") for _ in range(2))
     torch.cumsum(dealt, 0, dtype=torch.int32, out=starts[1:])
     guide, shift = across.guide()

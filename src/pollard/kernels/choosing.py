@@ -36,7 +36,7 @@ def choose(topology: Topology, stays: Tensor, first: int, scores: Tensor, bound:
 
 def choose_slowly(topology: Topology, stays: Flags, first: int, scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """`choose`, by masks: its specification."""
-    width, pointers = topology.shape[1], topology.indices.row_pointers[first : first + len(scores) + 1].numpy()
+    width, pointers = topology.width, topology.indices.row_pointers[first : first + len(scores) + 1].numpy()
     held = slice(int(pointers[0]), int(pointers[-1]))
     rows = np.repeat(np.arange(len(scores)), np.diff(pointers))
     above = scores.numpy() > bound

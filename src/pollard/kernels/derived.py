@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pollard.formats.topology import Topology, Transpose
+from pollard.formats.topology import Topology
+from pollard.formats.transpose import Transpose
 from pollard.kernels.fallback import attempt
 from pollard.kernels.once import one_at_a_time
 from pollard.kernels.target import Target
@@ -115,7 +116,7 @@ def has_columns(topology: Topology) -> bool:
 def forget_columns(topology: Topology) -> None:
     """Drop the transpose, when it was made only to be tried."""
     _of(topology).by_columns = None
-    topology.drop_transpose()
+    topology.drop_derived()
 
 
 def calls(topology: Topology) -> Calls:
@@ -172,13 +173,15 @@ def let_go(topology: Topology) -> None:
     own = topology.__dict__.pop(_PLACE, None)
     if own is not None and own.by_columns is not None:
         let_go(own.by_columns[0])
-    topology.drop_transpose()
+    if topology.vectors is not topology:
+        let_go(topology.vectors)
+    topology.drop_derived()
 
 
 @one_at_a_time
 def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
-    own = _of(topology)
+    own = _of(topology.vectors)
     turned = derived_bytes(own.by_columns[0]) if own.by_columns else 0
     cuts = sum(cut.nbytes for cut in own.bounds.values()) + sum(run.bytes for run in own.runs or ())
     return turned + sum(each.bytes for each in own.tilings.values()) + cuts

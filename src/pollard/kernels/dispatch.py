@@ -97,6 +97,7 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
 
 def _way(kind: Kind, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]) -> _Way:
     _check(kind, topology, tensors)
+    topology = topology.vectors
     needed = tuple(extent(each) for each in tensors)
     target, first = current(), tensors[0]
     if target is None:

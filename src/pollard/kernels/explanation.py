@@ -64,7 +64,7 @@ def explain(operation: str, shape: tuple[int, int, int], density: float, pattern
     operand, run = runs[operation]
     kernel = "matvec" if operation == "forward" and batch == 1 else KERNELS[operation]
     run()
-    product = Product.of(kernel, topology, Operand.of(operand), target)
+    product = Product.of(kernel, topology.vectors, Operand.of(operand), target)
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

@@ -31,7 +31,7 @@ def rewire(topology: Topology, stays: Tensor, grown: Tensor, *, anew: bool = Fal
     >>> there.positions().tolist(), source.tolist()
     ([1, 2, 4], [-1, 1, 2])
     """
-    change = checked_change(topology.grains, topology.groups * topology.shape[1], stays, grown)
+    change = checked_change(topology.grains, topology.places, stays, grown)
     made = attempt(partial(_merged, topology, *change, anew=anew)) if topology.grains else None
     return topology.rewired(stays, grown) if made is None else made
 
@@ -49,7 +49,7 @@ def sample_grown(
     >>> sample_grown(here, 2).tolist(), sample_grown(here, 3, stays=torch.tensor([False, True])).tolist()
     ([1, 2], [0, 1, 2])
     """
-    total = topology.groups * topology.shape[1]
+    total = topology.places
     flags = None if stays is None else checked_flags(stays, topology.grains)
     # The state is put back before the twin draws again: the result must not tell which of them ran.
     generator = torch.default_generator if generator is None else generator
@@ -80,7 +80,7 @@ def _placed(topology: Topology, flags: Flags, target: Target) -> Tensor:
         KernelSpec("place", target.isa), threads, threads, flags=torch.from_numpy(flags), columns=topology.indices.columns,
         pointers=topology.indices.row_pointers, starts=starts, positions=positions,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.indices.row_pointers, threads), PASSES=1,
-        WIDTH=topology.shape[1], ROOM=room,
+        WIDTH=topology.width, ROOM=room,
     )()  # fmt: skip
     return positions
 
@@ -93,7 +93,7 @@ def _merged(
     topology: Topology, stays: Flags, grown: Positions, target: Target, *, anew: bool
 ) -> tuple[Topology, Tensor] | None:
     # None where a grain both stays and comes: the twin says which.
-    threads, width, groups = torch.get_num_threads(), topology.shape[1], topology.groups
+    threads, width, groups = torch.get_num_threads(), topology.width, topology.groups
     old, comes = topology.indices.row_pointers, _row_starts(grown, groups, width)
     longest, pointers = int(old.diff().max()), torch.zeros(groups + 1, dtype=torch.int32, device="cpu")
     flags = torch.from_numpy(stays if anew else np.append(stays, False))
@@ -116,7 +116,7 @@ def _merged(
     )()  # fmt: skip
     if anew and bool(met.any()):
         return None
-    return Topology.trusted(topology.shape, topology.pattern, pointers, columns), source
+    return topology.rewritten(pointers, columns), source
 
 
 def _mark(topology: Topology, walk: dict[str, Tensor | int], counts: Tensor, target: Target) -> bool:
@@ -133,7 +133,7 @@ def _mark(topology: Topology, walk: dict[str, Tensor | int], counts: Tensor, tar
 def _positions(
     topology: Topology, count: int, generator: torch.Generator, stays: Flags | None, target: Target
 ) -> Tensor:
-    threads, width, pointers = torch.get_num_threads(), topology.shape[1], topology.indices.row_pointers
+    threads, width, pointers = torch.get_num_threads(), topology.width, topology.indices.row_pointers
     taken = pointers.numpy() if stays is None else _tally(topology, stays, target)
     free = np.arange(topology.groups + 1, dtype=np.int64) * width - taken
     ranks = sample_ranks(int(free[-1]), count, generator, distinct)

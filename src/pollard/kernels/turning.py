@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.formats.topology import Topology, Transpose
+from pollard.formats.topology import Topology
+from pollard.formats.transpose import Transpose
 from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
@@ -37,7 +38,7 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
 
     One more tile, at the end, says where the last one ends. Takes a topology with at least one column.
     """
-    tiles, threads = -(-topology.shape[1] // width), torch.get_num_threads()
+    tiles, threads = -(-topology.width // width), torch.get_num_threads()
     if tiles == 1:
         return torch.cat((topology.indices.row_pointers[:-1], topology.indices.row_pointers[1:]))
     room = int(np.diff(topology.indices.row_pointers.numpy()).max(initial=0)) + target.lanes
@@ -55,7 +56,7 @@ def turn(topology: Topology, borders: Callable[[int], Tensor], target: Target) -
 
     borders: what `cut` makes for tiles of so many columns.
     """
-    width, threads = topology.shape[1], torch.get_num_threads()
+    width, threads = topology.width, torch.get_num_threads()
     pointers = torch.zeros(width + 1, dtype=torch.int32, device="cpu")
     if not topology.grains:
         return Transpose(

@@ -44,7 +44,7 @@ def kaiming_normal(topology: Topology, generator: torch.Generator | None = None)
 def xavier_normal(topology: Topology, generator: torch.Generator | None = None) -> Tensor:
     """Values from N(0, 2 / (kept fan-in + kept fan-out)), fan-out the mean over inputs (Glorot & Bengio 2010); `(nnz,)`."""
     fan_out = topology.nnz / max(1, topology.shape[1])
-    scale = (2.0 / (topology.indices.row_pointers.diff().float() + fan_out).clamp(min=1.0)).sqrt()
+    scale = (2.0 / (_fan_in(topology) + fan_out).clamp(min=1.0)).sqrt()
     return _scaled(
         torch.empty(topology.nnz, dtype=torch.float32, device="cpu").normal_(generator=generator), topology, scale
     )
@@ -71,12 +71,17 @@ def uniform_bias(topology: Topology, generator: torch.Generator | None = None) -
 def _scaled(values: Tensor, topology: Topology, scale: Tensor) -> Tensor:
     """`values` times the `scale` `(groups,)` of their rows, in place."""
     per_grain = scale.repeat_interleave(topology.indices.row_pointers.diff())
-    values.view(-1, topology.pattern.rows).mul_(per_grain[:, None])
+    values.view(-1, topology.pattern.size).mul_(per_grain[:, None])
     return values
 
 
 def _by_fan_in(topology: Topology, gain: float) -> Tensor:
-    return topology.indices.row_pointers.diff().clamp(min=1).float().rsqrt().mul_(gain)
+    return _fan_in(topology).clamp(min=1.0).rsqrt().mul_(gain)
+
+
+def _fan_in(topology: Topology) -> Tensor:
+    """Weights kept in each row of a group, float `(groups,)`."""
+    return topology.indices.row_pointers.diff().float() * topology.pattern.columns
 
 
 __all__ = ["Initialiser", "kaiming_normal", "lecun_normal", "uniform", "uniform_bias", "xavier_normal"]

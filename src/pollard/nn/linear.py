@@ -27,7 +27,7 @@ class SparseLinear(ReadableWeight, nn.Module):
     values: `(nnz,)`. bias: `(out_features,)` or None. Any torch optimizer trains it, and all it holds is proportional to
     what is kept. float32 runs on generated kernels, half precision on the same, rounded once; float64 on torch's sparse products.
 
-    The topology belongs to the state, as `row_pointers` and `columns`, but is no parameter or buffer that anybody could write
+    The topology belongs to the state, as `row_pointers`, `columns` and `pattern`, but is no parameter or buffer that anybody could write
     to. A buffer holds its signature: where that was overwritten with another's, as averaging two models does, the values
     stand elsewhere than the layer thinks, and it says so instead of computing.
 
@@ -277,6 +277,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         # Copies: checkpoint readers write into a state in place, and queues move its memory.
         arrays = zip(_ARRAYS, self.topology.indices, strict=True)
         destination.update({prefix + name: array.clone() for name, array in arrays})
+        destination[prefix + _PATTERN] = torch.tensor(list(str(self.pattern).encode()), dtype=torch.uint8, device="cpu")
 
     def _load_from_state_dict(  # noqa: PLR0917 - torch's own hook
         self,
@@ -302,17 +303,19 @@ class SparseLinear(ReadableWeight, nn.Module):
             missing_keys.extend(absent)
             return
         try:
-            self._adopt(*(state_dict[name] for name in names))
+            values, row_pointers, columns = (state_dict[name] for name in names)
+            self._adopt(values, row_pointers, columns, state_dict.get(prefix + _PATTERN))
         except PollardError as refused:
             error_msgs.append(f"{prefix or 'the layer'}: {refused}")
             return
         # Torch's loader copies the rest; what the signature stands for is in place already.
-        rest = {name: tensor for name, tensor in state_dict.items() if name not in indices}
+        own = {*indices, prefix + _PATTERN}
+        rest = {name: tensor for name, tensor in state_dict.items() if name not in own}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
-    def _adopt(self, values: Tensor, row_pointers: Tensor, columns: Tensor) -> None:
+    def _adopt(self, values: Tensor, row_pointers: Tensor, columns: Tensor, pattern: Tensor | None) -> None:
         # Makes room for another topology; the parameter stays the same object, so that optimizers keep pointing at it.
-        topology = stated((self.out_features, self.in_features), row_pointers, columns)
+        topology = stated((self.out_features, self.in_features), row_pointers, columns, pattern)
         if values.shape != (topology.nnz,):
             raise TopologyError(
                 f"values of shape {tuple(values.shape)}",
@@ -325,18 +328,24 @@ class SparseLinear(ReadableWeight, nn.Module):
             self.keep_(topology, values.detach().to(self.values.dtype, copy=True))
 
 
-# What stands for the topology in a state.
-_ARRAYS = ("row_pointers", "columns")
+# What stands for the topology in a state: its arrays, and the name of its pattern as bytes.
+_ARRAYS, _PATTERN = ("row_pointers", "columns"), "pattern"
 
 
-def stated(shape: tuple[int, int], row_pointers: Tensor, columns: Tensor) -> Topology:
-    """The topology of a weight of `shape` that a state holds; raises TopologyError where the arrays are no such thing."""
+def stated(shape: tuple[int, int], row_pointers: Tensor, columns: Tensor, pattern: Tensor | None) -> Topology:
+    """The topology of a weight of `shape` that a state holds; raises TopologyError, PatternError where it is no such thing.
+
+    States of earlier versions name no pattern: theirs was `vN` or unstructured, as the number of row groups says.
+    """
     groups = len(row_pointers) - 1
     if groups < 1 or shape[0] % groups:
         raise TopologyError(
             f"{groups} row groups", f"a divisor of {shape[0]} rows", "Load the file into the layer it came from."
         )
-    return Topology(shape, Pattern(shape[0] // groups), row_pointers, columns)
+    kind = Pattern(shape[0] // groups)
+    if pattern is not None:
+        kind = Pattern.parse(bytes(int(each) % 256 for each in pattern.flatten().tolist()).decode(errors="replace"))
+    return Topology(shape, kind, row_pointers, columns)
 
 
 def _numbers(buffer: Tensor) -> list[float]:

@@ -120,7 +120,7 @@ def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear
         )
     out_features, in_features = dense.weight.shape
     values, row_pointers, columns = (held[f"{name}.{part}"] for part in PARTS)
-    topology = stated((out_features, in_features), row_pointers, columns)
+    topology = stated((out_features, in_features), row_pointers, columns, held.get(f"{name}.pattern"))
     dtype = values.dtype if dense.weight.is_meta else dense.weight.dtype
     return SparseLinear(
         in_features,

@@ -135,6 +135,7 @@ _uncompiled = _disable_dynamo(dense_weight)
 
 
 def _spread(values: Tensor, topology: Topology) -> Tensor:
+    topology = topology.vectors
     rows, columns = topology.pattern.rows, topology.shape[1]
     grains = values.new_zeros(topology.groups * columns, rows)
     grains = grains.index_put((topology.positions(),), values.view(-1, rows))

@@ -21,13 +21,13 @@ from pollard.kernels import dispatch
 _library = torch.library.Library("pollard", "DEF")
 _library.define(
     "linear(Tensor x, Tensor values, Tensor row_pointers, Tensor columns, Tensor? bias, "
-    "SymInt in_features, int rows, bool relu) -> Tensor"
+    "SymInt in_features, str pattern, bool relu) -> Tensor"
 )
 _library.define(
-    "input_grad(Tensor grad, Tensor values, Tensor row_pointers, Tensor columns, SymInt in_features, int rows) -> Tensor"
+    "input_grad(Tensor grad, Tensor values, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern) -> Tensor"
 )
 _library.define(
-    "value_grad(Tensor grad, Tensor x, Tensor row_pointers, Tensor columns, SymInt in_features, int rows) -> Tensor"
+    "value_grad(Tensor grad, Tensor x, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern) -> Tensor"
 )
 
 
@@ -55,11 +55,11 @@ def dispatched(kind: Kind, left: Tensor, right: Tensor, *where: Any) -> Tensor:
     return product
 
 
-def arrays(topology: Topology) -> tuple[Tensor, Tensor, int, int]:
-    """`topology` as operators take it: row pointers, columns, columns of the weight, rows of a grain."""
+def arrays(topology: Topology) -> tuple[Tensor, Tensor, int, str]:
+    """`topology` as operators take it: row pointers, columns, columns of the weight, name of the pattern."""
     if not torch.compiler.is_dynamo_compiling():
         know(topology)
-    return *topology.indices, topology.shape[1], topology.pattern.rows
+    return *topology.indices, topology.shape[1], str(topology.pattern)
 
 
 def know(topology: Topology) -> None:
@@ -70,17 +70,18 @@ def know(topology: Topology) -> None:
         columns.__dict__[_KNOWN] = _Known(weakref.ref(topology))
 
 
-def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> Topology:
+def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str) -> Topology:
     """The validated topology of two index arrays: the one that they belong to, or one made of copies of them.
 
-    Raises TopologyError where the arrays are no sparse matrix of `in_features` columns and grains of `rows` rows.
+    Raises TopologyError where the arrays are no sparse matrix of `in_features` columns under that pattern.
     """
+    kind = Pattern.parse(pattern)
     known: _Known | None = columns.__dict__.get(_KNOWN)
     found = None if known is None else known.topology(row_pointers, columns)
-    if found is not None and found.shape[1] == in_features and found.pattern.rows == rows:
+    if found is not None and found.shape[1] == in_features and found.pattern == kind:
         return found
-    shape = (max(len(row_pointers) - 1, 0) * rows, in_features)
-    made = Topology(shape, Pattern(rows), row_pointers, columns)
+    shape = (max(len(row_pointers) - 1, 0) * kind.rows, in_features)
+    made = Topology(shape, kind, row_pointers, columns)
     columns.__dict__[_KNOWN] = _Known(lambda: made, (row_pointers, writes(row_pointers), writes(columns)))
     return made
 
@@ -138,20 +139,22 @@ def _linear(
     columns: Tensor,
     bias: Tensor | None,
     in_features: int,
-    rows: int,
+    pattern: str,
     relu: bool,
 ) -> Tensor:
-    return dispatch.forward(x, values, topology_of(row_pointers, columns, in_features, rows), bias, relu=relu)
+    return dispatch.forward(x, values, topology_of(row_pointers, columns, in_features, pattern), bias, relu=relu)
 
 
 def _input_grad(
-    grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
+    grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str
 ) -> Tensor:
-    return dispatch.input_grad(grad, values, topology_of(row_pointers, columns, in_features, rows))
+    return dispatch.input_grad(grad, values, topology_of(row_pointers, columns, in_features, pattern))
 
 
-def _value_grad(grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int) -> Tensor:
-    return dispatch.value_grad(grad, x, topology_of(row_pointers, columns, in_features, rows))
+def _value_grad(
+    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str
+) -> Tensor:
+    return dispatch.value_grad(grad, x, topology_of(row_pointers, columns, in_features, pattern))
 
 
 # -- shapes without data, for compilers
@@ -164,22 +167,22 @@ def _fake_linear(
     columns: Tensor,
     bias: Tensor | None,
     in_features: int,
-    rows: int,
+    pattern: str,
     relu: bool,
 ) -> Tensor:
-    return _fake_output(x, (row_pointers.shape[0] - 1) * rows)
+    return _fake_output(x, (row_pointers.shape[0] - 1) * Pattern.parse(pattern).rows)
 
 
 def _fake_input_grad(
-    grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
+    grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str
 ) -> Tensor:
     return _fake_output(grad, in_features)
 
 
 def _fake_value_grad(
-    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, rows: int
+    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str
 ) -> Tensor:
-    return x.new_empty(columns.shape[0] * rows)
+    return x.new_empty(columns.shape[0] * Pattern.parse(pattern).size)
 
 
 def _fake_output(like: Tensor, features: int) -> Tensor:
@@ -205,13 +208,13 @@ def linear_backward(
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, row_pointers, columns, _, _, ctx.rows, ctx.relu = inputs
+    x, values, row_pointers, columns, _, _, ctx.pattern, ctx.relu = inputs
     ctx.save_for_backward(x, values, row_pointers, columns, output if ctx.relu else None)
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, values, row_pointers, columns, output = ctx.saved_tensors
-    rest = (row_pointers, columns, x.shape[1], ctx.rows)
+    rest = (row_pointers, columns, x.shape[1], ctx.pattern)
     x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
     products = (
         lambda u, w: operators().input_grad(u, w, *rest),
@@ -257,8 +260,8 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
     """A multiplication and an addition for each kept weight and sample."""
     del pointers, named
     # linear has a bias before the sizes, and whether there is a ReLU after them
-    rows = rest[2] if len(rest) > 2 else rest[1]
-    return 2 * left[0] * columns[0] * int(rows)
+    pattern = rest[2] if len(rest) > 2 else rest[1]
+    return 2 * left[0] * columns[0] * Pattern.parse(pattern).size
 
 
 __all__ = [

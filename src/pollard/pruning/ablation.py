@@ -27,7 +27,9 @@ def shuffle(plan: Plan, generator: torch.Generator | None = None) -> Plan:
 
 
 def _elsewhere(topology: Topology, generator: torch.Generator | None) -> Topology:
-    positions: Tensor = torch.randperm(
-        topology.groups * topology.shape[1], generator=generator, dtype=torch.int64, device="cpu"
-    )[: topology.grains]
+    if topology.pattern.density is not None:
+        return Topology.random(topology.shape, topology.pattern.density, topology.pattern, generator)
+    positions: Tensor = torch.randperm(topology.places, generator=generator, dtype=torch.int64, device="cpu")[
+        : topology.grains
+    ]
     return Topology.from_positions(topology.shape, topology.pattern, positions.sort().values)

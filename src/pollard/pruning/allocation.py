@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
 from pollard.pruning.masks import top_positions
 
@@ -30,7 +30,7 @@ class Layer:
     min_density, max_density: bounds, held in whole grains. Raises InvalidInput unless 0 <= min <= max <= 1 with a whole
     number of grains between, PatternError where the pattern does not divide the rows.
 
-    >>> Layer((8, 5), Pattern(rows=4), min_density=0.25).least
+    >>> Layer((8, 5), Pattern.parse("v4"), min_density=0.25).least
     3
     """
 
@@ -41,12 +41,18 @@ class Layer:
     scores: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.pattern.grain_shape(self.matrix)
+        self.pattern.grid(self.matrix)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise InvalidInput(
                 f"density bounds [{self.min_density}, {self.max_density}]",
                 "0 <= min_density <= max_density <= 1",
                 "Bounds are fractions kept, per layer.",
+            )
+        if self._fixed is not None and self.least > self.most:
+            raise PatternError(
+                f"density bounds [{self.min_density}, {self.max_density}] with pattern {self.pattern}",
+                f"bounds that allow {self.pattern.density:g}, what it keeps of every layer",
+                "Loosen min_density= and max_density=, or choose another pattern.",
             )
         if self.least > self.most:
             raise InvalidInput(
@@ -68,17 +74,23 @@ class Layer:
     @property
     def grains(self) -> int:
         """Grains of the dense layer."""
-        return self.weights // self.pattern.rows
+        return self.weights // self.pattern.size
 
     @property
     def least(self) -> int:
-        """Grains that `min_density` demands; 0.1 of 30 is 3, whatever 0.1 is in binary."""
-        return math.ceil(round(self.min_density * self.grains, 6))
+        """Grains that `min_density`, or the pattern, demands; 0.1 of 30 is 3, whatever 0.1 is in binary."""
+        return max(self._fixed or 0, math.ceil(round(self.min_density * self.grains, 6)))
 
     @property
     def most(self) -> int:
-        """Grains that `max_density` allows."""
-        return math.floor(round(self.max_density * self.grains, 6))
+        """Grains that `max_density`, or the pattern, allows."""
+        allowed = math.floor(round(self.max_density * self.grains, 6))
+        return allowed if self._fixed is None else min(self._fixed, allowed)
+
+    @property
+    def _fixed(self) -> int | None:
+        """Grains that the pattern keeps in any case."""
+        return self.grains // self.pattern.m * self.pattern.n if self.pattern.m else None
 
 
 Allocation = Callable[[Mapping[str, Layer], float], dict[str, float]]
@@ -170,14 +182,14 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     >>> global_({name: Layer((2, 1), scores=s) for name, s in scores.items()}, 0.75)
     {'a': 0.5, 'b': 1.0}
     """
-    wanted = _asked(layers, density) - sum(layer.least * layer.pattern.rows for layer in layers.values())
+    wanted = _asked(layers, density) - sum(layer.least * layer.pattern.size for layer in layers.values())
     unit = _unit(layers)
     pools = [_contenders(name, layer, unit) for name, layer in layers.items()]
     kept = top_positions(torch.cat(pools), wanted // unit)
     ends = torch.tensor([pool.numel() for pool in pools], dtype=torch.int64, device="cpu").cumsum(0)
     won = torch.searchsorted(kept, ends).diff(prepend=torch.zeros(1, dtype=torch.int64, device="cpu")).tolist()
     return {
-        name: (layer.least * layer.pattern.rows + count * unit) / layer.weights
+        name: (layer.least * layer.pattern.size + count * unit) / layer.weights
         for (name, layer), count in zip(layers.items(), won, strict=True)
     }
 
@@ -189,7 +201,7 @@ def _contenders(name: str, layer: Layer, unit: int) -> Tensor:
         raise InvalidInput(
             f"{got} for layer {name!r}", f"one score for each of its {layer.grains} grains", "Score every layer."
         )
-    scores, cost = layer.scores, layer.pattern.rows // unit
+    scores, cost = layer.scores, layer.pattern.size // unit
     if layer.least or layer.most < layer.grains:
         contends = torch.zeros(layer.grains, dtype=torch.bool, device="cpu")
         contends[top_positions(scores, layer.most, layer=name)] = True
@@ -213,32 +225,45 @@ def whole_grains(layers: Mapping[str, Layer], densities: Mapping[str, float], de
     kept = {
         name: min(max(math.floor(round(exact[name], 6)), layer.least), layer.most) for name, layer in layers.items()
     }
-    left = _asked(layers, density) - sum(kept[name] * layer.pattern.rows for name, layer in layers.items())
+    left = _asked(layers, density) - sum(kept[name] * layer.pattern.size for name, layer in layers.items())
     while left > 0:
-        open_to = [n for n, layer in layers.items() if kept[n] < layer.most and layer.pattern.rows <= left]
+        open_to = [n for n, layer in layers.items() if kept[n] < layer.most and layer.pattern.size <= left]
         if not open_to:
             break
         chosen = max(open_to, key=lambda name: exact[name] - kept[name])
         kept[chosen] += 1
-        left -= layers[chosen].pattern.rows
+        left -= layers[chosen].pattern.size
     return _exchanged(layers, kept, left) if left else kept
 
 
 def _exchanged(layers: Mapping[str, Layer], kept: dict[str, int], left: int) -> dict[str, int]:
     """`kept` with `left` weights more: one grain that is larger than that, less the difference in smaller ones."""
-    for name, layer in sorted(layers.items(), key=lambda item: item[1].pattern.rows):
-        excess = layer.pattern.rows - left
+    for name, layer in sorted(layers.items(), key=lambda item: item[1].pattern.size):
+        excess = layer.pattern.size - left
         if excess < 0 or kept[name] == layer.most:
             continue
         traded = {**kept, name: kept[name] + 1}
         for donor, other in layers.items():
-            if other.pattern.rows < layer.pattern.rows:
-                given = min(kept[donor] - other.least, excess // other.pattern.rows)
+            if other.pattern.size < layer.pattern.size:
+                given = min(kept[donor] - other.least, excess // other.pattern.size)
                 traded[donor] -= given
-                excess -= given * other.pattern.rows
+                excess -= given * other.pattern.size
         if not excess:
             return traded
     return kept
+
+
+def on_the_way(layers: Mapping[str, Layer], density: float) -> tuple[dict[str, Layer], float]:
+    """The layers while `density` is kept on the way to less, N:M patterns `relaxed`, and what they can keep that is closest.
+
+    >>> layers, density = on_the_way({"a": Layer((8, 8), Pattern.parse("1:4"))}, 0.6)
+    >>> str(layers["a"].pattern), density
+    ('2:4', 0.5)
+    """
+    found = {name: replace(layer, pattern=layer.pattern.relaxed(density)) for name, layer in layers.items()}
+    _, least, most = _total(found, density)
+    total = sum(layer.weights for layer in found.values())
+    return found, min(max(density, least / total), most / total)
 
 
 def check_density(density: float) -> None:
@@ -276,7 +301,7 @@ def _fill(layers: Mapping[str, Layer], raw: Mapping[str, float], density: float)
 
 def _unit(layers: Mapping[str, Layer]) -> int:
     """Weights of the smallest grain, of which every other is a multiple."""
-    return min(layer.pattern.rows for layer in layers.values())
+    return min(layer.pattern.size for layer in layers.values())
 
 
 def _asked(layers: Mapping[str, Layer], density: float) -> int:
@@ -302,6 +327,6 @@ def _allows(layers: Mapping[str, Layer], density: float) -> bool:
 def _total(layers: Mapping[str, Layer], density: float) -> tuple[int, int, int]:
     """Weights to keep in all, in whole smallest grains, and the least and most that the layers' bounds allow."""
     asked = round(density * (sum(layer.weights for layer in layers.values()) // _unit(layers))) * _unit(layers)
-    least = sum(layer.least * layer.pattern.rows for layer in layers.values())
-    most = sum(layer.most * layer.pattern.rows for layer in layers.values())
+    least = sum(layer.least * layer.pattern.size for layer in layers.values())
+    most = sum(layer.most * layer.pattern.size for layer in layers.values())
     return asked, least, most

@@ -14,11 +14,19 @@ from pollard.composites import axes_of, composed, matrices
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
 from pollard.formats.matrix import SparseMatrix
-from pollard.formats.pattern import Pattern
+from pollard.formats.pattern import Pattern, PatternChoice, density_of
 from pollard.formats.topology import Topology
-from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, allocation_name, check_density, whole_grains
+from pollard.pruning.allocation import (
+    ALLOCATIONS,
+    Allocation,
+    Layer,
+    allocation_name,
+    check_density,
+    on_the_way,
+    whole_grains,
+)
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import best_grains
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
@@ -26,17 +34,17 @@ from pollard.pruning.scoring import Accumulate, Batches, Mode, Scoring
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
 from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 
-PatternChoice = str | Pattern | Mapping[str, str | Pattern]
 Bound = float | Mapping[str, float] | None
 RoundSchedule = Literal["exponential", "linear"]
 Member = TypeVar("Member")
 QUARTER = 0.25
+DENSITY = 0.1
 
 
 def prune(
     model: nn.Module,
     criterion: str | Criterion = "snip",
-    density: float = 0.1,
+    density: float | None = None,
     batch: Batches | None = None,
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
@@ -64,13 +72,14 @@ def prune(
     `round(density * grains)` grains are kept over all layers; the score of a grain is the sum over its weights.
 
     criterion: a member of `CRITERIA` or a function declared with `criterion`.
+    density: the fraction to keep, in (0, 1]; by default what an N:M pattern keeps, else 0.1.
     batch: `(inputs, targets)`, or a dict that the model takes by name and gives a `loss` for, as those of transformers do of
         one with labels; or an iterable of such, for criteria that look at data. The more samples, the better.
     loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy, or the model's own loss.
     allocation: a member of `ALLOCATIONS` (uniform, er, erk, global, ...) or such a function; by default global for a
         criterion whose scores compare across layers, as snip's do, else erk.
-    pattern: one for all layers, or a mapping of name patterns, of which the last that matches wins:
-    `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
+    pattern: one for all layers (unstructured, `v4`, `b16x2`, `2:4`), or a mapping of name patterns, of which the last that
+    matches wins: `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
     layers: which linear layers, as name patterns or a callable `(name, module) -> bool`. Biases, norms, embeddings and
     subclasses of `nn.Linear` are left alone.
     min_density, max_density: bounds per layer, a number or a mapping of name patterns.
@@ -97,9 +106,9 @@ def prune(
     >>> prune(model, "snip", density=0.2, batch=batch)
     Plan(2 layers, 50 of 250 weights kept, density 0.2)
     """
+    density = density_of(pattern) or DENSITY if density is None else density
     check_density(density)
-    rule = _member(criterion, CRITERIA, "criterion")
-    _check_declared(rule)
+    rule = _declared(_member(criterion, CRITERIA, "criterion"))
     chosen = _prunable(model, layers)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = Scoring(
@@ -179,7 +188,7 @@ class _Decision:
             self._mask(topologies)
             for density in densities[:-1]:
                 scored = self._limited(self._score(self._measure(needed)), topologies)
-                topologies = self._select(scored, min(density, reached))
+                topologies = self._select(*on_the_way(scored, min(density, reached)))
                 # Grains of different sizes may leave less than was asked for: the next round can keep no more.
                 reached = Plan(topologies).density
                 self._mask(topologies)
@@ -245,7 +254,7 @@ class _Decision:
         for name, layer in scored.items():
             assert layer.scores is not None
             given = self._given(name, measured, keep=False)
-            allowed = (layer.scores > -torch.inf).view(-1, layer.matrix[1])
+            allowed = (layer.scores > -torch.inf).view(layer.pattern.grid(layer.matrix))
             weight = given.pop("weight", self.network.weights[name])
             weight = torch.where(layer.pattern.spread(allowed), weight, 0.0)
             positions, new = solve(weight, counts[name], layer.pattern, allowed, **given)
@@ -323,12 +332,13 @@ def _fitting(within: Mapping[str, Topology], layers: Mapping[str, Layer]) -> Map
     return within
 
 
-def _check_declared(rule: Criterion) -> None:
-    """Raises InvalidInput where `rule` does not declare its needs."""
+def _declared(rule: Criterion) -> Criterion:
+    """`rule` itself; raises InvalidInput where it does not declare its needs."""
     if not hasattr(rule, "needs"):
         raise InvalidInput(
             f"criterion {rule!r}", "a function declared with @criterion(needs=...)", "Declare what it is called with."
         )
+    return rule
 
 
 def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
@@ -351,7 +361,7 @@ def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
 
 def _topology(name: str, layer: Layer, count: int) -> Topology:
     assert layer.scores is not None
-    positions = top_positions(layer.scores, count, layer=name)
+    positions = best_grains(layer.scores, count, layer.pattern, layer=name)
     return Topology.from_positions(layer.matrix, layer.pattern, positions)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from pollard.composites import composed, matrices
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NothingMatched
-from pollard.formats.pattern import ROWS, Pattern
+from pollard.formats.pattern import COLUMNS, ROWS, Pattern
 from pollard.formats.topology import Topology
 from pollard.pruning.plan import Plan
 from pollard.selection import (
@@ -23,6 +22,8 @@ from pollard.selection import (
     unmatched,
 )
 
+# Runs of m weights that keep n each may be chance, if they are no more.
+FEW = 32
 # What masks are called in state dicts, after the name of their layer.
 _SUFFIXES = (".weight_mask", ".weight", ".mask")
 
@@ -97,14 +98,26 @@ def _kept(layer: nn.Linear) -> Tensor:
 
 
 def _coarsest(mask: Tensor) -> Topology:
-    rows = next(rows for rows in reversed(ROWS) if len(mask) % rows == 0 and _whole(mask, rows))
-    return Topology.from_mask(mask.cpu(), Pattern(rows))
+    mask = mask.cpu()
+    shape = (mask.shape[0], mask.shape[1])
+    pattern = next((each for each in _CANDIDATES if each.fits(shape) and _holds(each, mask)), Pattern())
+    return Topology.from_mask(mask, pattern)
 
 
-def _whole(mask: Tensor, rows: int) -> bool:
-    # A single row is whole in any case.
-    groups = mask.unflatten(0, (-1, rows))
-    return torch.equal(groups.any(1), groups.all(1))
+# From the largest grain to the smallest, of those as large the one with more rows; then what single weights may keep.
+_CANDIDATES = sorted(
+    (Pattern(rows, columns) for rows in ROWS for columns in COLUMNS if rows * columns > 1),
+    key=lambda each: (-each.size, -each.rows),
+) + [Pattern(n=n, m=m) for m in (2, 4, 8, 16, 32) for n in range(1, m)]
+
+
+def _holds(pattern: Pattern, mask: Tensor) -> bool:
+    """Whether `mask` keeps or drops whole grains, or n of every m."""
+    if pattern.m:
+        runs = mask.reshape(-1, pattern.m)
+        return len(runs) >= FEW and bool((runs.sum(1) == pattern.n).all())
+    kept = pattern.grain_sum(mask.int())
+    return bool(((kept == 0) | (kept == pattern.size)).all())
 
 
 def _layer_of(key: str, linear: Mapping[str, nn.Linear]) -> str:

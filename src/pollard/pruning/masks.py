@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, PatternError
+from pollard.formats.pattern import Pattern
 from pollard.kernels.scanning import PART, Flags, Scores, reaching, within
 
 # Scores that say where to search, and how many standard deviations of theirs to search on either side.
@@ -50,6 +51,39 @@ def top_mask(scores: Tensor, count: int, *, layer: str | None = None) -> Tensor:
     if count < through:
         _mark_ties(best, values, threshold, count - above)
     return torch.from_numpy(best)
+
+
+def top_of_runs(scores: Tensor, n: int, m: int, *, layer: str | None = None) -> Tensor:
+    """Which are the `n` highest of every `m` consecutive `scores` `(runs * m,)`: bool, on the CPU; ties as of `top_mask`.
+
+    >>> top_of_runs(torch.tensor([0.5, 2.0, 0.5, -1.0, 3.0, 4.0, 5.0, 6.0]), 2, 4).int()
+    tensor([1, 1, 0, 0, 0, 0, 1, 1], dtype=torch.int32)
+    """
+    runs = torch.from_numpy(_ranked(scores, layer)).view(-1, m)
+    ahead = torch.zeros(runs.shape, dtype=torch.int8, device="cpu")
+    for later in range(1, m):
+        for earlier in range(later):
+            first = runs[:, earlier] >= runs[:, later]
+            ahead[:, later] += first
+            ahead[:, earlier] += ~first
+    return (ahead < n).view(-1)
+
+
+def best_grains(scores: Tensor, count: int, pattern: Pattern, *, layer: str | None = None) -> Tensor:
+    """The positions of the `count` highest of all `scores` `(grains,)`, or of the n highest of every m under `N:M`; ascending.
+
+    Raises PatternError where less than n of some m may be chosen, the others being at minus infinity.
+    """
+    if not pattern.m:
+        return top_positions(scores, count, layer=layer)
+    positions = torch.from_numpy(np.flatnonzero(top_of_runs(scores, pattern.n, pattern.m, layer=layer).numpy()))
+    if bool((scores.cpu()[positions] == -torch.inf).any()):
+        raise PatternError(
+            f"less than {pattern.n} of some {pattern.m} weights to choose from{_of(layer)}",
+            f"{pattern.n} of every {pattern.m}, for pattern {pattern}",
+            "Prune an unstructured plan further without a pattern, or start from the dense layer.",
+        )
+    return positions
 
 
 def shares(count: int, sizes: Tensor) -> list[int]:

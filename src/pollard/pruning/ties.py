@@ -42,9 +42,12 @@ def ties_at_zero(scored: Mapping[str, Layer], counts: Mapping[str, int]) -> dict
     found = {}
     for name, layer in scored.items():
         assert layer.scores is not None
-        above, zeros = int((layer.scores > 0).sum()), int((layer.scores == 0).sum())
-        if above < counts[name] < above + zeros:
-            found[name] = counts[name] - above, zeros
+        pattern = layer.pattern
+        runs, wanted = layer.scores.unflatten(0, (-1, pattern.m) if pattern.m else (1, -1)), pattern.n or counts[name]
+        above, zeros = (runs > 0).sum(1), (runs == 0).sum(1)
+        tied = (above < wanted) & (wanted < above + zeros)
+        if bool(tied.any()):
+            found[name] = int((wanted - above)[tied].sum()), int(zeros[tied].sum())
     return found
 
 

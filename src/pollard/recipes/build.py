@@ -128,7 +128,7 @@ def layer_patterns(pattern: str, shapes: Mapping[str, tuple[int, int]]) -> dict[
     {'fc1': 'v4', 'fc2': 'unstructured'}
     """
     wanted = Pattern.parse(pattern)
-    return {name: wanted if shape[0] % wanted.rows == 0 else Pattern() for name, shape in shapes.items()}
+    return {name: wanted if wanted.fits(shape) else Pattern() for name, shape in shapes.items()}
 
 
 def random_plan(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> Plan:

@@ -79,7 +79,9 @@ class Recipe:
     )
     density: float = _setting(0.1, "fraction of the weights to keep, in (0, 1]")
     allocation: str = _setting("", f"density per layer: {', '.join(ALLOCATIONS)} (default: the method's own)")
-    pattern: str = _setting("unstructured", "unstructured, or vN: N neighbouring rows share their columns")
+    pattern: str = _setting(
+        "unstructured", "unstructured, vN (N rows share their columns), bRxC (blocks), N:M (N of every M)"
+    )
     score_batch: int = _setting(0, "training examples that scores are taken on; 0 for one batch")
     score_per_class: int = _later(
         0, "examples of each class to score on; 0 for score_batch, or the method's own number"

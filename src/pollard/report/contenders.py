@@ -68,7 +68,7 @@ class Case:
             raise InvalidInput(f"{sizes} on {self.threads} threads", "sizes of at least 1", "Shapes read OUTxINxBATCH.")
         pattern = Pattern.parse(self.pattern)
         if not self.network:
-            pattern.grain_shape(self.shape[:2])
+            pattern.grid(self.shape[:2])
 
 
 def _require_one_of(allowed: tuple[str, ...], what: str, got: str) -> None:
@@ -251,7 +251,7 @@ def _network(case: Case, generator: torch.Generator) -> Contest:
 
 def _sparse_layer(case: Case, shape: tuple[int, int], generator: torch.Generator) -> SparseLinear:
     in_features, out_features = shape
-    fits = out_features % Pattern.parse(case.pattern).rows == 0
+    fits = Pattern.parse(case.pattern).fits((out_features, in_features))
     pattern = case.pattern if fits else "unstructured"
     return SparseLinear.random(in_features, out_features, density=case.density, pattern=pattern, generator=generator)
 

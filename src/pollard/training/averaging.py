@@ -87,7 +87,7 @@ def _follow(average: SparseLinear | MaskedLinear, layer: SparseLinear | MaskedLi
 
 
 def _moved(values: torch.Tensor, before: Topology, after: Topology) -> torch.Tensor:
-    change, rows = before.difference(after), after.pattern.rows
+    change, rows = before.difference(after), after.pattern.size
     moved = values.new_zeros(after.grains, rows)
     moved[change.kept_there.long()] = values.view(-1, rows)[change.kept_here.long()]
     return moved.view(-1)

@@ -28,7 +28,7 @@ class Exploration:
     """
 
     def __init__(self, topology: Topology) -> None:
-        self._width = topology.shape[1]
+        self._width = topology.width
         grains = topology.groups * self._width
         self._every = max(1, math.ceil(grains / max(SMALL, topology.grains)))
         self._marks = torch.zeros(-(-topology.groups // self._every) * self._width, dtype=torch.bool, device="cpu")

@@ -197,10 +197,9 @@ class Passes:
         return torch.promote_types(parameter_of(self.layer).dtype, torch.float32)
 
     def scores(self, topology: Topology, first: int, last: int) -> Tensor:
-        """The magnitudes of the dense gradient summed over each grain of row groups `first` to `last`: `(last - first, in)`."""
-        rows, (out, width) = topology.pattern.rows, topology.shape
-        scores = self.rows(first * rows, min(out, last * rows)).abs_()
-        return scores if rows == 1 else scores.view(-1, rows, width).sum(1)
+        """The magnitudes of the dense gradient summed over each grain of row groups `first` to `last`: `(last - first, width)`."""
+        rows = topology.pattern.rows
+        return topology.pattern.grain_sum(self.rows(first * rows, last * rows).abs_())
 
     def block(self, topology: Topology) -> int:
         """How many row groups are looked at at a time."""

@@ -1,8 +1,8 @@
 """Made by scripts/stub.py from the methods' own builders: change those, then run it."""
 
 from inspect import Signature
+from pollard.formats.pattern import PatternChoice
 from pollard.nn.surgery import Storage
-from pollard.pruning.decision import PatternChoice
 from pollard.selection import LayerFilter
 from pollard.training.methods.gse import Guide
 from pollard.training.sparsifier import Sparsifier

@@ -89,7 +89,7 @@ class Sparsifier(Wrapper):
         self._held = {name: weight.topology.grains for name, weight in self.weights.items()}
         for weight in self.weights.values():
             weight.passes.decay, weight.passes.dense = method.decay, method.dense_memory
-        method.require({name: weight.topology for name, weight in self.weights.items()})
+        method.require({name: weight.topology.pattern for name, weight in self.weights.items()})
         changes = method.begin(self.weights, lambda name: generator(seed, f"first topology of {name}"))
         for name, change in changes.items():
             self._move(self.weights[name], *change, torch.Generator())
@@ -255,9 +255,9 @@ class Sparsifier(Wrapper):
         after, source = rewire(weight.topology, stays, grown, anew=self.method.anew)
         came = torch.from_numpy(source.numpy() < 0)
         count = int(np.count_nonzero(came.numpy()))
-        fill = self.method.starting(count * weight.rows, draw)
+        fill = self.method.starting(count * weight.size, draw)
         if weight.memory is not None:
-            fill = SparseMatrix.from_dense(weight.memory, after).values[came.repeat_interleave(weight.rows)]
+            fill = SparseMatrix.from_dense(weight.memory, after).values[came.repeat_interleave(weight.size)]
         weight.move(after, source, fill)
         return count
 
@@ -279,7 +279,7 @@ class Sparsifier(Wrapper):
             return {}
         weights = list(moving.values())
         scores = [weight.by_grain(weight.values().abs()) for weight in weights]
-        total = sum(math.prod(weight.topology.shape) // weight.rows for weight in weights)
+        total = sum(math.prod(weight.topology.shape) // weight.size for weight in weights)
         count = min(round(density * total), sum(map(len, scores)))
         best = top_mask(torch.cat(scores), count).split([len(each) for each in scores])
         return {name: int(won.count_nonzero()) for name, won in zip(moving, best, strict=True)}

@@ -14,16 +14,17 @@ from torch.optim import Optimizer
 from pollard.composites import matrices
 from pollard.errors import InvalidInput, LeftDense
 from pollard.formats.matrix import SparseMatrix
+from pollard.formats.pattern import PatternChoice, density_of, patterns_of
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import Storage, composing, sparse_layers, sparsify_
-from pollard.pruning.decision import PatternChoice, prune
+from pollard.pruning.decision import prune
 from pollard.pruning.plan import Plan
 from pollard.selection import LayerFilter, linear_layers, listed, select
 from pollard.training import processes
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import Method, options_of, require_options
+from pollard.training.methods.method import Method, options_of, require_free, require_options
 from pollard.training.optimizers import rebind, require_stepped
 from pollard.training.sparsifier import Sparsifier
 
@@ -47,7 +48,7 @@ def sparse_training(
     """Makes the linear layers of `model` sparse and moves their topology by `method`: then call `step()` of what is returned.
 
     `optimizer` keeps its settings and whatever state it has: it steps the kept values from now on. Layers that are sparse
-    already stay as they are, and `density` may be left out.
+    already stay as they are, and `density` may be left out, as it may where an N:M pattern says it.
 
     method: a member of `METHODS` with its `options`, or a Method. density: the fraction of weights to keep, in (0, 1].
     steps: how many there will be; schedules are laid out over them. criterion: of the first topology, any member of
@@ -67,11 +68,15 @@ def sparse_training(
     sparse = _chosen_sparse(model, layers, density)
     if sparse and density is None:
         density = Plan({name: layer.topology for name, layer in sparse.items()}).density
+    if density is None:
+        density = density_of(pattern)
     made = _made(method, density, steps, options)
     if allocation is not None:
         made = replace(made, allocation=allocation)
     if not sparse:
         _refuse_wrapper(model)
+        if made.resizes:
+            require_free(patterns_of(pattern), f"method {made.name}, by which layers come to keep more or less")
         first = made.density(0) if made.density else density
         assert first is not None
         shared = "erk" if made.allocation == "global" and criterion == "random" else made.allocation
@@ -85,7 +90,7 @@ def sparse_training(
             layers=layers,
             generator=torch.Generator().manual_seed(seed),
         )
-        made.require(plan)
+        made.require({name: topology.pattern for name, topology in plan.items()})
         _make_sparse(model, optimizer, plan, storage)
         layers = list(plan)
     return Sparsifier(model, optimizer, made, layers=layers, seed=seed)

@@ -87,13 +87,13 @@ class Weight(ABC):
         return list(states_of(self.parameter, self.optimizers))
 
     @property
-    def rows(self) -> int:
+    def size(self) -> int:
         """Weights a grain."""
-        return self.topology.pattern.rows
+        return self.topology.pattern.size
 
     def by_grain(self, scores: Tensor) -> Tensor:
         """The sum of `scores` `(nnz,)` over each grain, `(grains,)`."""
-        return scores if self.rows == 1 else scores.view(-1, self.rows).sum(1)
+        return scores if self.size == 1 else scores.view(-1, self.size).sum(1)
 
     @abstractmethod
     def kept_of(self, tensor: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class CompressedWeight(Weight):
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
         spare, self._spare = self._spare, None
         fits = spare is not None and spare.shape == (after.nnz,) and spare.dtype == old.dtype
-        new = gather(old, source, fill, rows=after.pattern.rows, out=spare if fits else None)
+        new = gather(old, source, fill, rows=after.pattern.size, out=spare if fits else None)
         # What moved out of a tensor leaves it to the next that moves: fresh memory costs more than all else.
         self._spare = old if old.is_contiguous() else None
         return new
@@ -301,7 +301,7 @@ class MaskedWeight(Weight):
         self.layer.active = spread
 
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
-        grown = (source < 0).repeat_interleave(after.pattern.rows)
+        grown = (source < 0).repeat_interleave(after.pattern.size)
         kept = torch.where(grown, 0.0, SparseMatrix.from_dense(old, after).values)
         kept[grown] = fill if isinstance(fill, float) else fill.to(kept.dtype)
         return old.copy_(SparseMatrix(kept, after).to_dense())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pollard.errors import InvalidInput, PatternError
-from pollard.formats.topology import Topology
+from pollard.formats.pattern import Pattern
 from pollard.training.methods.method import Method, often, require_one_pattern, require_options, update_steps
 from pollard.training.schedules import constant
 from small_weights import change, small_weight
@@ -76,12 +76,19 @@ def test_a_density_that_moves_resizes_and_a_ranking_of_all_wants_one_pattern():
     assert not made().resizes
     moving = made(density=constant(0.5))
     assert moving.resizes
-    mixed = {"one": Topology.full((4, 2), "v2"), "other": Topology.full((4, 2), "v4")}
+    mixed = {"one": Pattern.parse("v2"), "other": Pattern.parse("v4")}
     for allocation, density in (("global", None), ("erk", constant(0.5))):
         made(density=density, allocation=allocation).require(mixed)
     with pytest.raises(PatternError, match="v2, v4"):
         made(density=constant(0.5), allocation="global").require(mixed)
-    require_one_pattern({"one": mixed["one"], "other": Topology.full((8, 3), "v2")})
+    require_one_pattern({"one": mixed["one"], "other": Pattern.parse("v2")})
+
+
+def test_what_keeps_n_of_m_gives_nothing_away():
+    fixed = {"one": Pattern.parse("v2"), "other": Pattern.parse("2:4")}
+    made().require(fixed)
+    with pytest.raises(PatternError, match=r"pattern 2:4 for 'other' with method .* keep more or less; .*set, rigl"):
+        made(density=constant(0.5)).require(fixed)
 
 
 def test_steps_between_updates():

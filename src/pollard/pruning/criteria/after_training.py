@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pollard.formats.pattern import Pattern
 from pollard.pruning.criteria.criterion import criterion
-from pollard.pruning.masks import shares, top_positions
+from pollard.pruning.masks import best_grains, shares, top_positions
 
 
 @criterion(needs=("weight", "gradient"), across_layers=True, cite="molchanov2019importance")
@@ -63,6 +63,8 @@ def _row_by_row(
     weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, input_norms: Tensor
 ) -> tuple[Tensor, Tensor]:
     scores = pattern.grain_sum(wanda(weight, input_norms)).masked_fill(~allowed, -torch.inf)
+    if pattern.m:
+        return best_grains(scores.flatten(), count, pattern), weight
     rows = [
         top_positions(row, share) + group * row.numel()
         for group, (row, share) in enumerate(zip(scores, shares(count, allowed.sum(1)), strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pollard.formats.pattern import Pattern
 from pollard.pruning.criteria.criterion import criterion
-from pollard.pruning.masks import shares, top_positions
+from pollard.pruning.masks import best_grains, shares
 
 DAMPING = 0.01
 BLOCK = 128
@@ -56,68 +56,102 @@ def _eliminate(
 ) -> tuple[Tensor, Tensor]:
     curvature = hessian(input_gram)
     grouped = heard(weight, input_gram).unflatten(0, (-1, pattern.rows))
-    losses = torch.cat([_losses(part, curvature) for part in grouped.split(GROUPS_AT_ONCE)])
+    losses = torch.cat([_losses(part, curvature, pattern) for part in grouped.split(GROUPS_AT_ONCE)])
     # What must not be kept is zero, goes first, and costs nothing; nor may it win a tie.
-    positions = top_positions(losses.masked_fill(~allowed, -torch.inf).flatten(), count)
+    positions = best_grains(losses.masked_fill(~allowed, -torch.inf).flatten(), count, pattern)
     kept = torch.zeros(losses.numel(), dtype=torch.bool, device="cpu")
     kept[positions] = True
-    refitted = [_refit(rows, mask, curvature) for rows, mask in zip(grouped, kept.view(losses.shape), strict=True)]
+    columns = kept.view(losses.shape).repeat_interleave(pattern.columns, 1)
+    refitted = [_refit(rows, mask, curvature) for rows, mask in zip(grouped, columns, strict=True)]
     return positions, torch.stack(refitted).flatten(0, 1)
 
 
-def _losses(weight: Tensor, curvature: Tensor) -> Tensor:
-    """For each grain `(groups, in)`, the loss of the step that removes it from its row group, never falling along steps."""
-    groups, _, columns = weight.shape
-    left = _Left(
-        weight.clone(),
-        torch.linalg.inv(curvature).repeat(groups, 1, 1),
-        torch.arange(columns, dtype=torch.int64, device="cpu").repeat(groups, 1),
-    )
-    losses = weight.new_zeros(groups, columns)
+def _losses(weight: Tensor, curvature: Tensor, pattern: Pattern) -> Tensor:
+    """For each grain `(groups, width)`, the loss of the step that removes it from its row group, never falling along steps.
+
+    Under `N:M`, infinite for the n of every m that no step may remove.
+    """
+    groups, width = len(weight), weight.shape[2] // pattern.columns
+    left = _Left(weight.clone(), torch.linalg.inv(curvature).repeat(groups, 1, 1), pattern)
+    losses = weight.new_full((groups, width), torch.inf)
     worst = weight.new_zeros(groups)
-    each = torch.arange(groups, dtype=torch.int64, device="cpu")
-    for _ in range(columns):
-        column, loss = left.remove_cheapest(each)
+    for _ in range(width - (width // pattern.m * pattern.n if pattern.m else 0)):
+        grain, loss = left.remove_cheapest()
         # A later step may cost less than one before it, but can only be taken after it: it counts as just more.
         worst = torch.maximum(worst.nextafter(worst + 1), loss)
-        losses[each, column] = worst
+        losses[left.each, grain] = worst
     return losses
 
 
 class _Left:
-    """What is left of each row group: its weights `(groups, rows, n)`, inverse Hessian `(groups, n, n)` and columns."""
+    """What is left of each row group: its weights `(groups, rows, n C)`, inverse Hessian `(groups, n C, n C)` and n grains."""
 
-    def __init__(self, weight: Tensor, inverse: Tensor, columns: Tensor) -> None:
-        self.weight, self.inverse, self.columns = weight, inverse, columns
-        self.gone = torch.zeros_like(columns, dtype=torch.bool)
+    def __init__(self, weight: Tensor, inverse: Tensor, pattern: Pattern) -> None:
+        self.weight, self.inverse, self.pattern = weight, inverse, pattern
+        groups, width = len(weight), weight.shape[2] // pattern.columns
+        self.each = torch.arange(groups, dtype=torch.int64, device="cpu")
+        self.grains = torch.arange(width, dtype=torch.int64, device="cpu").repeat(groups, 1)
+        self.gone = torch.zeros_like(self.grains, dtype=torch.bool)
+        # Under N:M, how many of every m have gone.
+        self.lost = self.grains.new_zeros(groups, -(-width // (pattern.m or width)))
         self.steps = 0
 
-    def remove_cheapest(self, each: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the cheapest grain out of each group; its column, and what it cost."""
-        diagonal = self.inverse.diagonal(dim1=1, dim2=2).clamp_min(1e-300)
-        costs = (self.weight.square().sum(1) / (2 * diagonal)).masked_fill(self.gone, torch.inf)
-        loss, place = costs.min(1)
-        row = self.inverse[each, place]
-        scaled = row / row[each, place].clamp_min(1e-300)[:, None]
-        self.weight -= self.weight[each, :, place][:, :, None] * scaled[:, None, :]
-        self.inverse.baddbmm_(row[:, :, None], scaled[:, None, :], alpha=-1)
-        self.gone[each, place] = True
-        column = self.columns[each, place]
+    def remove_cheapest(self) -> tuple[Tensor, Tensor]:
+        """Takes the cheapest grain out of each group; its place in the row, and what it cost."""
+        loss, place = self._costs().masked_fill(self._held(), torch.inf).min(1)
+        # The columns of each grain, and what of the inverse is theirs.
+        within = torch.arange(self.pattern.columns, dtype=torch.int64, device="cpu")
+        own = place[:, None] * self.pattern.columns + within
+        rows = self.inverse[self.each[:, None], own]
+        scaled = _over(rows[self.each[:, None], :, own].mT, rows)
+        self.weight -= self.weight.gather(2, own[:, None, :].expand(-1, self.weight.shape[1], -1)) @ scaled
+        self.inverse.baddbmm_(rows.mT, scaled, alpha=-1)
+        self.gone[self.each, place] = True
+        grain = self.grains[self.each, place]
+        if self.pattern.m:
+            self.lost[self.each, grain // self.pattern.m] += 1
         self.steps += 1
         # Arrays shrink with what is left: a third of the work of leaving them as they are.
         if self.steps >= max(8, self.gone.shape[1] // 8):
             self._compact()
-        return column, loss
+        return grain, loss
+
+    def _costs(self) -> Tensor:
+        """`1/2 sum over rows of w^T ([H^-1] of the grain)^-1 w`, `(groups, n)`."""
+        n, columns = self.grains.shape[1], self.pattern.columns
+        own = self.inverse.unflatten(1, (n, columns)).unflatten(3, (n, columns)).diagonal(dim1=1, dim2=3).movedim(3, 1)
+        if columns > 1:
+            # Of what has gone nothing is left to be divided by.
+            own = own + torch.eye(columns, dtype=own.dtype, device="cpu") * self.gone[:, :, None, None]
+        weight = self.weight.unflatten(2, (n, columns)).movedim(2, 1)
+        costs: Tensor = (weight * _over(own, weight.mT).mT).sum((2, 3)) / 2
+        return costs
+
+    def _held(self) -> Tensor:
+        if not self.pattern.m:
+            return self.gone
+        spent = self.lost.gather(1, self.grains // self.pattern.m) >= self.pattern.m - self.pattern.n
+        return self.gone | spent
 
     def _compact(self) -> None:
         groups, rows, _ = self.weight.shape
         places = (~self.gone).nonzero()[:, 1].view(groups, -1)
-        n = places.shape[1]
-        self.weight = self.weight.gather(2, places[:, None, :].expand(groups, rows, n))
-        within = self.inverse.gather(1, places[:, :, None].expand(groups, n, self.inverse.shape[2]))
-        self.inverse = within.gather(2, places[:, None, :].expand(groups, n, n))
-        self.columns, self.gone = self.columns.gather(1, places), self.gone.gather(1, places)
+        self.grains, self.gone = self.grains.gather(1, places), self.gone.gather(1, places)
+        within = torch.arange(self.pattern.columns, dtype=torch.int64, device="cpu")
+        columns = (places[:, :, None] * self.pattern.columns + within).flatten(1)
+        n = columns.shape[1]
+        self.weight = self.weight.gather(2, columns[:, None, :].expand(groups, rows, n))
+        inside = self.inverse.gather(1, columns[:, :, None].expand(groups, n, self.inverse.shape[2]))
+        self.inverse = inside.gather(2, columns[:, None, :].expand(groups, n, n))
         self.steps = 0
+
+
+def _over(matrix: Tensor, right: Tensor) -> Tensor:
+    """`matrix^-1 right`; what has gone is zero in both."""
+    if matrix.shape[-1] == 1:
+        return right / matrix.clamp_min(1e-300)
+    found: Tensor = torch.linalg.solve(matrix, right)
+    return found
 
 
 def _refit(weight: Tensor, kept: Tensor, curvature: Tensor) -> Tensor:
@@ -147,27 +181,48 @@ def sparsegpt(weight: Tensor, input_gram: Tensor) -> Tensor:
 
 @sparsegpt.solved_by
 def _sweep(weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, input_gram: Tensor) -> tuple[Tensor, Tensor]:
-    factor = _factor(input_gram)
-    weight = heard(weight, input_gram)
-    groups, columns = weight.shape[0] // pattern.rows, weight.shape[1]
-    mask = torch.zeros(groups, columns, dtype=torch.bool, device="cpu")
-    starts = range(0, columns, BLOCK)
-    rooms = torch.stack([allowed[:, start : start + BLOCK].sum() for start in starts])
-    for start, share in zip(starts, shares(count, rooms), strict=True):
-        block = slice(start, min(start + BLOCK, columns))
-        scores = pattern.grain_sum(weight[:, block].square() / factor.diagonal()[block].square())
-        scores = scores.masked_fill(~allowed[:, block], -torch.inf)
-        chosen = mask[:, block].flatten()
-        chosen[top_positions(scores.flatten(), share)] = True
-        mask[:, block] = chosen.view(scores.shape)
-        errors = torch.zeros_like(weight[:, block])
+    sweep = _Sweep(heard(weight, input_gram), _factor(input_gram), pattern, allowed)
+    unit = pattern.m or pattern.columns
+    blocks = [slice(start, start + BLOCK // unit * unit) for start in range(0, weight.shape[1], BLOCK // unit * unit)]
+    rooms = torch.stack([sweep.room(block) for block in blocks])
+    for block, share in zip(blocks, shares(count, rooms), strict=True):
+        sweep.over(slice(block.start, min(block.stop, weight.shape[1])), share)
+    return sweep.mask.flatten().nonzero().flatten(), sweep.weight
+
+
+class _Sweep:
+    """A weight that is gone over from left to right; what is kept of it so far is in `mask`, by grain."""
+
+    def __init__(self, weight: Tensor, factor: Tensor, pattern: Pattern, allowed: Tensor) -> None:
+        self.weight, self.factor, self.pattern, self.allowed = weight, factor, pattern, allowed
+        self.mask = torch.zeros_like(allowed)
+
+    def room(self, block: slice) -> Tensor:
+        """How many grains may be kept in a block of columns."""
+        return self.allowed[:, self._grains(block)].sum()
+
+    def over(self, block: slice, share: int) -> None:
+        """Choose `share` grains of a block of columns, under `N:M` n of every m as they come; let the others' errors pass on."""
+        weight, factor, errors = self.weight, self.factor, torch.zeros_like(self.weight[:, block])
+        chosen_at_once = self.pattern.m or block.stop - block.start
         for column in range(block.start, block.stop):
-            kept = mask[:, column].repeat_interleave(pattern.rows)
+            if (column - block.start) % chosen_at_once == 0:
+                self._choose(slice(column, column + chosen_at_once), share)
+            kept = self.mask[:, column // self.pattern.columns].repeat_interleave(self.pattern.rows)
             error = weight[:, column].masked_fill(kept, 0.0) / factor[column, column]
             weight[:, column : block.stop] -= error[:, None] * factor[column, column : block.stop]
-            errors[:, column - start] = error
+            errors[:, column - block.start] = error
         weight[:, block.stop :] -= errors @ factor[block, block.stop :]
-    return mask.flatten().nonzero().flatten(), weight
+
+    def _choose(self, part: slice, share: int) -> None:
+        scores = self.pattern.grain_sum(self.weight[:, part].square() / self.factor.diagonal()[part].square())
+        scores = scores.masked_fill(~self.allowed[:, self._grains(part)], -torch.inf)
+        chosen = torch.zeros(scores.numel(), dtype=torch.bool, device="cpu")
+        chosen[best_grains(scores.flatten(), share, self.pattern)] = True
+        self.mask[:, self._grains(part)] = chosen.view(scores.shape)
+
+    def _grains(self, columns: slice) -> slice:
+        return slice(columns.start // self.pattern.columns, columns.stop // self.pattern.columns)
 
 
 def _factor(input_gram: Tensor) -> Tensor:

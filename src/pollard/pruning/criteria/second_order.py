@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pollard.formats.pattern import Pattern
 from pollard.pruning.criteria.criterion import criterion
-from pollard.pruning.masks import top_positions
+from pollard.pruning.masks import best_grains
 
 DAMPING = 1e-5
 BLOCK = 1000
@@ -103,7 +103,7 @@ def _chosen(
     weight: Tensor, count: int, pattern: Pattern, allowed: Tensor, sample_gradients: Tensor, *, block: int
 ) -> tuple[Tensor, Tensor]:
     scores = pattern.grain_sum(_saliency(weight, sample_gradients, block)).masked_fill(~allowed, -torch.inf)
-    positions = top_positions(scores.flatten(), count)
+    positions = best_grains(scores.flatten(), count, pattern)
     grains = torch.zeros(scores.numel(), dtype=torch.bool, device="cpu")
     grains[positions] = True
     kept = pattern.spread(grains.view(scores.shape)).flatten()

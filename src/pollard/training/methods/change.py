@@ -28,8 +28,7 @@ class Change:
     @property
     def total(self) -> int:
         """Grains of the dense weight."""
-        topology = self.weight.topology
-        return topology.groups * topology.shape[1]
+        return self.weight.topology.places
 
     def positions(self, stays: Tensor) -> Tensor:
         """The flat positions of the grains that bool `stays` names, ascending int64."""

@@ -29,7 +29,7 @@ def by_signed_magnitude(change: Change) -> Tensor:
     """
     weight = change.weight
     scores = weight.by_grain(weight.values())
-    if weight.rows > 1:
+    if weight.size > 1:
         scores = scores.sign() * weight.by_grain(weight.values().abs())
     # numpy compares several times faster than torch does
     signed = (scores if scores.dtype == torch.float64 else scores.float()).numpy()

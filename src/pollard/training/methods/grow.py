@@ -5,7 +5,7 @@ A grain that an update has just dropped may come back: then it has not moved, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pollard.kernels.choosing import choose
 from pollard.kernels.rewire import sample_grown
-from pollard.pruning.masks import top_mask
+from pollard.pruning.masks import top_mask, top_of_runs
 from pollard.pruning.running_top import EXCLUDED, RunningTop
 from pollard.training.methods.change import Change
+from pollard.training.passes import BLOCK
 
 # One row in so many says what the best of all may score, looked at in so many places at least.
 SHARE, PLACES = 32, 8
@@ -26,19 +27,47 @@ Start = Callable[[int, torch.Generator], "float | Tensor"]
 
 
 def at_random(change: Change, stays: Tensor, count: int) -> Tensor:
-    """`count` of all that does not stay, each choice equally likely."""
+    """`count` of all that does not stay, each choice equally likely; under `N:M`, where less than N of M stay."""
+    topology = change.weight.topology
+    if topology.pattern.m:
+        return _within_runs(change, stays, _random_blocks(change))
     return sample_grown(change.weight.topology, count, change.generator, stays=stays)
 
 
 def by_gradient(change: Change, stays: Tensor, count: int) -> Tensor:
     """The largest `|dL/dw|` of all that does not stay, exactly, streamed by row blocks; ties by position.
 
-    Memory O(count + block): the dense gradient never exists. A grain's score is the sum over its weights.
+    Memory O(count + block): the dense gradient never exists. A grain's score is the sum over its weights. Under `N:M`, the
+    largest of every M where less than N stay.
     """
+    if change.weight.topology.pattern.m:
+        return _within_runs(change, stays, change.weight.passes.blocks(change.weight.topology))
     bound = _likely_bound(change, stays, count)
     found = _above(change, stays, count, bound)
     # Where these rows misled, everything is a candidate.
     return found if len(found) == count or bound == EXCLUDED else _above(change, stays, count, EXCLUDED)
+
+
+def _within_runs(change: Change, stays: Tensor, blocks: Iterator[tuple[int, Tensor]]) -> Tensor:
+    """The best of every m by the scores in `blocks`, each with its first row, as many as are missing to n."""
+    topology, found = change.weight.topology, []
+    staying, (n, m) = change.positions(stays), (topology.pattern.n, topology.pattern.m)
+    for row, scores in blocks:
+        first, flat = row * topology.width, scores.reshape(-1)
+        bounds = torch.searchsorted(staying, torch.tensor([first, first + len(flat)], dtype=torch.int64, device="cpu"))
+        held = staying[bounds[0] : bounds[1]] - first
+        best = top_of_runs(flat.index_fill(0, held, torch.inf), n, m, layer=change.weight.name)
+        best[held] = False
+        found.append(best.nonzero().view(-1) + first)
+    return torch.cat(found)
+
+
+def _random_blocks(change: Change) -> Iterator[tuple[int, Tensor]]:
+    topology = change.weight.topology
+    step = max(1, BLOCK // topology.width)
+    for row in range(0, topology.groups, step):
+        shape = min(step, topology.groups - row), topology.width
+        yield row, torch.rand(shape, dtype=torch.float64, device="cpu", generator=change.generator)
 
 
 def _above(change: Change, stays: Tensor, count: int, bound: float) -> Tensor:

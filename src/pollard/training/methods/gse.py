@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
+from pollard.formats.pattern import Pattern
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.kernels.candidates import candidates
 from pollard.kernels.rewire import positions_of
 from pollard.pruning.masks import top_mask
 from pollard.training.methods.change import Change
-from pollard.training.methods.method import Method, method, often
+from pollard.training.methods.method import Method, method, often, require_free
 from pollard.training.schedules import cosine
 
 Guide = Literal["uniform", "grabo", "graest"]
@@ -29,6 +31,11 @@ class GuidedExploration(Method):
 
     candidates: float
     guide: Guide
+
+    def require(self, patterns: Mapping[str, Pattern]) -> None:
+        """No N:M: candidates are drawn anywhere."""
+        super().require(patterns)
+        require_free(patterns, f"method {self.name}, whose candidates are drawn anywhere")
 
     def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
         """Drop as many as there are candidates worth growing, up to the fraction asked for."""
@@ -62,12 +69,12 @@ def _candidates(change: Change, count: int, guide: Guide) -> Topology:
     topology, passes = change.weight.topology, change.weight.passes
     if guide == "uniform":
         inputs, outputs = (
-            torch.ones(topology.shape[1], dtype=torch.float32, device="cpu"),
+            torch.ones(topology.width, dtype=torch.float32, device="cpu"),
             torch.ones(topology.groups, dtype=torch.float32, device="cpu"),
         )
     else:
         flows = passes.flow() if guide == "grabo" else passes.signed_flow(change.generator)
-        inputs, outputs = flows[0], flows[1].view(topology.groups, -1).sum(1)
+        inputs, outputs = flows[0].view(topology.width, -1).sum(1), flows[1].view(topology.groups, -1).sum(1)
     return candidates(topology, count, outputs, inputs, change.generator)
 
 

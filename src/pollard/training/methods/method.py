@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput, PatternError
-from pollard.formats.topology import Topology
+from pollard.formats.pattern import Pattern
 from pollard.training.methods import drop as drops
 from pollard.training.methods import grow as grows
 from pollard.training.methods.change import Change
@@ -119,10 +119,12 @@ class Method:
         stays = self.drop(change)
         return stays, self.grow(change, stays, change.target - int(np.count_nonzero(stays.numpy())))
 
-    def require(self, topologies: Mapping[str, Topology]) -> None:
-        """Raises PatternError where layers of these topologies, by name, cannot be trained so."""
+    def require(self, patterns: Mapping[str, Pattern]) -> None:
+        """Raises PatternError where layers of these patterns, by name, cannot be trained so."""
+        if self.resizes:
+            require_free(patterns, f"method {self.name}, by which layers come to keep more or less")
         if self.density is not None and self.allocation == "global":
-            require_one_pattern(topologies)
+            require_one_pattern(patterns)
 
     def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
         """Changes to the first topologies, by layer, before any step."""
@@ -145,15 +147,26 @@ class Method:
         return self.step_cost(forward, dense)
 
 
-def require_one_pattern(topologies: Mapping[str, Topology]) -> None:
+def require_one_pattern(patterns: Mapping[str, Pattern]) -> None:
     """Raises PatternError where layers that give grains to each other have grains of different sizes."""
-    patterns = sorted({str(topology.pattern) for topology in topologies.values()})
-    if len(patterns) > 1:
+    found = sorted(set(map(str, patterns.values())))
+    if len(found) > 1:
         raise PatternError(
-            f"layers of patterns {', '.join(patterns)}",
+            f"layers of patterns {', '.join(found)}",
             "one pattern for all, as layers give grains to each other",
             "Give all layers one pattern, or take an allocation other than global.",
         )
+
+
+def require_free(patterns: Mapping[str, Pattern], what: str) -> None:
+    """Raises PatternError where layers, by name, are to keep N of every M, which `what` cannot."""
+    for name, pattern in patterns.items():
+        if pattern.m:
+            raise PatternError(
+                f"pattern {pattern} for {name!r} with {what}",
+                "unstructured, vN or bRxC; or a method that exchanges within every M: set, rigl, snfs, mest, static",
+                "Choose another pattern= or method.",
+            )
 
 
 Builder = Callable[..., Method]

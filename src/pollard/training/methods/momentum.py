@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pollard.errors import InvalidInput
-from pollard.formats.topology import Topology
+from pollard.formats.pattern import Pattern
 from pollard.training.methods import drop, grow
 from pollard.training.methods.method import Method, Weights, method, often, require_one_pattern, update_steps
 from pollard.training.schedules import cosine
@@ -37,9 +37,10 @@ class SparseMomentum(MomentumGrowth):
         """Layers take weights from one another."""
         return True
 
-    def require(self, topologies: Mapping[str, Topology]) -> None:
+    def require(self, patterns: Mapping[str, Pattern]) -> None:
         """One pattern for all."""
-        require_one_pattern(topologies)
+        super().require(patterns)
+        require_one_pattern(patterns)
 
     def before_step(self, weights: Weights, step: int) -> None:
         """Raises InvalidInput before an update where the optimizer keeps no momentum."""
@@ -52,7 +53,7 @@ class SparseMomentum(MomentumGrowth):
         kept, most = {}, {}
         for name, weight in weights.items():
             topology = weight.topology
-            total = topology.groups * topology.shape[1]
+            total = topology.places
             gone = round(_limited(fraction, topology.density) * topology.grains)
             kept[name] = topology.grains - gone
             most[name] = max(gone, int(0.99 * (total - kept[name])))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import PatternError
+from pollard.formats.pattern import Pattern
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_positions
@@ -34,12 +35,12 @@ class ConstantFanIn(GradientGrowth):
         """The common fan-in is a whole number, and neurons are ablated."""
         return True
 
-    def require(self, topologies: Mapping[str, Topology]) -> None:
+    def require(self, patterns: Mapping[str, Pattern]) -> None:
         """Unstructured layers only."""
-        for name, topology in topologies.items():
-            if topology.pattern.rows > 1:
+        for name, pattern in patterns.items():
+            if pattern != Pattern():
                 raise PatternError(
-                    f"pattern {topology.pattern} in layer {name!r}",
+                    f"pattern {pattern} in layer {name!r}",
                     "unstructured layers: here each row has its own columns, as many as every other",
                     "Leave pattern= out.",
                 )

@@ -54,7 +54,7 @@ class ForwardSet(Method):
             grains = weight.topology.grains
             scores = weight.by_grain(weight.values().abs())
             read = top_mask(scores, round(self.share * grains), layer=weight.name)
-            weight.use(read.repeat_interleave(weight.rows))
+            weight.use(read.repeat_interleave(weight.size))
 
     def before_step(self, weights: Weights, step: int) -> None:
         """Add the gradient of the exploration loss: `penalty / 2 |w|^2` for what is read, over the density for the rest."""
@@ -77,7 +77,7 @@ def _largest(weight: Weight, count: int) -> tuple[Tensor, Tensor]:
     topology, memory = weight.topology, weight.memory
     assert memory is not None
     memory.view(-1)[topology.weight_positions()] = weight.values()
-    scores = memory.abs().view(topology.groups, weight.rows, -1).sum(1).view(-1)
+    scores = topology.pattern.grain_sum(memory.abs()).view(-1)
     best = top_positions(scores, count, layer=weight.name)
     here = topology.positions()
     return torch.isin(here, best, assume_unique=True), best[~torch.isin(best, here, assume_unique=True)]
