@@ -42,9 +42,9 @@ def masks(draw: st.DrawFn, shape: tuple[int, int], pattern: Pattern = Pattern())
 
 
 @st.composite
-def topologies(draw: st.DrawFn, smallest: int = 0) -> Topology:
+def topologies(draw: st.DrawFn, smallest: int = 0, of: st.SearchStrategy[Pattern] = patterns) -> Topology:
     """Any small topology: empty rows and columns, nothing kept, everything kept, sizes down to `smallest`."""
-    pattern = draw(patterns)
+    pattern = draw(of)
     return Topology.from_mask(draw(masks(draw(shapes(pattern, smallest)), pattern)), pattern)
 
 

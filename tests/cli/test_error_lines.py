@@ -69,7 +69,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch):
 
 
 def test_an_instruction_set_this_machine_lacks_is_an_error_too(monkeypatch):
-    def refused(*_):
+    def refused(*_, **__):
         raise KernelError("POLLARD_TARGET=neon", "an instruction set of this CPU", "Unset POLLARD_TARGET.")
 
     monkeypatch.setattr(explain, "explain_kernel", refused)

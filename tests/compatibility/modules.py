@@ -135,13 +135,14 @@ def _(method):
         )
 
 
-@piece(
-    FAMILY,
-    "`.to('meta')`, other devices",
-    refused=Refused("densify_", "kernels are generated for CPUs"),
-)
+@piece(FAMILY, "`.to('meta')`, then `load_state_dict(assign=True)`")
 def _(method):
-    model_of(method).to("meta")
+    model = model_of(method)
+    state, twin = copy.deepcopy(model.state_dict()), dense(model)
+    model.to("meta")
+    assert all(each.is_meta for each in model.parameters())
+    model.load_state_dict(state, assign=True)
+    torch.testing.assert_close(model(x), twin(x))
 
 
 @piece(FAMILY, "`to_empty(device='cpu')`, then `load_state_dict`")

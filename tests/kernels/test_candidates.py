@@ -11,7 +11,7 @@ from pollard.errors import InvalidInput, TopologyError
 from pollard.formats.topology import Topology
 from pollard.kernels.candidates import candidates
 from pollard.kernels.target import host_isas
-from strategies import seeds, topologies
+from strategies import grains, seeds, topologies
 
 
 @pytest.fixture(params=[*host_isas(), "reference"])
@@ -27,9 +27,9 @@ def seeded(seed=0):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), seed=seeds)
 def test_the_kernel_draws_what_its_twin_draws(data, seed):
-    here = data.draw(topologies())
+    here = data.draw(topologies(of=grains))
     count = data.draw(st.integers(0, 60))
-    groups, columns = (torch.rand(size, generator=seeded(seed + 1)).relu_() for size in (here.groups, here.shape[1]))
+    groups, columns = (torch.rand(size, generator=seeded(seed + 1)).relu_() for size in (here.groups, here.width))
     if data.draw(st.booleans()):
         groups[: len(groups) // 2] = columns[1::2] = 0.0
     made = candidates(here, count, groups, columns, seeded(seed))

@@ -30,7 +30,7 @@ def test_the_kernel_lists_what_masks_leave(target, data, seed):
     first = data.draw(st.integers(0, here.groups))
     last = data.draw(st.integers(first, here.groups))
     # Few different scores, so that many are at the bound.
-    scores = torch.randint(4, (last - first, here.shape[1]), generator=generator).float()
+    scores = torch.randint(4, (last - first, here.width), generator=generator).float()
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     bound = data.draw(st.sampled_from([-1.0, 0.0, 1.0, 5.0]))
     slow = choose_slowly(here, stays.numpy(), first, scores.to(dtype), bound)

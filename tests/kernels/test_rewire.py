@@ -67,7 +67,7 @@ def test_a_large_change_equals_its_twin(target, pattern, share, threads, anew):
     torch.set_num_threads(threads)
     here = large(pattern=pattern)
     stays = some(here.grains, share, 1)
-    free = torch.ones(here.groups * here.shape[1], dtype=torch.bool)
+    free = torch.ones(here.places, dtype=torch.bool)
     free[here.positions(None if anew else stays)] = False
     grown = free.nonzero().view(-1)
     for coming in (NONE, grown, grown[some(len(grown), 0.05, 2)]):
@@ -104,7 +104,7 @@ def test_what_may_grow_is_drawn_like_any_sample_of_what_is_absent(target, data, 
     stays, _ = data.draw(changes(here))
     for taken in (None, stays):
         present = here.positions(taken)
-        total = here.groups * here.shape[1]
+        total = here.places
         count = data.draw(st.integers(0, total - len(present)))
         slow = sample_absent(total, present.numpy(), count, seeded(seed))
         fast = sample_grown(here, count, seeded(seed), stays=taken)
@@ -165,10 +165,10 @@ def test_values_move_with_their_grains(target, data):
     dense[here.weight_positions()] = values
     stayed = torch.zeros(dense.shape, dtype=torch.bool)
     back = torch.isin(here.positions(), grown)
-    stayed[here.weight_positions().view(-1, here.pattern.rows)[stays | back].view(-1)] = True
+    stayed[here.weight_positions().view(-1, here.pattern.size)[stays | back].view(-1)] = True
     places = there.weight_positions()
     expected = dense[places].masked_fill(~stayed[places], 0.5)
-    rows = here.pattern.rows
+    rows = here.pattern.size
     assert torch.equal(gather(values, source, 0.5, rows=rows), expected)
     fill = torch.rand(int((source < 0).sum()) * rows).to(dtype)
     expected[~stayed[places]] = fill
@@ -207,7 +207,7 @@ BAD = {
     "a source of 2": (VALUES, torch.tensor([2], dtype=torch.int32), {"rows": 2}),
     r"at torch\.int64": (VALUES, SOURCE.long(), {}),
     r"grains \* 3": (VALUES, SOURCE, {"rows": 3}),
-    "floats on the CPU": (VALUES.long(), SOURCE, {}),
+    "floats on one device": (VALUES.long(), SOURCE, {}),
     "fill of shape": (VALUES, SOURCE, {"fill": torch.zeros(2)}),
     "Leave out= out": (VALUES, SOURCE, {"out": torch.zeros(3)}),
     "contiguous": (VALUES, SOURCE, {"out": torch.zeros(4)[::2]}),

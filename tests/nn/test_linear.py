@@ -168,11 +168,14 @@ def test_dtypes_convert_values_and_leave_indices_alone():
         sparse(x.double())
 
 
-def test_another_device_says_what_to_do_and_changes_nothing():
-    sparse = layer()
-    with pytest.raises(InvalidInput, match="densify_"):
-        sparse.to("meta")
-    assert sparse(torch.randn(3, 20)).shape == (3, 16)
+def test_numbers_that_are_gone_come_back_with_a_state():
+    sparse, x = layer(), torch.randn(3, 20)
+    expected, state = sparse(x), copy.deepcopy(sparse.state_dict())
+    sparse.to("meta")
+    with pytest.raises(InvalidInput, match=r"values on meta for an input on cpu.*assign=True"):
+        sparse(x)
+    sparse.load_state_dict(state, assign=True)
+    assert torch.equal(sparse(x), expected)
 
 
 def test_wrong_shapes_are_named():

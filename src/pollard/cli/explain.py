@@ -43,6 +43,8 @@ def explain(
     density: Annotated[float, typer.Option(help="Fraction of the weights that is kept, in (0, 1].")] = 0.1,
     pattern: Annotated[str, typer.Option(help="unstructured, v4, b16x2, 2:4, ...")] = "unstructured",
     op: Annotated[str, typer.Option(help="forward, input_grad or value_grad.")] = "forward",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     ir: Annotated[bool, typer.Option("--ir", help="Print the optimised LLVM IR of the chosen kernel.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Print its assembly.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Of a method: steps of the whole training.")] = 10_000,
@@ -50,7 +52,7 @@ def explain(
     method_options: Annotated[str, typer.Option(help="Of a method: its options, as in every=50,fraction=0.2.")] = "",
     json: JsonFlag = False,
 ) -> None:
-    """Print the kernel that a layer of this shape gets on this machine, the candidates that were timed, and the reason.
+    """Print what computes a layer of this shape on this machine, the kernels that were timed, and the reason.
 
     Given a method instead, print when it updates the topology, what density it holds and how much it exchanges.
     """
@@ -62,7 +64,7 @@ def explain(
         raise InvalidInput(
             repr(what), "OUTxINxBATCH, or one of " + ", ".join(METHODS), "pollard explain 1024x1024x128, for example."
         )
-    found = explain_kernel(op, values.shape(what), density, pattern)
+    found = explain_kernel(op, values.shape(what), density, pattern, dtype=dtype, device=device)
     code = {"ir": found.ir()} if ir else {}
     code |= {"assembly": found.assembly()} if asm else {}
     ranked = sorted(found.candidates, key=lambda candidate: candidate[1])

@@ -23,7 +23,7 @@ _CHUNK = 1 << 18
 class SparseMatrix:
     """`values` at the places that `topology` keeps; everything else is zero.
 
-    values: contiguous 1-D floating `(nnz,)` on the CPU, grain by grain (see Topology); held, not copied.
+    values: contiguous 1-D floating `(nnz,)` on any device, grain by grain (see Topology); held, not copied.
 
     Conversions return detached copies, unless they say that they share. Raises InvalidInput where values do not fit.
 
@@ -35,12 +35,12 @@ class SparseMatrix:
     topology: Topology
 
     def __post_init__(self) -> None:
-        wanted = f"a contiguous floating tensor ({self.topology.nnz},) on the CPU"
+        wanted = f"a contiguous floating tensor ({self.topology.nnz},)"
         if not isinstance(self.values, Tensor):
             raise InvalidInput(f"values of type {type(self.values).__name__}", wanted, "Convert with torch.as_tensor.")
         found = f"values of {self.values.dtype} {tuple(self.values.shape)} on {self.values.device}"
         fits = self.values.is_floating_point() and self.values.shape == (self.topology.nnz,)
-        if not fits or self.values.device.type != "cpu" or self.values.layout is not torch.strided:
+        if not fits or self.values.layout is not torch.strided:
             raise InvalidInput(found, wanted, "There is one value for each weight that the topology keeps.")
         if not self.values.is_contiguous():
             raise InvalidInput(f"strided {found}", wanted, "Call values.contiguous() first.")
@@ -95,7 +95,7 @@ class SparseMatrix:
             return self if vectors is self.topology else SparseMatrix(self.values, vectors)
         by_row = _to_scipy(vectors, _numbered(vectors)).tocsr()
         topology = Topology.adopt(self.shape, Pattern(), _tensor(by_row.indptr), _tensor(by_row.indices))
-        return SparseMatrix(self.values.detach().index_select(0, _tensor(by_row.data)), topology)
+        return SparseMatrix(self.values.detach().index_select(0, _tensor(by_row.data, self.values)), topology)
 
     def laid_on(self, pattern: str | Pattern) -> SparseMatrix:
         """The same weights on the grains of `pattern` that hold any of them, filled up with explicit zeros.
@@ -119,7 +119,7 @@ class SparseMatrix:
         topology = Topology.adopt(self.shape, pattern, _tensor(blocks.indptr), _tensor(blocks.indices))
         padded = torch.cat((flat.values.new_zeros(1), flat.values.detach()))
         by_column = np.ascontiguousarray(blocks.data.transpose(0, 2, 1)).reshape(-1)
-        return SparseMatrix(padded.index_select(0, _tensor(by_column)), topology)
+        return SparseMatrix(padded.index_select(0, _tensor(by_column, padded)), topology)
 
     @classmethod
     def from_torch(cls, matrix: Tensor, pattern: str | Pattern = "unstructured") -> SparseMatrix:
@@ -139,22 +139,24 @@ class SparseMatrix:
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # torch calls it beta
             by_row = matrix.detach().coalesce().to_sparse_csr() if matrix.is_sparse else matrix.detach()
         shape = (by_row.shape[0], by_row.shape[1])
-        topology = Topology(shape, Pattern(), by_row.crow_indices(), by_row.col_indices())
+        topology = Topology(shape, Pattern(), by_row.crow_indices().cpu(), by_row.col_indices().cpu())
         return cls(by_row.values().clone(), topology).laid_on(pattern)
 
     def to_torch_csr(self) -> Tensor:
         """A torch CSR tensor with int32 indices, grains taken apart and explicit zeros kept."""
         flat = self.unstructured()
-        indices = (flat.topology.indices.row_pointers.clone(), flat.topology.indices.columns.clone())
+        pointers, columns = (_tensor(array.clone(), flat.values) for array in flat.topology.indices)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # torch calls it beta
-            return torch.sparse_csr_tensor(*indices, flat.values.detach().clone(), self.shape, check_invariants=False)
+            return torch.sparse_csr_tensor(
+                pointers, columns, flat.values.detach().clone(), self.shape, check_invariants=False
+            )
 
     def to_torch_coo(self) -> Tensor:
         """A coalesced torch COO tensor, grains taken apart and explicit zeros kept."""
         flat = self.unstructured()
         rows = torch.arange(self.shape[0], dtype=torch.int64, device="cpu").repeat_interleave(flat.topology.fan_in())
-        indices = torch.stack((rows, flat.topology.indices.columns.long()))
+        indices = torch.stack((rows, flat.topology.indices.columns.long())).to(flat.values.device)
         return torch.sparse_coo_tensor(
             indices, flat.values.detach().clone(), self.shape, is_coalesced=True, check_invariants=False
         )
@@ -189,7 +191,7 @@ class SparseMatrix:
         """
         if self.values.dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"values of {self.values.dtype}", "float32 or float64", "Call values.float() first.")
-        return _to_scipy(self.topology.vectors, self.values.detach().numpy())
+        return _to_scipy(self.topology.vectors, self.values.detach().cpu().numpy())
 
 
 def _filled_up(flat: SparseMatrix, pattern: Pattern) -> SparseMatrix:
@@ -215,8 +217,10 @@ def _numbered(topology: Topology) -> NDArray[Any]:
     return np.arange(topology.nnz, dtype=np.int32 if topology.nnz < 2**31 - 1 else np.int64)
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(array)
+def _tensor(array: NDArray[Any] | Tensor, like: Tensor | None = None) -> Tensor:
+    """`array` as a tensor, on the device of `like`."""
+    made = torch.as_tensor(array)
+    return made if like is None else made.to(like.device)
 
 
 def _dense(weight: Tensor) -> Tensor:

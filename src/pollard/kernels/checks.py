@@ -8,31 +8,31 @@ from pollard.errors import InvalidInput
 
 
 def check_matrix(name: str, tensor: Tensor, features: int) -> None:
-    """Raises InvalidInput unless `tensor` is `(batch, features)`, floating-point, on the CPU."""
-    if tensor.dim() != 2 or tensor.shape[1] != features or not tensor.is_floating_point() or not tensor.is_cpu:
+    """Raises InvalidInput unless `tensor` is `(batch, features)` and floating-point."""
+    if tensor.dim() != 2 or tensor.shape[1] != features or not tensor.is_floating_point():
         raise InvalidInput(
             f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
-            f"a floating-point tensor of shape (batch, {features}) on the CPU",
+            f"a floating-point tensor of shape (batch, {features})",
             "Flatten leading dimensions and convert the dtype; a layer's in_features must be the input's last dimension.",
         )
 
 
 def check_vector(name: str, tensor: Tensor, length: int, like: Tensor) -> None:
-    """Raises InvalidInput unless `tensor` is `(length,)`, of the dtype of `like`, on the CPU."""
-    if tensor.shape != (length,) or tensor.dtype != like.dtype or not tensor.is_cpu:
+    """Raises InvalidInput unless `tensor` is `(length,)`, of the dtype and on the device of `like`."""
+    if tensor.shape != (length,) or tensor.dtype != like.dtype or tensor.device != like.device:
         raise InvalidInput(
             f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
-            f"shape ({length},), {like.dtype}, on the CPU: one number each, in the dtype of the input",
-            "Convert the input or the layer with .to(dtype); a layer's in_features must be the input's last dimension.",
+            f"shape ({length},), {like.dtype}, on {like.device}: one number each, as the input is",
+            "Convert the input or the layer with .to(dtype), or .to(device); a layer's in_features must be the input's last dimension.",
         )
 
 
 def check_pair(grad: Tensor, x: Tensor) -> None:
-    """Raises InvalidInput unless both are of one batch and dtype."""
-    if grad.shape[0] != x.shape[0] or grad.dtype != x.dtype:
+    """Raises InvalidInput unless both are of one batch, dtype and device."""
+    if grad.shape[0] != x.shape[0] or grad.dtype != x.dtype or grad.device != x.device:
         raise InvalidInput(
-            f"grad {tuple(grad.shape)} {grad.dtype} and x {tuple(x.shape)} {x.dtype}",
-            "the same batch and dtype",
+            f"grad {tuple(grad.shape)} {grad.dtype} on {grad.device} and x {tuple(x.shape)} {x.dtype} on {x.device}",
+            "the same batch, dtype and device",
             "Pass the gradient of the output that this x gave.",
         )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pollard.kernels.target import Target
 from pollard.kernels.turning import cut, even, turn
 
 Indices = NDArray[np.integer[Any]]
+Made = TypeVar("Made")
 RUN = 1 << 16  # grains of which one sample's products are made at once: half a megabyte
 CHUNK = 1 << 18  # grains handled at once, so that temporaries stay small beside the topology
 
@@ -78,6 +79,7 @@ class _Derived:
         self.runs: tuple[Run, ...] | None = None
         self.calls = Calls()
         self.by_columns: tuple[Topology, Tensor] | None = None
+        self.placed: dict[Hashable, Any] = {}
 
 
 # Where a topology keeps what is derived from it. Not in a table of ours: prepared calls lead back to their topology, so a
@@ -117,6 +119,16 @@ def forget_columns(topology: Topology) -> None:
     """Drop the transpose, when it was made only to be tried."""
     _of(topology).by_columns = None
     topology.drop_derived()
+
+
+@one_at_a_time
+def made_once(topology: Topology, key: Hashable, make: Callable[[], Made]) -> Made:
+    """What `make` makes, kept with `topology` under `key`."""
+    known = _of(topology).placed
+    if key not in known:
+        known[key] = make()
+    found: Made = known[key]
+    return found
 
 
 def calls(topology: Topology) -> Calls:

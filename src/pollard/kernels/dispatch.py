@@ -1,35 +1,37 @@
-"""The three products with a sparse weight, without autograd: each picks a generated kernel, or the slow twin.
+"""The three products with a sparse weight, without autograd: found once for tensors of such shapes, strides and dtypes.
 
-A kernel runs for float32, and for half precision that is brought to it; float64 takes torch's sparse products. Everything
-else, and ``POLLARD_TARGET=reference``, takes the twin in `reference`. Which of them it is, whether the tensors are fit for
-it, and how the batch is cut is found out once for tensors of such shapes, strides and dtypes. Each call looks that up, and
-that the memory it was found for is still there.
+Which backend computes them, whether the tensors are fit for it, and how the batch is cut: each call looks that up, and on the
+CPU that the memory it was found for is still there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pollard.errors import KernelError
 from pollard.formats.topology import Topology
-from pollard.kernels import precisions, reference
+from pollard.kernels.backend import (
+    GENERATED,
+    HALVES,
+    REFERENCE,
+    Backend,
+    Call,
+    Kind,
+    choose,
+    tell_untuned,
+)
 from pollard.kernels.checks import check_matrix, check_pair, check_vector, extent, freed
 from pollard.kernels.derived import calls
 from pollard.kernels.fallback import warn, warn_without_kernels
-from pollard.kernels.operand import Operand
-from pollard.kernels.prepared import Call, prepared
-from pollard.kernels.product import Product
-from pollard.kernels.target import Target, current
+from pollard.kernels.target import current
 from pollard.settings import Settings
 
 # Shapes and layouts whose calls are found at once; the others look their choice up again.
 RECENT = 64
-
-Kind = Literal["forward", "input_grad", "value_grad"]
 
 
 def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -38,12 +40,14 @@ def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None =
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
     """
     key = (
-        "forward", relu, _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu,
-        values.shape, values.stride(), values.dtype, values.is_cpu,
+        "forward", relu, _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+        values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
     )  # fmt: skip
     if bias is None:
         return _product(key, topology, (x, values))
-    return _product((*key, bias.shape, bias.stride(), bias.dtype, bias.is_cpu), topology, (x, values, bias))
+    return _product(
+        (*key, bias.shape, bias.stride(), bias.dtype, bias.is_cpu or bias.device), topology, (x, values, bias)
+    )
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
@@ -57,7 +61,7 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
 
 
 class _Way(NamedTuple):
-    """How tensors of some shapes, strides and dtypes are multiplied, and the bytes that each has to have."""
+    """How tensors of some shapes, strides and dtypes are multiplied, and the bytes that each has to have, on the CPU."""
 
     call: Call
     needed: tuple[int, ...]
@@ -71,8 +75,8 @@ _threads, _asked = torch.get_num_threads, Settings.asked_target
 
 def _bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
     key = (
-        kind, False, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu,
-        right.shape, right.stride(), right.dtype, right.is_cpu,
+        kind, False, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
+        right.shape, right.stride(), right.dtype, right.is_cpu or right.device,
     )  # fmt: skip
     return _product(key, topology, (left, right))
 
@@ -87,7 +91,7 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
             recent.clear()
         recent[key] = way
     call, needed = way
-    for each, bytes_needed in zip(tensors, needed, strict=True):
+    for each, bytes_needed in zip(tensors, needed, strict=False):
         # Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
         if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize:
             raise freed(each, bytes_needed)
@@ -97,18 +101,27 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
 
 def _way(kind: Kind, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]) -> _Way:
     _check(kind, topology, tensors)
-    topology = topology.vectors
-    needed = tuple(extent(each) for each in tensors)
-    target, first = current(), tensors[0]
-    if target is None:
-        warn_without_kernels()
-    if target is None or first.dtype is not torch.float32 or 0 in (len(first), topology.grains):
-        return _Way(_without_kernel(kind, topology, relu, target, first.dtype), needed)
+    first, topology = tensors[0], topology.vectors
+    # On other devices memory is torch's own affair.
+    needed = tuple(extent(each) for each in tensors) if first.is_cpu else ()
+    if 0 in (len(first), topology.grains):
+        return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
+    if first.dtype in HALVES and _asked() != "reference":
+        return _Way(_rounded(kind, topology, relu), needed)
+    backend, _ = choose(first.device, first.dtype)
+    _tell(backend, first.device)
     try:
-        return _Way(_kernel(kind, topology, relu, target, tensors), needed)
+        return _Way(backend.call(kind, topology, relu, tensors), needed)
     except KernelError as refused:
         warn(str(refused))
-        return _Way(_of(reference, kind, topology, relu), needed)
+        return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
+
+
+def _tell(backend: Backend, device: torch.device) -> None:
+    """Warn, once, where nothing tuned runs."""
+    tell_untuned(device)
+    if device.type == "cpu" and backend is not GENERATED and current() is None:
+        warn_without_kernels()
 
 
 def _check(kind: Kind, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
@@ -124,38 +137,16 @@ def _check(kind: Kind, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
         check_vector(names[2], each, out, first)
 
 
-def _kernel(kind: Kind, topology: Topology, relu: bool, target: Target, tensors: tuple[Tensor, ...]) -> Call:
-    matrices = tuple(Operand.of(each) for each in tensors if each.dim() == 2)
-    copied = [*(each.copied for each in matrices), *(not each.is_contiguous() for each in tensors[len(matrices) :])]
+def _rounded(kind: Kind, topology: Topology, relu: bool) -> Call:
+    """Half precision: through float32, rounded once."""
+    product, options = _PRODUCTS[kind], {"relu": relu} if kind == "forward" else {}
 
-    def ready(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True))
+    def call(left: Tensor, right: Tensor, *bias: Tensor) -> Tensor:
+        return product(left.float(), right.float(), topology, *(each.float() for each in bias), **options).to(
+            left.dtype
+        )
 
-    operation: str
-    variant: tuple[bool, ...]
-    if kind == "forward":
-        operation, variant = "matvec" if len(tensors[0]) == 1 else "gather", (len(tensors) > 2, relu)
-    elif kind == "input_grad":
-        operation, variant = "scatter", ()
-    else:
-        operation, variant = "sample", (matrices[0].features_first,)
-    product = Product.of(operation, topology, matrices[-1], target)
-    call = prepared(product, matrices, variant, lambda: ready(tensors))
-    return (lambda *given: call(*ready(given))) if any(copied) else call
-
-
-def _without_kernel(kind: Kind, topology: Topology, relu: bool, target: Target | None, dtype: torch.dtype) -> Call:
-    # Other precisions have ways of their own; the twin is left what is empty, and where it is asked for.
-    if target is not None and dtype in precisions.HALVES:
-        options = {"relu": relu} if kind == "forward" else {}
-        return lambda left, right, *bias: precisions.rounded(_PRODUCTS[kind], left, right, topology, *bias, **options)
-    return _of(precisions if target is not None and dtype is torch.float64 else reference, kind, topology, relu)
-
-
-def _of(ways: Any, kind: Kind, topology: Topology, relu: bool) -> Call:
-    product: Callable[..., Tensor] = getattr(ways, kind)
-    options = {"relu": relu} if kind == "forward" else {}
-    return lambda left, right, *bias: product(left, right, topology, *bias, **options)
+    return call
 
 
 _PRODUCTS: dict[Kind, Callable[..., Tensor]] = {

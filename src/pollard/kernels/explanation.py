@@ -12,13 +12,16 @@ from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch, jit
+from pollard.kernels.backend import GENERATED, choose
+from pollard.kernels.generated import KERNELS, ONE_SAMPLE
 from pollard.kernels.operand import Operand
 from pollard.kernels.product import Product
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import current
 from pollard.kernels.tuning import Choice
 
-KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sample"}
+# In which each is computed: half precision in float32.
+DTYPES = dict.fromkeys(("float32", "bfloat16", "float16"), torch.float32) | {"float64": torch.float64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,33 @@ class Explanation:
         return jit.assembly(self.spec) if self.spec else ""
 
 
-def explain(operation: str, shape: tuple[int, int, int], density: float, pattern: str | Pattern) -> Explanation:
+def explain(
+    operation: str,
+    shape: tuple[int, int, int],
+    density: float,
+    pattern: str | Pattern,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Explanation:
     """Choose, tuning if need be, for a random topology of `shape` (out, in, batch), a row-major operand and torch's threads.
 
-    operation: forward, input_grad or value_grad; raises InvalidInput on another.
+    operation: forward, input_grad or value_grad. dtype: float32, float64, or one in half precision, which goes through
+    float32. device: as torch names it. Raises InvalidInput on others.
     """
     if operation not in KERNELS:
         raise InvalidInput(f"operation {operation!r}", "one of " + ", ".join(KERNELS), "Name the product to explain.")
+    if dtype not in DTYPES:
+        raise InvalidInput(f"dtype {dtype!r}", "one of " + ", ".join(DTYPES), "Name the dtype of the layer.")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(f"device {device!r}", "a device of torch's", "cpu or cuda, for example.") from error
+    backend, reason = choose(place, DTYPES[dtype])
+    if backend is not GENERATED:
+        return Explanation(None, backend.name, reason)
     target = current()
-    if target is None:
-        return Explanation(None, "reference", "plain torch: asked for, or no generator for this CPU")
+    assert target is not None, "kernels are generated for it"
     out, width, batch = shape
     topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
     values, x, grad = (
@@ -62,7 +82,7 @@ def explain(operation: str, shape: tuple[int, int, int], density: float, pattern
         "value_grad": (x, lambda: dispatch.value_grad(grad, x, topology)),
     }
     operand, run = runs[operation]
-    kernel = "matvec" if operation == "forward" and batch == 1 else KERNELS[operation]
+    kernel = ONE_SAMPLE if operation == "forward" and batch == 1 else KERNELS[operation]
     run()
     product = Product.of(kernel, topology.vectors, Operand.of(operand), target)
     decision = product.decide(None)

@@ -29,8 +29,8 @@ def warn_without_kernels() -> None:
     """Warn, once, that this CPU has no kernels; who asked for plain torch by POLLARD_TARGET knows."""
     if Settings.asked_target() == "auto":
         warn(
-            "No kernel is generated for this CPU: it has neither AVX2 with FMA nor NEON. A sparse layer then takes an operation "
-            "for each kept weight and sample, which may be 100 times slower than the dense layer."
+            "No kernel is generated for this CPU: it has neither AVX2 with FMA nor NEON. torch's own sparse products run, which "
+            "may be many times slower than the dense layer."
         )
 
 

@@ -19,7 +19,7 @@ from pollard.kernels.target import Target
 def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, out: Tensor | None = None) -> Tensor:
     """Values of a rewired topology: those of `old` at `source`, `fill` where a grain was grown.
 
-    old: `(grains * rows,)` of any float dtype. source: int32 `(new grains,)`, as `rewire` returns it. fill: a number, or
+    old: `(grains * rows,)` of any float dtype, on any device. source: int32 `(new grains,)`, as `rewire` returns it. fill: a number, or
     a value for each grown weight in order, `(grown * rows,)`. out: `(new grains * rows,)`, other memory than `old`,
     written to and returned. No gradient flows. Raises InvalidInput where these do not fit together.
 
@@ -39,9 +39,14 @@ def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, 
             raise InvalidInput(
                 f"fill of shape {tuple(fill.shape)}", f"({starts[-1] * rows},)", "Give one value for each grown weight."
             )
-    fills = fill.detach().to(old.dtype).contiguous() if isinstance(fill, Tensor) else old.new_full((rows,), fill)
+    fills = (
+        fill.detach().to(old.device, old.dtype).contiguous()
+        if isinstance(fill, Tensor)
+        else old.new_full((rows,), fill)
+    )
     step = rows * old.element_size() if isinstance(fill, Tensor) else 0
-    fits = attempt(partial(_fast, old, source, fills, new.detach(), cuts=(bounds, starts), step=step))
+    fast = partial(_fast, old, source, fills, new.detach(), cuts=(bounds, starts), step=step)
+    fits = attempt(fast) if old.is_cpu else None
     if fits is None:
         fits = _slow(old, source, fills, new.detach())
     if not fits:
@@ -54,9 +59,11 @@ def gather(old: Tensor, source: Tensor, fill: float | Tensor, *, rows: int = 1, 
 
 
 def _check(old: Tensor, source: Tensor, new: Tensor, rows: int) -> None:
-    if not (old.is_cpu and source.is_cpu and new.is_cpu and old.is_floating_point()):
+    if not (source.is_cpu and new.device == old.device and old.is_floating_point()):
         raise InvalidInput(
-            f"values of {old.dtype} on {old.device}", "floats on the CPU", "Topologies move where their indices are."
+            f"values of {old.dtype} on {old.device} to {new.device}, by a source on {source.device}",
+            "floats on one device, by a source on the CPU",
+            "Leave out= out, and pass what `rewire` returned.",
         )
     if old.dim() != 1 or source.dim() != 1 or source.dtype != torch.int32 or len(old) % rows:
         raise InvalidInput(
@@ -96,9 +103,11 @@ def _fast(
 def _slow(old: Tensor, source: Tensor, fills: Tensor, new: Tensor) -> bool:
     if not len(source):
         return True
-    stays, places = source >= 0, new.view(len(source), -1)
+    places = new.view(len(source), -1)
     if int(source.max()) >= len(old) // places.shape[1]:
         return False
-    places[stays] = old.view(-1, places.shape[1])[source[stays]]
+    source = source.to(old.device)
+    stays = source >= 0
+    places[stays] = old.view(-1, places.shape[1])[source[stays].long()]
     places[~stays] = fills.view(-1, places.shape[1])
     return True

@@ -14,6 +14,7 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import derived
+from pollard.kernels.backend import tell_untuned
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
@@ -204,8 +205,9 @@ class SparseLinear(ReadableWeight, nn.Module):
         self._topology = topology
         operators.know(topology)
         held = self.topology_signature
-        if held is None or held.is_inference() or not held.is_cpu:
-            self.topology_signature = topology.signature.clone()
+        if held is None or held.is_inference():
+            place = "cpu" if held is None else held.device
+            self.topology_signature = topology.signature.to(place, copy=True)
         else:
             # In place: whoever shares the values, in another process perhaps, learns that they stand elsewhere now.
             held.copy_(topology.signature)
@@ -213,7 +215,7 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     def _vouch(self, held: Tensor | None) -> None:
         """Raises TopologyError unless the buffer, which is another or was written to, still says the same."""
-        if held is None or _numbers(held) != self._topology.signature.tolist():
+        if held is None or (not held.is_meta and _numbers(held) != self._topology.signature.tolist()):
             raise TopologyError(
                 "values of another topology than the layer's: its signature was overwritten, by averaging over models, by "
                 "functional_call or by a copy of parameters and buffers",
@@ -262,14 +264,8 @@ class SparseLinear(ReadableWeight, nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        device = fn(self.values.detach()[:0]).device
-        if device.type != "cpu":
-            raise InvalidInput(
-                f"device {str(device)!r} for a sparse layer",
-                "'cpu': kernels are generated for CPUs",
-                "Keep the model on the CPU, or call pollard.densify_(model) before moving it.",
-            )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves its hook untyped
+        tell_untuned(self.values.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -325,7 +321,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         if topology.same_as(self._topology):
             self._stand_on(self._topology)
         else:
-            self.keep_(topology, values.detach().to(self.values.dtype, copy=True))
+            self.keep_(topology, values.detach().to(self.values.device, self.values.dtype, copy=True))
 
 
 # What stands for the topology in a state: its arrays, and the name of its pattern as bytes.
@@ -345,7 +341,7 @@ def stated(shape: tuple[int, int], row_pointers: Tensor, columns: Tensor, patter
     kind = Pattern(shape[0] // groups)
     if pattern is not None:
         kind = Pattern.parse(bytes(int(each) % 256 for each in pattern.flatten().tolist()).decode(errors="replace"))
-    return Topology(shape, kind, row_pointers, columns)
+    return Topology(shape, kind, row_pointers.cpu(), columns.cpu())
 
 
 def _numbers(buffer: Tensor) -> list[float]:
@@ -354,7 +350,7 @@ def _numbers(buffer: Tensor) -> list[float]:
         plain = torch._C._functorch.get_unwrapped(buffer)  # noqa: SLF001
         rows = plain.reshape(-1, buffer.numel()).tolist()
         return rows[0] if all(row == rows[0] for row in rows) else []
-    numbers: list[float] = buffer.tolist()
+    numbers: list[float] = buffer.cpu().tolist()
     return numbers
 
 

@@ -122,7 +122,7 @@ def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear
     values, row_pointers, columns = (held[f"{name}.{part}"] for part in PARTS)
     topology = stated((out_features, in_features), row_pointers, columns, held.get(f"{name}.pattern"))
     dtype = values.dtype if dense.weight.is_meta else dense.weight.dtype
-    return SparseLinear(
+    layer = SparseLinear(
         in_features,
         out_features,
         topology,
@@ -130,6 +130,7 @@ def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear
         initialiser=lambda kept, _: torch.zeros(kept.nnz, dtype=dtype, device="cpu"),
         dtype=dtype,
     )
+    return layer if dense.weight.is_meta else layer.to(dense.weight.device)
 
 
 def _ties(model: nn.Module, held: Mapping[str, Any]) -> dict[str, list[str]]:

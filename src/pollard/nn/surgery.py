@@ -156,7 +156,7 @@ def _make_permanent(layer: nn.Module) -> None:
 def _with_values(dense: nn.Linear, topology: Topology, values: Tensor) -> nn.Linear:
     """`dense` with other weights."""
     changed = nn.Linear(dense.in_features, dense.out_features, bias=False, device="meta")
-    weight = SparseMatrix(values.to(dense.weight.dtype), topology).to_dense()
+    weight = SparseMatrix(values.to(dense.weight.device, dense.weight.dtype), topology).to_dense()
     changed.weight = nn.Parameter(weight, dense.weight.requires_grad)
     changed.bias = dense.bias
     return changed.train(dense.training)
@@ -235,11 +235,11 @@ def _refuse_hooks(layers: Mapping[nn.Module, str]) -> None:
 def _refuse_devices(model: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         for parameter in model.get_submodule(name).parameters(recurse=False):
-            if parameter.device.type != "cpu":
+            if parameter.is_meta:
                 raise InvalidInput(
-                    f"layer {name!r} on {parameter.device}",
-                    "a layer on the CPU, for which kernels are generated",
-                    "Move the model with .cpu(), or use storage='masked'.",
+                    f"layer {name!r} on {parameter.device}, which holds no numbers",
+                    "a layer with a weight",
+                    "Load a sparse state with pollard.load_sparse(model, state), or give it memory with to_empty() first.",
                 )
 
 

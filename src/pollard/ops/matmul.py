@@ -139,15 +139,12 @@ def _plain_keys() -> frozenset[int]:
 
 def refuse(x: Tensor) -> None:
     """Raises InvalidInput for an input of a kind that no product takes."""
-    if isinstance(x, torch.fx.Proxy) or not (
-        x.is_nested or x.layout is not torch.strided or x.device.type not in ("cpu", "meta")
-    ):
+    if isinstance(x, torch.fx.Proxy) or not (x.is_nested or x.layout is not torch.strided):
         return
-    kind = "a nested tensor" if x.is_nested else f"{x.layout} on {x.device}"
     raise InvalidInput(
-        f"an input that is {kind}",
-        "a dense tensor on the CPU: kernels are generated for CPUs",
-        "Convert it with .to_dense(), .to_padded_tensor(0.0) or .cpu(), or call pollard.densify_(model) first.",
+        f"an input that is {'a nested tensor' if x.is_nested else str(x.layout)}",
+        "a dense tensor",
+        "Convert it with .to_dense() or .to_padded_tensor(0.0), or call pollard.densify_(model) first.",
     )
 
 
@@ -157,7 +154,8 @@ def _require_one_device(x: Tensor, values: Tensor, bias: Tensor | None) -> None:
             raise InvalidInput(
                 f"{name} on {other.device} for an input on {x.device}",
                 "one device",
-                "Give a layer that was built on meta its numbers with load_state_dict(state, assign=True).",
+                "Move model and input to one with .to(device). A layer that was built on meta gets its numbers with "
+                "load_state_dict(state, assign=True).",
             )
 
 

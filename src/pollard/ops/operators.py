@@ -129,7 +129,7 @@ def writes(array: Tensor | None) -> int:
     return -1 if array is None or array.is_inference() else array._version  # noqa: SLF001 - torch's own count of writes has no other name
 
 
-# -- on the CPU
+# -- on any device
 
 
 def _linear(
@@ -248,11 +248,12 @@ _OPERATORS = (
     ("value_grad", _value_grad, _fake_value_grad, _pair_backward("value_grad"), _pair_context),
 )
 for _name, _run, _fake, _backward, _context in _OPERATORS:
-    _library.impl(_name, _run, "CPU")
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pollard::{_name}", _fake, lib=_library)
     torch.library.register_autograd(f"pollard::{_name}", _backward, setup_context=_context, lib=_library)
     # Kernels compute in fp32: under autocast their operands are brought to it.
-    torch.library.register_autocast(f"pollard::{_name}", "cpu", torch.float32, lib=_library)
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"pollard::{_name}", _device, torch.float32, lib=_library)
 
 
 @register_flop_formula([operators().linear, operators().input_grad, operators().value_grad])

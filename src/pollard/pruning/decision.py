@@ -253,14 +253,18 @@ class _Decision:
         topologies, updated = {}, {}
         for name, layer in scored.items():
             assert layer.scores is not None
-            given = self._given(name, measured, keep=False)
+            given = {need: _on_host(each) for need, each in self._given(name, measured, keep=False).items()}
             allowed = (layer.scores > -torch.inf).view(layer.pattern.grid(layer.matrix))
-            weight = given.pop("weight", self.network.weights[name])
+            weight = given.pop("weight", self.network.weights[name].cpu())
             weight = torch.where(layer.pattern.spread(allowed), weight, 0.0)
             positions, new = solve(weight, counts[name], layer.pattern, allowed, **given)
             topologies[name] = Topology.from_positions(layer.matrix, layer.pattern, positions)
             updated[name] = SparseMatrix.from_dense(new.to(weight.dtype), topologies[name]).values
         return topologies, updated
+
+
+def _on_host(given: Any) -> Any:
+    return given.cpu() if isinstance(given, Tensor) else given
 
 
 def _within(layer: Layer, kept: Topology) -> Layer:
@@ -349,7 +353,8 @@ def _grain_scores(name: str, layer: Layer, scores: Tensor) -> Tensor:
             f"one score per weight, {layer.matrix}",
             "Mend the criterion.",
         )
-    grains = layer.pattern.grain_sum(scores.detach()).reshape(-1)
+    # Topologies are chosen on the host, wherever the model is.
+    grains = layer.pattern.grain_sum(scores.detach()).reshape(-1).cpu()
     if not bool(torch.isfinite(grains).all()):
         raise InvalidInput(
             f"{int((~torch.isfinite(grains)).sum())} of {grains.numel()} scores of layer {name!r} that are not finite",

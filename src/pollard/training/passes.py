@@ -190,16 +190,22 @@ class Passes:
                     total *= share
             else:
                 total.addmm_(upstream, inputs, alpha=share)
-        return torch.zeros(last - first, self._shape[1], dtype=self._dtype, device="cpu") if total is None else total
+        return self._zeros(last - first, self._shape[1]) if total is None else total
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=parameter_of(self.layer).device)
 
     @property
     def _dtype(self) -> torch.dtype:
         return torch.promote_types(parameter_of(self.layer).dtype, torch.float32)
 
     def scores(self, topology: Topology, first: int, last: int) -> Tensor:
-        """The magnitudes of the dense gradient summed over each grain of row groups `first` to `last`: `(last - first, width)`."""
+        """The magnitudes of the dense gradient summed over each grain of row groups `first` to `last`: `(last - first, width)`.
+
+        On the CPU, where topologies are.
+        """
         rows = topology.pattern.rows
-        return topology.pattern.grain_sum(self.rows(first * rows, last * rows).abs_())
+        return topology.pattern.grain_sum(self.rows(first * rows, last * rows).abs_()).cpu()
 
     def block(self, topology: Topology) -> int:
         """How many row groups are looked at at a time."""
@@ -219,7 +225,7 @@ class Passes:
             if step != self._step:
                 found *= self.decay ** (self._step - step)
             total = found if total is None else total.add_(found)
-        return processes.mean(torch.zeros(topology.nnz, dtype=self._dtype, device="cpu") if total is None else total)
+        return processes.mean(self._zeros(topology.nnz) if total is None else total)
 
     def flow(self) -> tuple[Tensor, Tensor]:
         """`sum over the batch of |x|` `(in,)` and of `|dy|` `(out,)`: how much each neuron has to do with the gradient."""
@@ -229,16 +235,14 @@ class Passes:
 
     def _mean_of(self, sums: list[Tensor], side: int) -> Tensor:
         """The sum of what each pass gives, for inputs (1) or outputs (0); zeros where there was none."""
-        return processes.mean(
-            torch.stack([torch.zeros(self._shape[side], dtype=self._dtype, device="cpu"), *sums]).sum(0)
-        )
+        return processes.mean(torch.stack([self._zeros(self._shape[side]), *sums]).sum(0)).cpu()
 
     def signed_flow(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`|sum over the batch of s x|` and `|sum of s dy|` with one random sign s an example: an unbiased look at dY^T X."""
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
         for _, x, dy in self.seen:
-            signs = _signs(len(x), generator).to(x.dtype)
+            signs = _signs(len(x), generator).to(x)
             inputs.append(signs @ x)
             outputs.append(signs.to(dy.dtype) @ dy)
         return self._mean_of(inputs, 1).abs(), self._mean_of(outputs, 0).abs()
@@ -258,7 +262,9 @@ class Passes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See again what was seen: each process its part, however many there were."""
-        self.seen, self._sum = [Pass(*each) for each in state["seen"]], state["sum"]
+        device = parameter_of(self.layer).device
+        self.seen = [Pass(step, x.to(device), dy.to(device)) for step, x, dy in state["seen"]]
+        self._sum = None if state["sum"] is None else state["sum"].to(device)
         self._folded = self._step
         if (others := processes.count()) > 1:
             own = slice(processes.rank(), None, others)

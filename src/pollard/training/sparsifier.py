@@ -386,7 +386,8 @@ class Sparsifier(Wrapper):
         for name, weight in self.weights.items():
             weight.follow()
             weight.use(state["active"][name])
-            weight.memory = state["memory"][name]
+            memory = state["memory"][name]
+            weight.memory = None if memory is None else memory.to(weight.parameter.device)
             self._explored[name].load_state_dict(state["explored"][name])
             weight.passes.load_state_dict(state["passes"][name])
         self._watch()

@@ -238,7 +238,7 @@ class CompressedWeight(Weight):
 
     def use(self, active: Tensor | None) -> None:
         """Given to the layer as it is."""
-        self.layer.active = active
+        self.layer.active = None if active is None else active.to(self.layer.values.device)
 
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
         spare, self._spare = self._spare, None
@@ -297,13 +297,14 @@ class MaskedWeight(Weight):
 
     def use(self, active: Tensor | None) -> None:
         """Spread over a mask."""
-        spread = None if active is None else SparseMatrix(active.float(), self.topology).to_dense() > 0
+        place = self.layer.mask.device
+        spread = None if active is None else SparseMatrix(active.to(place).float(), self.topology).to_dense() > 0
         self.layer.active = spread
 
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
-        grown = (source < 0).repeat_interleave(after.pattern.size)
+        grown = (source < 0).repeat_interleave(after.pattern.size).to(old.device)
         kept = torch.where(grown, 0.0, SparseMatrix.from_dense(old, after).values)
-        kept[grown] = fill if isinstance(fill, float) else fill.to(kept.dtype)
+        kept[grown] = fill if isinstance(fill, float) else fill.to(kept)
         return old.copy_(SparseMatrix(kept, after).to_dense())
 
     def _keep(self, after: Topology, values: Tensor) -> None:

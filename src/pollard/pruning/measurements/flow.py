@@ -123,7 +123,7 @@ def _flow(
     total = torch.stack([output.sum() for output in outputs]).sum()
     if not scored:
         return {}, total.detach()
-    found = torch.autograd.grad(total, list(leaves.values()), total.new_tensor(scale), allow_unused=True)
+    found = torch.autograd.grad(total, list(leaves.values()), torch.full_like(total, scale), allow_unused=True)
     gradients = network.reached(dict(zip(leaves, found, strict=True)))
     return {name: (gradients[name] * leaf).detach().abs() for name, leaf in leaves.items()}, total.detach()
 

@@ -28,9 +28,9 @@ def by_signed_magnitude(change: Change) -> Tensor:
     grain is that of its sum.
     """
     weight = change.weight
-    scores = weight.by_grain(weight.values())
+    scores = weight.by_grain(weight.values()).cpu()
     if weight.size > 1:
-        scores = scores.sign() * weight.by_grain(weight.values().abs())
+        scores = scores.sign() * weight.by_grain(weight.values().abs()).cpu()
     # numpy compares several times faster than torch does
     signed = (scores if scores.dtype == torch.float64 else scores.float()).numpy()
     positive, negative = int(np.count_nonzero(signed > 0)), int(np.count_nonzero(signed < 0))

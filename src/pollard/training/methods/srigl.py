@@ -92,7 +92,7 @@ def _per_row(positions: Tensor, topology: Topology) -> Tensor:
 
 def _best_of_rows(scores: Tensor, rows: Tensor, most: Tensor) -> Tensor:
     """Which are the `most[row]` highest scores of each row; ties by index. rows: ascending."""
-    order = np.lexsort((-scores.float().numpy(), rows.numpy()))
+    order = np.lexsort((-scores.float().cpu().numpy(), rows.numpy()))
     first = np.searchsorted(rows.numpy(), rows.numpy())
     best = np.empty(len(order), np.bool_)
     best[order] = np.arange(len(order)) - first < most[rows].numpy()

@@ -32,9 +32,7 @@ class ForwardSet(Method):
         changes = {}
         for name, weight in weights.items():
             kept, topology = weight.values(), weight.topology
-            drawn = torch.randn(topology.shape, generator=generator(name), dtype=torch.float32, device="cpu").to(
-                kept.dtype
-            )
+            drawn = torch.randn(topology.shape, generator=generator(name), dtype=torch.float32, device="cpu").to(kept)
             weight.memory = drawn * kept.square().mean().sqrt()
             changes[name] = _largest(weight, topology.grains)
         return changes
@@ -77,7 +75,7 @@ def _largest(weight: Weight, count: int) -> tuple[Tensor, Tensor]:
     topology, memory = weight.topology, weight.memory
     assert memory is not None
     memory.view(-1)[topology.weight_positions()] = weight.values()
-    scores = topology.pattern.grain_sum(memory.abs()).view(-1)
+    scores = topology.pattern.grain_sum(memory.abs()).reshape(-1)
     best = top_positions(scores, count, layer=weight.name)
     here = topology.positions()
     return torch.isin(here, best, assume_unique=True), best[~torch.isin(best, here, assume_unique=True)]

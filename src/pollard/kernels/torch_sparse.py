@@ -1,14 +1,13 @@
-"""Products in other precisions than float32: bfloat16 and float16 through float32, float64 by torch's own products.
+"""The three products by torch's own sparse ones, on any device that has them: float64 on the CPU, all on others.
 
-No dense weight and no number for each weight and sample ever exists. `reference` stays the specification of all of them.
-One sample has a way of its own, in `lone`, since torch's wakes all threads for it.
+No dense weight and no number for each weight and sample ever exists. `reference` stays the specification. On the CPU one
+sample has a way of its own, in `lone`, since torch's wakes all threads for it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor
 from pollard.formats.topology import Topology
 from pollard.kernels import lone, reference
 from pollard.kernels.once import one_at_a_time
+from pollard.kernels.placed import indices_on, transpose_on
 
-HALVES = (torch.bfloat16, torch.float16)
+DEVICES, DTYPES = ("cpu", "cuda"), (torch.float32, torch.float64)
 # Torch's products at the places of a pattern cost some 35 ns each for short sums, whole blocks of the dense product less for
 # what is not very sparse. Only few blocks: each wakes all threads, for milliseconds where others use the machine too.
 DENSE, SHORT, BLOCKS = 0.05, 64, 2
@@ -26,31 +26,23 @@ FEW = 2  # samples whose gradients are added one by one
 BLOCK = 1 << 20  # numbers in a block: 8 MB
 
 
-def rounded(product: Callable[..., Tensor], *operands: Any, **options: Any) -> Tensor:
-    """What `product` makes of `operands`, those in half precision brought to float32, rounded once to their dtype."""
-    halves = [each.dtype for each in operands if isinstance(each, Tensor)]
-    wide = [each.float() if isinstance(each, Tensor) else each for each in operands]
-    y = product(*wide, **options)
-    return y.to(halves[0])
-
-
 def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x @ W.T + bias`` for float64 x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
+    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
     if 0 in (*x.shape, topology.grains):
         return reference.forward(x, values, topology, bias, relu=relu)
-    y = lone.forward(x, values, topology) if len(x) == 1 else _forward(x, values, topology)
+    y = lone.forward(x, values, topology) if len(x) == 1 and _alone(x) else _forward(x, values, topology)
     if bias is not None:
         y += bias
     return y.relu_() if relu else y
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
-    """``grad @ W`` for float64 grad `(batch, out)`: `(batch, in)`, features-first in memory."""
+    """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, features-first in memory."""
     if 0 in (*grad.shape, topology.grains):
         return reference.input_grad(grad, values, topology)
-    if len(grad) == 1:
+    if len(grad) == 1 and _alone(grad):
         return lone.input_grad(grad, values, topology)
-    turned, rows = topology.transpose(), topology.pattern.rows
+    turned, rows = transpose_on(topology, grad.device), topology.pattern.rows
     shape = topology.shape[1], topology.groups
     dx = _room(grad, topology.shape[1]).zero_()
     for row in range(rows):
@@ -61,13 +53,13 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
-    """``(grad.T @ x)`` of float64 at the kept weights: one number a value."""
+    """``(grad.T @ x)`` at the kept weights: one number a value."""
     if 0 in (*grad.shape, *x.shape, topology.grains):
         return reference.value_grad(grad, x, topology)
-    if len(x) <= FEW:
+    if len(x) <= FEW and _alone(x):
         return lone.value_grad(grad, x, topology)
     out, width = topology.shape
-    if topology.density >= DENSE and len(x) <= SHORT and out * width <= BLOCKS * BLOCK:
+    if x.is_cpu and topology.density >= DENSE and len(x) <= SHORT and out * width <= BLOCKS * BLOCK:
         return _by_blocks(grad, x, topology)
     rows = topology.pattern.rows
     dw = grad.new_zeros(topology.nnz)
@@ -80,7 +72,7 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
 def _forward(x: Tensor, values: Tensor, topology: Topology) -> Tensor:
     y, rows = _room(x, topology.shape[0]), topology.pattern.rows
     for row, matrix in _by_rows(values, topology):
-        torch.mm(matrix, x.t(), out=y.t()) if rows == 1 else y.t()[row::rows].copy_(matrix @ x.t())
+        torch.mm(matrix, x.t(), out=y.t()) if rows == 1 and x.is_cpu else y.t()[row::rows].copy_(matrix @ x.t())
     return y
 
 
@@ -89,7 +81,7 @@ def _by_blocks(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     rows, width = topology.pattern.rows, topology.shape[1]
     pointers, columns = topology.indices.row_pointers.numpy(), topology.indices.columns.numpy()
     step = max(1, BLOCK // (rows * width))
-    dw = np.empty((topology.grains, rows))
+    dw = np.empty((topology.grains, rows), np.float64 if grad.dtype is torch.float64 else np.float32)
     for first in range(0, topology.groups, step):
         own = pointers[first : first + step + 1]
         grains = slice(own[0], own[-1])
@@ -100,6 +92,11 @@ def _by_blocks(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
     return torch.from_numpy(dw.reshape(-1))
 
 
+def _alone(x: Tensor) -> bool:
+    """Whether so few samples are for `lone`."""
+    return x.is_cpu and x.dtype is torch.float64
+
+
 def _room(like: Tensor, features: int) -> Tensor:
     # Features-first, and no view, so that it may be written to.
     return like.new_empty_strided((like.shape[0], features), (1, like.shape[0]))
@@ -108,11 +105,9 @@ def _room(like: Tensor, features: int) -> Tensor:
 def _by_rows(values: Tensor, topology: Topology) -> Iterator[tuple[int, Tensor]]:
     """Of every grain the first row, the second and so on: matrices that share the index arrays of the topology."""
     rows, shape = topology.pattern.rows, (topology.groups, topology.shape[1])
+    row_pointers, columns = indices_on(topology, values.device)
     for row in range(rows):
-        yield (
-            row,
-            _matrix(topology.indices.row_pointers, topology.indices.columns, values[row::rows].contiguous(), shape),
-        )
+        yield row, _matrix(row_pointers, columns, values[row::rows].contiguous(), shape)
 
 
 _announced: list[bool] = []
@@ -122,7 +117,7 @@ def _matrix(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int,
     if not _announced:
         _announce()
     return torch.sparse_csr_tensor(
-        pointers, columns, values, shape, dtype=values.dtype, device="cpu", check_invariants=False
+        pointers, columns, values, shape, dtype=values.dtype, device=values.device, check_invariants=False
     )
 
 
@@ -138,4 +133,4 @@ def _announce() -> None:
     _announced.append(True)
 
 
-__all__ = ["HALVES", "forward", "input_grad", "rounded", "value_grad"]
+__all__ = ["DEVICES", "DTYPES", "forward", "input_grad", "value_grad"]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pollard.formats.topology import Topology
-from pollard.kernels import derived, dispatch, precisions, reference
+from pollard.kernels import derived, dispatch, reference, torch_sparse
+from pollard.kernels.backend import HALVES
 
 LAYOUTS = {
     "row-major": lambda t: t,
@@ -31,13 +32,13 @@ def test_double_precision_equals_the_twin(pattern, batch, layout):
     for shape in ((48, 100), (16, 7), (32, 1), (8, 900)):
         topology, x, grad, values, bias = problem(pattern, shape, batch, layout)
         for offset, relu in ((None, False), (bias, False), (bias, True)):
-            y = precisions.forward(x, values, topology, offset, relu=relu)
+            y = torch_sparse.forward(x, values, topology, offset, relu=relu)
             torch.testing.assert_close(y, reference.forward(x, values, topology, offset, relu=relu))
             assert batch == 1 or y.stride() == (1, batch)
-        dx = precisions.input_grad(grad, values, topology)
+        dx = torch_sparse.input_grad(grad, values, topology)
         torch.testing.assert_close(dx, reference.input_grad(grad, values, topology))
         assert batch == 1 or dx.stride() == (1, batch)
-        torch.testing.assert_close(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+        torch.testing.assert_close(torch_sparse.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 33, 70])
@@ -45,8 +46,8 @@ def test_double_precision_equals_the_twin(pattern, batch, layout):
 @pytest.mark.parametrize("density", [0.02, 0.3])
 def test_double_precision_in_many_pieces_with_rows_that_keep_nothing(monkeypatch, density, pattern, batch):
     monkeypatch.setattr(derived, "RUN", 16)
-    monkeypatch.setattr(precisions, "BLOCK", 1000)
-    monkeypatch.setattr(precisions, "BLOCKS", 100)
+    monkeypatch.setattr(torch_sparse, "BLOCK", 1000)
+    monkeypatch.setattr(torch_sparse, "BLOCKS", 100)
     made = torch.Generator().manual_seed(3)
     mask = Topology.random((96, 120), density, pattern, made).mask()
     mask[:8] = mask[40:48] = mask[88:] = False
@@ -55,10 +56,10 @@ def test_double_precision_in_many_pieces_with_rows_that_keep_nothing(monkeypatch
     assert len(derived.runs(topology)) > 1
     dense = torch.zeros(96, 120, dtype=torch.float64)
     dense.view(-1)[topology.weight_positions()] = values
-    torch.testing.assert_close(precisions.forward(x, values, topology), x @ dense.t())
-    torch.testing.assert_close(precisions.input_grad(grad, values, topology), grad @ dense)
+    torch.testing.assert_close(torch_sparse.forward(x, values, topology), x @ dense.t())
+    torch.testing.assert_close(torch_sparse.input_grad(grad, values, topology), grad @ dense)
     right = (grad.t() @ x).view(-1)[topology.weight_positions()]
-    torch.testing.assert_close(precisions.value_grad(grad, x, topology), right)
+    torch.testing.assert_close(torch_sparse.value_grad(grad, x, topology), right)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +67,14 @@ def test_double_precision_in_many_pieces_with_rows_that_keep_nothing(monkeypatch
 )
 def test_gradients_of_values_go_the_way_that_costs_least(monkeypatch, batch, density, ways):
     taken = []
-    blocks, sampled = precisions._by_blocks, torch.sparse.sampled_addmm
-    monkeypatch.setattr(precisions, "_by_blocks", lambda *given: taken.append("blocks") or blocks(*given))
+    blocks, sampled = torch_sparse._by_blocks, torch.sparse.sampled_addmm
+    monkeypatch.setattr(torch_sparse, "_by_blocks", lambda *given: taken.append("blocks") or blocks(*given))
     monkeypatch.setattr(
         torch.sparse, "sampled_addmm", lambda *given, **more: taken.append("sampled") or sampled(*given, **more)
     )
     topology = Topology.random((40, 50), density, "unstructured", torch.Generator().manual_seed(0))
     x, grad = drawn(batch, 50, seed=1), drawn(batch, 40, seed=2)
-    torch.testing.assert_close(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+    torch.testing.assert_close(torch_sparse.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
     assert taken == ([ways] if ways else [])
 
 
@@ -81,9 +82,9 @@ def test_double_precision_equals_the_dense_product():
     topology, x, grad, values, bias = problem("unstructured", (40, 60), 9, "row-major")
     dense = torch.zeros(40, 60, dtype=torch.float64)
     dense[topology.mask()] = values
-    torch.testing.assert_close(precisions.forward(x, values, topology, bias), x @ dense.t() + bias)
-    torch.testing.assert_close(precisions.input_grad(grad, values, topology), grad @ dense)
-    torch.testing.assert_close(precisions.value_grad(grad, x, topology), (grad.t() @ x)[topology.mask()])
+    torch.testing.assert_close(torch_sparse.forward(x, values, topology, bias), x @ dense.t() + bias)
+    torch.testing.assert_close(torch_sparse.input_grad(grad, values, topology), grad @ dense)
+    torch.testing.assert_close(torch_sparse.value_grad(grad, x, topology), (grad.t() @ x)[topology.mask()])
 
 
 def test_nothing_kept_no_batch_no_rows_no_columns():
@@ -95,12 +96,14 @@ def test_nothing_kept_no_batch_no_rows_no_columns():
     ):
         x, grad = drawn(batch, topology.shape[1], seed=1), drawn(batch, topology.shape[0], seed=2)
         values = drawn(topology.nnz, seed=3)
-        assert torch.equal(precisions.forward(x, values, topology), reference.forward(x, values, topology))
-        assert torch.equal(precisions.input_grad(grad, values, topology), reference.input_grad(grad, values, topology))
-        assert torch.equal(precisions.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
+        assert torch.equal(torch_sparse.forward(x, values, topology), reference.forward(x, values, topology))
+        assert torch.equal(
+            torch_sparse.input_grad(grad, values, topology), reference.input_grad(grad, values, topology)
+        )
+        assert torch.equal(torch_sparse.value_grad(grad, x, topology), reference.value_grad(grad, x, topology))
 
 
-@pytest.mark.parametrize("dtype", precisions.HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("pattern", ["unstructured", "v4"])
 def test_half_precision_is_rounded_once(dtype, pattern):
     topology, *doubles = problem(pattern, (48, 100), 33, "row-major")
@@ -111,7 +114,7 @@ def test_half_precision_is_rounded_once(dtype, pattern):
         (dispatch.value_grad, reference.value_grad, (grad, x, topology)),
     ]
     for fast, twin, operands in pairs:
-        ours = precisions.rounded(fast, *operands)
+        ours = fast(*operands)
         exact = twin(*(each.double() if isinstance(each, torch.Tensor) else each for each in operands))
         assert ours.dtype == dtype
         # One rounding to half precision, and those of float32 sums, far smaller, which may tip it to the next number.
