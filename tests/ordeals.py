@@ -64,7 +64,7 @@ def litter() -> list[torch.Tensor]:
 
 def indices(sparse: SparseLinear) -> list[torch.Tensor]:
     """Every index tensor that a user can lay hands on."""
-    state = [each for each in sparse.state_dict().values() if not each.is_floating_point()]
+    state = [each for each in sparse.state_dict().values() if each.dtype is torch.int32]
     topology = sparse.topology
     return [sparse.row_pointers, sparse.columns, topology.row_pointers, topology.columns, *state]
 

@@ -36,6 +36,7 @@ def plan_from_zeros(model: nn.Module, *, layers: LayerFilter = None, max_density
     layers: look at these only, as name patterns or a callable `(name, module) -> bool`.
     Raises NothingMatched where no layer is so sparse, InvalidInput for weights that are tied, lazy or made by another hook.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> with torch.no_grad():
     ...     model[0].weight.copy_(torch.eye(2).repeat(1, 2).repeat_interleave(2, 0)).shape
@@ -72,6 +73,7 @@ def plan_from_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Plan:
     Raises NothingMatched for a name that is no linear layer of `model`, InvalidInput for a mask of another shape, of other
     numbers than 0 and 1, or two masks of one layer.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 2))
     >>> plan_from_masks(model, {"0.weight": torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])})
     Plan(1 layer, 3 of 8 weights kept, density 0.375)

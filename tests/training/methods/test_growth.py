@@ -55,7 +55,7 @@ def first_by(scores, count):
 
 
 def expected(weight, gradient, stays, count):
-    scores = gradient.abs().view(-1, weight.rows, SHAPE[1]).sum(1).flatten()
+    scores = gradient.abs().view(-1, weight.size, SHAPE[1]).sum(1).flatten()
     scores[weight.topology.positions(stays)] = -1
     return first_by(scores, count)
 

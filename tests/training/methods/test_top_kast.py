@@ -70,7 +70,7 @@ def test_a_dense_memory_is_drawn_as_large_as_what_is_kept(pattern):
     drawn[:, :60] = 3.0
     torch.testing.assert_close(weight.memory, drawn, rtol=1e-6, atol=0.0)
     # The largest of all, as many as there were, ties by position.
-    scores = drawn.abs().view(-1, weight.rows, 200).sum(1).flatten()
+    scores = drawn.abs().view(-1, weight.size, 200).sum(1).flatten()
     best = scores.argsort(descending=True, stable=True)[: weight.topology.grains].sort().values
     assert after(weight, (stays, grown)) == best.tolist()
     assert not torch.isin(grown, weight.topology.positions()).any()
