@@ -14,6 +14,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels import derived, jit, once
 from pollard.kernels.rewire import gather, positions_of, rewire, sample_grown
 from pollard.kernels.target import host_isas
+from pollard.kernels.turning import even
 from strategies import changes, seeds, topologies
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -223,18 +224,22 @@ def test_values_that_do_not_fit_are_refused(target, message):
 
 
 def assert_columns(topology):
-    slow = Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns).transpose()
-    turned, permutation = derived.by_columns(topology)
-    assert turned.shape == topology.shape[::-1]
-    assert torch.equal(turned.row_pointers, slow.row_pointers)
-    assert torch.equal(turned.columns, slow.groups)
-    assert torch.equal(permutation, slow.permutation)
-    assert {turned.columns.dtype, turned.row_pointers.dtype, permutation.dtype} == {torch.int32}
-    assert turned.indices.columns is topology.transpose().groups
+    whole = topology.transpose()
+    for width in (1, 7, 64, topology.groups):
+        turned = derived.by_columns(topology, width)
+        made = turned.tiling.pointers, turned.rows, turned.permutation
+        slow = derived.turned_slowly(topology, turned.tiling.width)
+        for ours, theirs in zip(made, slow, strict=True):
+            assert ours.dtype == torch.int32
+            assert torch.equal(ours, theirs)
+        cuts = turned.bounds(3)
+        assert torch.equal(cuts, even(whole.row_pointers, 3))
+    for ours, theirs in zip(made, (whole.row_pointers, whole.groups, whole.permutation), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @shared
-@given(mask=st.tuples(st.integers(0, 9), st.integers(0, 30)), keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+@given(mask=st.tuples(st.integers(1, 9), st.integers(0, 30)), keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 def test_a_transpose_equals_its_twin(target, mask, keep):
     torch.set_num_threads(3)
     assert_columns(Topology.from_mask(torch.rand(mask, generator=seeded()) < keep))
@@ -252,10 +257,10 @@ def test_a_large_transpose_equals_its_twin(target, threads, shape):
 def test_a_transpose_is_held_once_and_counted(target):
     topology = large()
     alone = topology.bytes + derived.derived_bytes(topology)
-    derived.by_columns(topology)
-    held = 4 * (topology.shape[1] + 1) + 8 * topology.grains
+    assert derived.by_columns(topology, 100) is derived.by_columns(topology, 100)
+    held = 4 * (3 * topology.shape[1] + 1) + 8 * topology.grains
     assert topology.bytes + derived.derived_bytes(topology) == alone + held
-    derived.forget_columns(topology)
+    derived.forget(topology, {100}, transposed=True)
     assert topology.bytes + derived.derived_bytes(topology) == alone
 
 

@@ -207,10 +207,16 @@ def test_real_products_are_tuned_and_losing_tiles_are_dropped():
 
 def test_a_transpose_that_lost_is_dropped(monkeypatch):
     topology = Topology.random((512, 256), 0.2, generator=torch.Generator().manual_seed(0))
-    before = topology.bytes
-    monkeypatch.setattr(tuning, "_race", lambda choices, build: [(c, 1.0) for c in choices if not c.transposed])
+
+    def race(choices, build):
+        for choice in choices:
+            build(choice)
+        assert widths(topology, transposed=True)
+        return [(choice, 1.0) for choice in choices if not choice.transposed]
+
+    monkeypatch.setattr(tuning, "_race", race)
     dispatch.input_grad(torch.randn(64, 512), torch.randn(topology.nnz), topology)
-    assert topology.bytes == before
+    assert not widths(topology, transposed=True)
 
 
 def test_a_transpose_that_a_call_uses_is_kept_and_counted_whatever_comes_after_it(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Self
 
@@ -333,8 +333,8 @@ class Topology:
         per_group = self.indices.row_pointers.diff().long() * self.pattern.columns
         return per_group.repeat_interleave(self.pattern.rows)
 
-    def transpose(self, make: Callable[[Topology], Transpose] | None = None) -> Transpose:
-        """The same grains by columns; made once, then kept. `make` may know a faster way than the one here.
+    def transpose(self) -> Transpose:
+        """The same grains by columns; made once, then kept.
 
         >>> by_column = Topology.from_mask(torch.tensor([[True, True], [True, False]])).transpose()
         >>> by_column.row_pointers.tolist(), by_column.groups.tolist(), by_column.permutation.tolist()
@@ -342,9 +342,7 @@ class Topology:
         """
         made: Transpose | None = self.__dict__.get("_transposed")
         if made is None:
-            made = self.__dict__["_transposed"] = (
-                turned(self.indices, self.groups, self.width) if make is None else make(self)
-            )
+            made = self.__dict__["_transposed"] = turned(self.indices, self.groups, self.width)
         return made
 
     def drop_derived(self) -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.formats.transpose import Transpose
 from pollard.kernels.fallback import attempt
 from pollard.kernels.once import one_at_a_time
 from pollard.kernels.target import Target
@@ -40,6 +39,31 @@ class Tiling:
     def bytes(self) -> int:
         """Bytes held beyond the topology's own."""
         return self.pointers.nbytes if self.stride else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ByColumns:
+    """An unstructured topology by columns, in tiles of rows: the grains of the first tile column by column, then the next.
+
+    tiling: where each column begins in each tile. rows: int32 `(grains,)`, the row of each grain, ascending in a column of a
+    tile. permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
+    """
+
+    tiling: Tiling
+    rows: Tensor
+    permutation: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return self.tiling.bytes + self.rows.nbytes + self.permutation.nbytes
+
+    def bounds(self, chunks: int) -> Tensor:
+        """Columns cut into `chunks` runs of about equal numbers of grains: int32 `(chunks + 1,)`."""
+        # The beginnings of a tile less its first, summed over tiles: what is kept in the columns before.
+        begins = self.tiling.pointers[:-1].view(self.tiling.tiles, self.tiling.stride)
+        before = (begins - begins[:, :1]).sum(0, dtype=torch.int32)
+        return even(torch.cat((before, self.tiling.pointers[-1:])), chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +102,7 @@ class _Derived:
         self.bounds: dict[int, Tensor] = {}
         self.runs: tuple[Run, ...] | None = None
         self.calls = Calls()
-        self.by_columns: tuple[Topology, Tensor] | None = None
+        self.by_columns: dict[int, ByColumns] = {}
         self.placed: dict[Hashable, Any] = {}
 
 
@@ -98,27 +122,28 @@ def tiling(topology: Topology, width: int) -> Tiling:
 
 
 @one_at_a_time
-def by_columns(topology: Topology) -> tuple[Topology, Tensor]:
-    """The transpose of an unstructured topology as a topology of its own, and where its values stand in the original."""
-    own = _of(topology)
-    if own.by_columns is None:
-        made = attempt(lambda target: topology.transpose(partial(_turned, target=target))) or topology.transpose()
-        shape = (topology.shape[1], topology.shape[0])
-        turned = Topology.trusted(shape, topology.pattern, made.row_pointers, made.groups)
-        own.by_columns = turned, made.permutation
-    return own.by_columns
+def by_columns(topology: Topology, width: int) -> ByColumns:
+    """An unstructured `topology` by columns, in tiles of `width` rows."""
+    width = max(1, min(width, topology.groups))
+    known = _of(topology).by_columns
+    if width not in known:
+        made = attempt(partial(_turned, topology, width)) or turned_slowly(topology, width)
+        pointers, rows, permutation = made
+        columns = topology.shape[1]
+        known[width] = ByColumns(Tiling(pointers, -(-topology.groups // width), width, columns, 1), rows, permutation)
+    return known[width]
 
 
-def has_columns(topology: Topology) -> bool:
-    """Whether the transpose is held, for a prepared call perhaps."""
-    return _of(topology).by_columns is not None
-
-
-@one_at_a_time
-def forget_columns(topology: Topology) -> None:
-    """Drop the transpose, when it was made only to be tried."""
-    _of(topology).by_columns = None
-    topology.drop_derived()
+def turned_slowly(topology: Topology, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `turn` makes, by sorting: its specification."""
+    rows = torch.arange(topology.groups, dtype=torch.int32, device="cpu").repeat_interleave(
+        topology.row_pointers.diff()
+    )
+    cells = rows.long() // width * topology.shape[1] + topology.columns
+    pointers = torch.zeros(-(-topology.groups // width) * topology.shape[1] + 1, dtype=torch.int32, device="cpu")
+    torch.cumsum(cells.bincount(minlength=len(pointers) - 1), 0, dtype=torch.int32, out=pointers[1:])
+    permutation = cells.argsort(stable=True)
+    return pointers, rows[permutation], permutation.int()
 
 
 @one_at_a_time
@@ -167,24 +192,27 @@ def _run(pointers: NDArray[np.int64], first: int, last: int) -> Run:
 
 
 @one_at_a_time
-def widths(topology: Topology) -> set[int]:
-    """The tile widths made so far."""
-    return set(_of(topology).tilings)
+def widths(topology: Topology, *, transposed: bool = False) -> set[int]:
+    """The tile widths made so far, by rows or by columns."""
+    return set(_tiles(topology, transposed))
 
 
 @one_at_a_time
-def forget(topology: Topology, unused: set[int]) -> None:
-    """Drop tilings that were made only to be tried."""
+def forget(topology: Topology, unused: set[int], *, transposed: bool = False) -> None:
+    """Drop tiles that were made only to be tried."""
     for width in unused:
-        _of(topology).tilings.pop(width, None)
+        _tiles(topology, transposed).pop(width, None)
+
+
+def _tiles(topology: Topology, transposed: bool) -> dict[int, Any]:
+    own = _of(topology)
+    return own.by_columns if transposed else own.tilings
 
 
 @one_at_a_time
 def let_go(topology: Topology) -> None:
     """Drop all that was derived from `topology`, its transpose too: nobody will multiply by it soon."""
-    own = topology.__dict__.pop(_PLACE, None)
-    if own is not None and own.by_columns is not None:
-        let_go(own.by_columns[0])
+    topology.__dict__.pop(_PLACE, None)
     if topology.vectors is not topology:
         let_go(topology.vectors)
     topology.drop_derived()
@@ -194,8 +222,8 @@ def let_go(topology: Topology) -> None:
 def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
     own = _of(topology.vectors)
-    turned = derived_bytes(own.by_columns[0]) if own.by_columns else 0
     cuts = sum(cut.nbytes for cut in own.bounds.values()) + sum(run.bytes for run in own.runs or ())
+    turned = sum(each.bytes for each in own.by_columns.values())
     return turned + sum(each.bytes for each in own.tilings.values()) + cuts
 
 
@@ -205,8 +233,8 @@ def _of(topology: Topology) -> _Derived:
     return found
 
 
-def _turned(topology: Topology, target: Target) -> Transpose:
-    return turn(topology, partial(_borders, topology, target=target), target)
+def _turned(topology: Topology, width: int, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    return turn(topology, width, partial(_borders, topology, target=target), target)
 
 
 def _make(topology: Topology, width: int) -> Tiling:

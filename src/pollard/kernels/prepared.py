@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pollard.formats.topology import Topology
 from pollard.kernels import results
-from pollard.kernels.derived import Tiling, bounds, by_columns, calls, tiling
+from pollard.kernels.derived import ByColumns, Tiling, bounds, by_columns, calls, tiling
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.once import one_at_a_time
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.product import Product
+from pollard.kernels.spec import KernelSpec
 from pollard.kernels.tuning import Choice, near_batch
 from pollard.kernels.workspace import workspace
 
@@ -58,26 +59,43 @@ def prepared(
 
 
 def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:
-    # What most kernels want to know of the topology. A block of rows is so long that a tile of the dense operand, once in
-    # cache, is used about 16 times a row of it, and so short that its grains stay in cache for all panels.
-    block = math.ceil(16 / max(topology.density, 1e-6))
-    passes = max(1, math.ceil(topology.groups / chunks / block))
+    # What most kernels want to know of the topology.
+    passes = _passes(topology.groups, topology.density, chunks)
     return {
-        "tiles": tiles.pointers, "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes),
-        "PASSES": passes, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end,
+        "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes), "PASSES": passes, **_tiles(tiles)
     }  # fmt: skip
 
 
+def _walk_by_columns(topology: Topology, turned: ByColumns, chunks: int) -> dict[str, Tensor | int]:
+    passes = _passes(topology.shape[1], topology.density, chunks)
+    return {
+        "columns": turned.rows, "bounds": turned.bounds(chunks * passes), "PASSES": passes, **_tiles(turned.tiling)
+    }  # fmt: skip
+
+
+def _tiles(tiles: Tiling) -> dict[str, Tensor | int]:
+    return {"tiles": tiles.pointers, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end}
+
+
+def _passes(groups: int, density: float, chunks: int) -> int:
+    # A block of rows is so long that a tile of the dense operand, once in cache, is used about 16 times a row of it, and so
+    # short that its grains stay in cache for all panels.
+    block = math.ceil(16 / max(density, 1e-6))
+    return max(1, math.ceil(groups / chunks / block))
+
+
 def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = False) -> Fit:
-    threads = product.threads
-    topology, permutation = by_columns(product.topology) if choice.transposed else (product.topology, 0)
-    out, width = topology.shape
+    topology, threads = product.topology, product.threads
+    out, width = topology.shape[::-1] if choice.transposed else topology.shape
+    if choice.transposed:
+        turned = by_columns(topology, product.width(choice))
+        walk, arrange = _walk_by_columns(topology, turned, threads), _ordering(product, turned)
+    else:
+        walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
     kind = product.panels(choice).kind
     packing = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
     launch = Launch(
-        product.spec(choice, bias=bias, relu=relu), threads, threads,
-        **_walk(topology, tiling(topology, choice.width or width), threads), permutation=permutation,
-        IN=width, CHUNKS=threads,
+        product.spec(choice, bias=bias, relu=relu), threads, threads, **walk, IN=width, CHUNKS=threads,
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
@@ -96,13 +114,34 @@ def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = F
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y = room(x)
-            panelled = x if pack is None else pack(x)
-            run(values.data_ptr(), panelled.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
+            panelled, read = x if pack is None else pack(x), values if arrange is None else arrange(values)
+            run(read.data_ptr(), panelled.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
             return y
 
         return call
 
     return fit
+
+
+def _ordering(product: Product, turned: ByColumns) -> Callable[[Tensor], Tensor]:
+    # Values as the transpose is walked. To take each from its place for every panel would cost more than to move all once.
+    threads, grains = product.threads, product.topology.grains
+    bounds = torch.tensor(equal_runs(grains, threads), dtype=torch.int32, device="cpu")
+    launch = Launch(
+        KernelSpec("order", product.target.isa),
+        threads,
+        threads,
+        permutation=turned.permutation,
+        bounds=bounds,
+        PASSES=1,
+    ).at(threads)
+
+    def arrange(values: Tensor) -> Tensor:
+        ordered = workspace("values", grains)
+        launch(values.data_ptr(), ordered.data_ptr())
+        return ordered
+
+    return arrange
 
 
 def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
@@ -127,8 +166,8 @@ def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
 
 
 def _scatter(product: Product, choice: Choice) -> Fit:
-    # The transpose of an unstructured W can be gathered like W itself: no stores, for 8 bytes more a kept weight. Both add
-    # in the order of rows, so both give the same bits.
+    # The transpose of an unstructured W can be gathered like W itself: no stores, for 8 bytes more a kept weight, and 4 of
+    # workspace. Both add in the order of rows, so both give the same bits.
     if choice.transposed:
         return _gather(product, choice)
     width, threads, lanes = product.topology.shape[1], product.threads, product.target.lanes

@@ -8,7 +8,7 @@ import torch
 
 from pollard.formats.topology import Topology
 from pollard.kernels import tuning
-from pollard.kernels.derived import by_columns, forget, forget_columns, has_columns, widths
+from pollard.kernels.derived import forget, widths
 from pollard.kernels.emit.panels import Panels
 from pollard.kernels.emit.sample import STEP as BATCH_STEP
 from pollard.kernels.once import one_at_a_time
@@ -67,18 +67,18 @@ class Product:
         known = tuning.known(key, self._candidates)
         if known is not None:
             return known
-        before, needed = widths(self.topology), has_columns(self.topology)
+        before = {transposed: widths(self.topology, transposed=transposed) for transposed in (False, True)}
         decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), build)
-        walked = self.topology
-        if decision.choice.transposed:
-            walked = by_columns(self.topology)[0]
-            forget(self.topology, widths(self.topology) - before)
-        elif not needed:
-            forget_columns(self.topology)
-        chosen = min(decision.choice.width or walked.shape[1], walked.shape[1])
-        forget(walked, widths(walked) - before - {chosen})
+        before[decision.choice.transposed].add(self.width(decision.choice))
+        for transposed, used in before.items():
+            forget(self.topology, widths(self.topology, transposed=transposed) - used, transposed=transposed)
         trim()
         return decision
+
+    def width(self, choice: Choice) -> int:
+        """Columns a tile of W, or rows where it is taken by columns."""
+        most = self.topology.shape[0 if choice.transposed else 1]
+        return min(choice.width or most, most)
 
     def _candidates(self) -> list[Choice]:
         lanes = self.target.lanes
@@ -108,7 +108,6 @@ class Product:
     def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
         """The kernel for `choice`."""
         panels = self.panels(choice)
-        columns = self.topology.shape[0 if choice.transposed else 1]
         return KernelSpec(
             "gather" if choice.transposed else self.operation,
             self.target.isa,
@@ -117,9 +116,8 @@ class Product:
             vectors=panels.vectors,
             wide=panels.wide > 0,
             ragged=panels.last > 0,
-            tiled=0 < choice.width < columns,
+            tiled=self.width(choice) < self.topology.shape[0 if choice.transposed else 1],
             packed=choice.packed,
-            permuted=choice.transposed,
             bias=bias,
             relu=relu,
         )

@@ -8,7 +8,7 @@ from pollard.errors import KernelError
 
 PRODUCTS = ("gather", "matvec", "scatter", "sample", "pack")
 INDICES = (
-    "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "place", "rewire", "tally", "tick", "turn",
+    "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
     "within",
 )  # fmt: skip
 OPERATIONS = PRODUCTS + INDICES
@@ -24,13 +24,12 @@ class KernelSpec:
     ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and
     ``list`` make numbers distinct and ascending, ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and
     ``above`` find them for a ranking, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and
-    ``turn`` make a transpose.
+    ``turn`` make a transpose, ``order`` lays values out in its order.
     isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
     vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
     last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
-    permuted: W is given by columns, and its values are found through a permutation (``gather``); only flagged grains stay
-    (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
+    permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
     >>> str(spec)

@@ -22,7 +22,7 @@ from pollard.kernels.target import Target, caches
 from pollard.settings import Settings
 
 SMALL = 4e6  # multiply-adds below which choices differ by less than the noise of measuring them
-VERSION = 1
+VERSION = 2
 ROUNDS = 10
 MOST = 1 << 24  # bytes of the file: ten thousand kinds of problem
 PATIENCE = 5.0  # seconds that a process waits for another one to write
@@ -137,8 +137,10 @@ def candidates(
     groups, columns = (topology.groups, topology.shape[1]) if not transposed else (topology.shape[1], topology.shape[0])
     grains = topology.grains / max(groups, 1)
     found: list[Choice] = []
+    # By columns, each width is an order of its own of all grains: two are made, and all panels tried with both.
+    shared = _widths(columns, grains, panels[0][1], run)[:2] if transposed else None
     for vectors, row_bytes in panels:
-        for width in _widths(columns, grains, row_bytes, run):
+        for width in shared or _widths(columns, grains, row_bytes, run):
             found.append(Choice(vectors, width, transposed=transposed))
             if direct and width == 0:
                 found.append(Choice(vectors, width, packed=False))

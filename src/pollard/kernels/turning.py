@@ -1,4 +1,4 @@
-"""Index work on a whole topology by generated kernels: the borders of its tiles, and the same grains by columns."""
+"""Index work on a whole topology by generated kernels: the borders of its tiles, and the same grains by columns in tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.formats.transpose import Transpose
 from pollard.kernels.launch import Launch, equal_runs
 from pollard.kernels.spec import KernelSpec
 from pollard.kernels.target import Target
@@ -51,27 +50,30 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
     return table
 
 
-def turn(topology: Topology, borders: Callable[[int], Tensor], target: Target) -> Transpose:
-    """The transpose of `topology`: a stable counting sort of its grains by column, tile by tile of the columns.
+def turn(
+    topology: Topology, high: int, borders: Callable[[int], Tensor], target: Target
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The grains of `topology` by columns, in tiles of `high` row groups: a stable counting sort, a stripe of columns at a time.
 
-    borders: what `cut` makes for tiles of so many columns.
+    Where each column begins in each tile, int32 ``[tile * in + column]``, and the end; the row group of each grain; where
+    it stands in the topology's own order. borders: what `cut` makes for tiles of so many columns.
     """
     width, threads = topology.width, torch.get_num_threads()
-    pointers = torch.zeros(width + 1, dtype=torch.int32, device="cpu")
+    pointers = torch.zeros(-(-topology.groups // high) * width + 1, dtype=torch.int32, device="cpu")
+    groups, permutation = (torch.empty(topology.grains, dtype=torch.int32, device="cpu") for _ in range(2))
     if not topology.grains:
-        return Transpose(
-            pointers, torch.empty(0, dtype=torch.int32, device="cpu"), torch.empty(0, dtype=torch.int32, device="cpu")
-        )
+        return pointers, groups, permutation
     wide = -(-width // threads)
     tiles, table = -(-width // wide), borders(wide)
     counts = pointers[1:]
-    walk: dict[str, Tensor | int] = {"columns": topology.indices.columns, "PASSES": 1, "GROUPS": topology.groups}
+    walk: dict[str, Tensor | int] = {
+        "columns": topology.indices.columns, "PASSES": 1, "GROUPS": topology.groups, "IN": width, "HIGH": high
+    }  # fmt: skip
     Launch(KernelSpec("count", target.isa), tiles, threads, **walk, tiles=table, counts=counts)()
     torch.cumsum(counts, 0, dtype=torch.int32, out=counts)
-    groups, permutation = (torch.empty(topology.grains, dtype=torch.int32, device="cpu") for _ in range(2))
     Launch(
         KernelSpec("turn", target.isa), tiles, threads, **walk, pointers=topology.indices.row_pointers, at=table,
         next=pointers[:-1].clone(), groups=groups, permutation=permutation,
-        IN=width, WIDE=wide, STEP=max(COLUMNS, math.ceil(RUN / topology.density)),
+        WIDE=wide, STEP=max(COLUMNS, math.ceil(RUN / topology.density)),
     )()  # fmt: skip
-    return Transpose(pointers, groups, permutation)
+    return pointers, groups, permutation

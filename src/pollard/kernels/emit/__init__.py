@@ -12,6 +12,7 @@ from pollard.kernels.emit import gather as _gather
 from pollard.kernels.emit import matvec as _matvec
 from pollard.kernels.emit import merge as _merge
 from pollard.kernels.emit import move as _move
+from pollard.kernels.emit import order as _order
 from pollard.kernels.emit import pack as _pack
 from pollard.kernels.emit import sample as _sample
 from pollard.kernels.emit import scan as _scan
@@ -32,6 +33,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "mark": _merge.mark,
     "matvec": _matvec.matvec,
     "move": _move.move,
+    "order": _order.order,
     "pack": _pack.pack,
     "place": _merge.place,
     "rewire": _merge.rewire,
@@ -54,6 +56,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "mark": _merge.MARK,
     "matvec": _matvec.ARGUMENTS,
     "move": _move.ARGUMENTS,
+    "order": _order.ORDER,
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,
     "rewire": _merge.REWIRE,

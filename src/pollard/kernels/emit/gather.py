@@ -12,7 +12,7 @@ from pollard.kernels.spec import KernelSpec
 
 # Lower case: pointers; upper case: integers, in elements. What each call gives comes first.
 ARGUMENTS = (
-    "values", "x", "y", "bias", "tiles", "columns", "permutation", "bounds",
+    "values", "x", "y", "bias", "tiles", "columns", "bounds",
     "PASSES", "TILES", "STRIDE", "END", "IN", "LDX", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
 )  # fmt: skip
 # Grains a turn in a long row: an unstructured one is over in a few cycles. In short runs the rest would cost more.
@@ -90,8 +90,7 @@ class _Gather:
         code, spec, panel = self.code, self.spec, self.panel
         column = code.index_at(self.arguments["columns"], position)
         vectors = panel.load(code.floats(self.x, code.mul(column, self.ldx)), masked=not spec.packed)
-        own_position = code.index_at(self.arguments["permutation"], position) if spec.permuted else position
-        weights = code.floats(self.arguments["values"], code.add(code.mul(own_position, spec.rows), offset))
+        weights = code.floats(self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
         following = []
         for r in range(spec.block):
             weight = code.splat(code.load(code.floats(weights, r), 1), panel.lanes)

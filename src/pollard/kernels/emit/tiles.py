@@ -33,7 +33,7 @@ def each_tile(
     """Run ``body(tile, group, (start, end))`` for each tile and row group: grains ``start:end`` lie in both.
 
     Tile t of group i begins at ``tiles[t * STRIDE + i]`` and ends ``END`` entries later; untiled, these are the row pointers
-    themselves with a stride of 0. All tiles are walked unless `tiles` gives a first and a last.
+    themselves with a stride of 0; where grains lie tile by tile, a group ends where the next begins. All tiles are walked unless `tiles` gives a first and a last.
     """
     with code.loop(*(tiles or (0, arguments["TILES"]))) as turn:
         tile = Tile(turn.index, code.equal(turn.index, 0), code.equal(turn.index, code.sub(arguments["TILES"], 1)))
@@ -64,7 +64,6 @@ def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
 def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
     # The next tile goes on where this one ends in each row: short runs, too far apart for the hardware's prefetcher.
     code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, 4)), LINE - 4))
-    beside = arguments["permutation" if spec.permuted else "values"]
-    values = code.offset(code.floats(beside, code.mul(end, spec.rows)), LINE - 4)
+    values = code.offset(code.floats(arguments["values"], code.mul(end, spec.rows)), LINE - 4)
     for line in range(min(spec.rows, 4)):
         code.prefetch(code.offset(values, line * LINE))

@@ -1,6 +1,9 @@
-"""Index work on a whole topology: where tiles of columns begin in each row group, and the same grains by columns."""
+"""Index work on a whole topology: where tiles of columns begin in each row group, and the same grains by columns in tiles."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from llvmlite import ir
 
@@ -13,11 +16,12 @@ from pollard.kernels.target import TARGETS
 
 # scratch: for each unit of work ROOM indices, which hold a row group and one vector more.
 CUT = ("pointers", "columns", "table", "scratch", "bounds", "PASSES", "TILES", "GROUPS", "WIDTH", "ROOM")
-COUNT = ("tiles", "columns", "counts", "PASSES", "GROUPS")
+# Row groups are taken HIGH at a time, each of which has counts, and places, of its own for every column.
+COUNT = ("tiles", "columns", "counts", "PASSES", "GROUPS", "IN", "HIGH")
 # at: the first grain of each tile in each row group that has not been placed yet; next: where the next grain of each column
 # goes. A tile of WIDE columns is walked STEP columns at a time.
 TURN = (
-    "pointers", "columns", "at", "next", "groups", "permutation", "PASSES", "GROUPS", "IN", "WIDE", "STEP",
+    "pointers", "columns", "at", "next", "groups", "permutation", "PASSES", "GROUPS", "IN", "HIGH", "WIDE", "STEP",
 )  # fmt: skip
 
 
@@ -51,11 +55,11 @@ def count(spec: KernelSpec) -> ir.Module:
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         begins = _row_of(code, arguments["tiles"], work[0], arguments["GROUPS"])
         ends = code.offset(begins, code.mul(arguments["GROUPS"], 4))
-        with code.loop(0, arguments["GROUPS"]) as row:
+        with _high_tiles(code, arguments, "counts") as (counts, rows), code.loop(*rows) as row:
             run = Run(code.index_at(begins, row.index), code.index_at(ends, row.index))
             with code.loop(run.start, run.end) as grain:
                 column = code.index_at(arguments["columns"], grain.index)
-                code.put_index(code.add(code.index_at(arguments["counts"], column), 1), arguments["counts"], column)
+                code.put_index(code.add(code.index_at(counts, column), 1), counts, column)
 
     return kernel_module(COUNT, unit, x86=spec.isa != "neon")
 
@@ -67,15 +71,26 @@ def turn(spec: KernelSpec) -> ir.Module:
         at = _row_of(code, arguments["at"], work[0], arguments["GROUPS"])
         first = code.mul(work[0], arguments["WIDE"])
         last = code.minimum(code.add(first, arguments["WIDE"]), arguments["IN"])
-        with code.loop(first, last, arguments["STEP"]) as step:
+        with (
+            _high_tiles(code, arguments, "next") as (following, rows),
+            code.loop(first, last, arguments["STEP"]) as step,
+        ):
             border = code.minimum(code.add(step.index, arguments["STEP"]), last)
-            with code.loop(0, arguments["GROUPS"]) as row:
-                _append(code, arguments, (at, row.index), border)
+            with code.loop(*rows) as row:
+                _append(code, arguments, following, (at, row.index), border)
 
     return kernel_module(TURN, unit, x86=spec.isa != "neon")
 
 
-def _append(code: Code, arguments: Arguments, cursor: tuple[Value, Value], border: Value) -> None:
+@contextmanager
+def _high_tiles(code: Code, arguments: Arguments, table: str) -> Iterator[tuple[Value, tuple[Value, Value]]]:
+    # Tile after tile of row groups: its part of `table`, which has an entry for each column, and its row groups.
+    with code.loop(0, arguments["GROUPS"], arguments["HIGH"]) as tile:
+        part = _row_of(code, arguments[table], code.ir.sdiv(tile.index, arguments["HIGH"]), arguments["IN"])
+        yield part, (tile.index, code.minimum(code.add(tile.index, arguments["HIGH"]), arguments["GROUPS"]))
+
+
+def _append(code: Code, arguments: Arguments, following: Value, cursor: tuple[Value, Value], border: Value) -> None:
     # The grains of a row group up to `border`, from where it was left at the border before.
     at, row = cursor
 
@@ -84,8 +99,8 @@ def _append(code: Code, arguments: Arguments, cursor: tuple[Value, Value], borde
 
     end = Run.of(code, arguments["pointers"], row).end
     with code.scan(code.index_at(at, row), end, lambda position: code.less(column(position), border)) as grain:
-        place = code.index_at(arguments["next"], column(grain.index))
-        code.put_index(code.add(place, 1), arguments["next"], column(grain.index))
+        place = code.index_at(following, column(grain.index))
+        code.put_index(code.add(place, 1), following, column(grain.index))
         code.put_index(row, arguments["groups"], place)
         code.put_index(grain.index, arguments["permutation"], place)
     code.put_index(grain.index, at, row)
