@@ -1,5 +1,8 @@
 """Every kernel against its slow twin: operation x pattern x instruction set x layout x batch, odd shapes included."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels import dispatch, product, reference, tuning
-from pollard.kernels.target import host_isas
+from pollard.kernels.target import TARGETS, host_isas
 from pollard.kernels.tuning import Choice, Decision
 
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
@@ -134,6 +137,27 @@ def forced(monkeypatch, choice):
     monkeypatch.setattr(tuning, "known", lambda key, candidates: Decision(choice, "forced"))
 
 
+def forced_panels(monkeypatch, choice):
+    # Dot products, which have no panels, are taken 4 at a time.
+    dots = replace(choice, vectors=4)
+    monkeypatch.setattr(
+        tuning, "known", lambda key, _: Decision(dots if key.startswith("sample") else choice, "forced")
+    )
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
+@pytest.mark.parametrize("batch", [1, 20, 64, 300])
+def test_dot_products_have_the_same_bits_however_many_are_taken_at_a_time(isa, pattern, batch, monkeypatch):
+    x, grad = operand(batch, 900, "column-major", 3), operand(batch, 64, "column-major", 4)
+    made = []
+    for dots, width in itertools.product((4, 8, 16), (0, 16, 100)):
+        if dots <= TARGETS[isa].lanes:
+            forced(monkeypatch, Choice(dots, width))
+            topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+            made.append(dispatch.value_grad(grad, x, topology))
+    assert all(torch.equal(each, made[0]) for each in made)
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
 def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, monkeypatch):
     def fresh():
@@ -141,7 +165,7 @@ def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, monkeypa
 
     usual = products(fresh(), 300)
     for choice in (Choice(1, 0), Choice(2, 16), Choice(3, 100), Choice(5, 899)):
-        forced(monkeypatch, choice)
+        forced_panels(monkeypatch, choice)
         for ours, theirs in zip(products(fresh(), 300), usual, strict=True):
             assert torch.equal(ours, theirs)
 

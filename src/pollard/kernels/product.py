@@ -25,6 +25,9 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
     "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
 }
 
+# Registers for what is neither a sum nor held.
+SPARE = 2
+
 # Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
 SHARE = 1 << 15
 
@@ -85,9 +88,15 @@ class Product:
         if self.operation == "matvec":
             return [Choice(1, 0, packed=False)]
         if self.operation == "sample":
-            # As many grains at a time as make a vector of dot products: a shorter run costs as much as a whole one.
-            whole = lanes / self.block
-            return tuning.candidates(self.topology, [(0, 4 * min(self.batch, BATCH_STEP))], run=whole)
+            # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
+            # waste less of the short runs of tiles that fit in L1.
+            fewer = [dots for dots in (lanes // 2, lanes // 4) if dots >= 4 * self.block]
+            row = 4 * min(self.batch, BATCH_STEP)
+            return [
+                choice
+                for dots in (lanes, *fewer)
+                for choice in tuning.candidates(self.topology, [(dots, row)], run=dots / self.block)
+            ]
         parts = -(-self.batch // lanes)
         options = VECTORS[self.target.isa][self.block]
         most = dict.fromkeys(min(option, parts) for option in options)
@@ -100,10 +109,16 @@ class Product:
         return tuning.candidates(self.topology, panels, transposed=True) + scattered
 
     def panels(self, choice: Choice) -> Panels:
-        """How `choice` cuts the batch; dot products take it whole, and one sample is whole."""
-        if self.operation in ("matvec", "sample"):
+        """How `choice` cuts the batch; one sample is whole. Dot products take it whole where rows of it fit in registers, and
+        else in no panels.
+        """
+        if self.operation == "matvec":
             return Panels(count=1, vectors=1, wide=0, last=0)
-        return Panels.cut(self.batch, self.target.lanes, choice.vectors)
+        if self.operation != "sample":
+            return Panels.cut(self.batch, self.target.lanes, choice.vectors)
+        whole = Panels.cut(self.batch, self.target.lanes, self.batch)
+        fits = self.batch <= BATCH_STEP and whole.vectors * self.block + choice.vectors <= self.target.registers - SPARE
+        return whole if fits else Panels(count=1, vectors=0, wide=0, last=0)
 
     def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
         """The kernel for `choice`."""
@@ -114,6 +129,7 @@ class Product:
             rows=self.topology.pattern.rows,
             block=self.block,
             vectors=panels.vectors,
+            dots=choice.vectors if self.operation == "sample" else 0,
             wide=panels.wide > 0,
             ragged=panels.last > 0,
             tiled=self.width(choice) < self.topology.shape[0 if choice.transposed else 1],

@@ -18,6 +18,7 @@ I64 = ir.IntType(64)
 F32 = ir.FloatType()
 VOID = ir.VoidType()
 Value = Any  # an llvmlite value: the library ships no types
+BLOCK = 4  # lanes of 128 bits, within which shuffles are cheap
 
 
 def vector(lanes: int) -> Any:
@@ -195,28 +196,25 @@ class Code:
         zero = self.zero(lanes)
         return self.ir.select(self.ir.fcmp_ordered("<", value, zero), zero, value)
 
-    def sum_lanes(self, value: Value, lanes: int) -> Value:
-        """The sum over lanes, pairwise: a scalar."""
-        while lanes > 1:
-            lanes //= 2
-            low = self.shuffle(value, value, range(lanes)) if lanes > 1 else self.ir.extract_element(value, I32(0))
-            high = (
-                self.shuffle(value, value, range(lanes, 2 * lanes))
-                if lanes > 1
-                else self.ir.extract_element(value, I32(1))
-            )
-            value = self.ir.fadd(low, high)
-        return value
-
     def sum_each(self, values: Sequence[Value], lanes: int) -> Value:
-        """The lane sums of `lanes` vectors, as one vector: the sum of `values[i]` in lane i."""
-        level, width = list(values), 1
+        """The lane sums of 4 vectors or more, a power of two and at most `lanes`: the sum of `values[i]` in lane i.
+
+        Whatever their number, neighbouring lanes are added first, then pairs of neighbours, and so on.
+        """
+        level = list(values)
+        for _ in range(2):
+            level = self._paired(level, _halves(lanes, BLOCK, 1))
         while len(level) > 1:
-            even, odd = _interleaving(lanes, width)
-            pairs = zip(level[::2], level[1::2], strict=True)
-            level = [self.ir.fadd(self.shuffle(a, b, even), self.shuffle(a, b, odd)) for a, b in pairs]
-            width *= 2
-        return level[0]
+            level = self._paired(level, _halves(lanes, lanes, BLOCK))
+        (sums,) = level
+        while self.lanes_of(sums) > len(values):
+            even, odd = (half[: len(half) // 2] for half in _halves(self.lanes_of(sums), self.lanes_of(sums), BLOCK))
+            sums = self.ir.fadd(self.shuffle(sums, sums, even), self.shuffle(sums, sums, odd))
+        return sums
+
+    def _paired(self, level: list[Value], halves: tuple[list[int], list[int]]) -> list[Value]:
+        pairs = zip(level[::2], level[1::2], strict=True)
+        return [self.ir.fadd(*(self.shuffle(*pair, half) for half in halves)) for pair in pairs]
 
     def lane_mask(self, filled: Value, lanes: int) -> Value:
         """True in the first `filled` lanes."""
@@ -357,12 +355,14 @@ def _suffix(kind: Any) -> str:
     return "f32" if isinstance(kind, ir.FloatType) else f"v{kind.count}f32"
 
 
-def _interleaving(lanes: int, width: int) -> tuple[list[int], list[int]]:
-    # Lane l of the result stands for input vector (l // width) % 2; the two lists pick the halves to be added.
-    even, odd = [], []
-    for lane in range(lanes):
-        block, within = divmod(lane, width)
-        source = (block // 2) * 2 * width + within + (lanes if block % 2 else 0)
-        even.append(source)
-        odd.append(source + width)
-    return even, odd
+def _halves(lanes: int, span: int, unit: int) -> tuple[list[int], list[int]]:
+    # Of two vectors, span by span: the units of `unit` lanes at even places of the first and of the second, and those at odd
+    # places. For lanes within a block and for whole blocks, each is a single instruction of every instruction set.
+    even = [
+        vector * lanes + start + lane
+        for start in range(0, lanes, span)
+        for vector in range(2)
+        for lane in range(span)
+        if lane // unit % 2 == 0
+    ]
+    return even, [lane + unit for lane in even]

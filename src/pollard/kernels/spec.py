@@ -26,8 +26,8 @@ class KernelSpec:
     ``above`` find them for a ranking, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and
     ``turn`` make a transpose, ``order`` lays values out in its order.
     isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
-    vectors: vectors side by side in a panel; `wide` panels, if any, have one more; `ragged`: the last vector of the
-    last panel is partly filled. tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
+    vectors: vectors side by side in a panel, 0 where the batch is walked in none (``sample``); `wide` panels, if any, have
+    one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sample``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
     permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
 
@@ -41,6 +41,7 @@ class KernelSpec:
     rows: int = 1
     block: int = 1
     vectors: int = 1
+    dots: int = 0
     wide: bool = False
     ragged: bool = False
     tiled: bool = False
@@ -61,5 +62,5 @@ class KernelSpec:
     def __str__(self) -> str:
         flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
-        sizes = [] if self.size == 4 else [f"s{self.size}"]
+        sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
         return ".".join(parts + sizes + [flag for flag in flags if getattr(self, flag)])

@@ -30,8 +30,8 @@ PATIENCE = 5.0  # seconds that a process waits for another one to write
 
 @dataclass(frozen=True, order=True, slots=True)
 class Choice:
-    """How a kernel walks its operands: vectors a panel, columns of W a tile (0: all), whether it packs first, and whether it
-    takes W by columns.
+    """How a kernel walks its operands: vectors a panel, or dot products at a time; columns of W a tile (0: all), whether it
+    packs first, and whether it takes W by columns.
     """
 
     vectors: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
 from pollard.kernels.emit.frame import Arguments, kernel_module
+from pollard.kernels.emit.panels import Panel
 from pollard.kernels.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.simd import Code, Value
 from pollard.kernels.spec import KernelSpec
@@ -41,13 +42,20 @@ def sample(spec: KernelSpec) -> ir.Module:
 
 
 class _Sample:
-    """A block of rows of one row group: as many grains at a time as make `lanes` dot products."""
+    """A block of rows of one row group: as many grains at a time as make the dot products of the spec.
+
+    A batch of few vectors is one panel, and its rows of dY stay in registers. Otherwise it is walked for each few grains.
+    """
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, rows: list[Value], offset: int) -> None:
         self.code, self.spec, self.arguments, self.offset = code, spec, arguments, offset
         self.lanes = TARGETS[spec.isa].lanes
-        self.grains = self.lanes // spec.block
+        self.grains = spec.dots // spec.block
         self.upstream = [code.floats(arguments["dy"], code.mul(row, arguments["LDY"])) for row in rows]
+        filled = code.ir.srem(arguments["BATCH"], code.integer(self.lanes))
+        mask = code.lane_mask(filled, self.lanes) if spec.ragged else None
+        self.panel = Panel(code, code.integer(0), spec.vectors, self.lanes, mask)
+        self.held = [self.panel.load(row, masked=True) for row in self.upstream]
 
     def run(self, grains: tuple[Value, Value], batch: tuple[Value, Value]) -> None:
         """Values of grains ``start:end``, summed over the batch columns ``first:last``."""
@@ -63,35 +71,44 @@ class _Sample:
             self._store(self._dots(positions, batch), whole.index, code.sub(end, whole.index), batch[0])
 
     def _dots(self, positions: list[Value], batch: tuple[Value, Value]) -> Value:
-        code, arguments, lanes = self.code, self.arguments, self.lanes
+        code, arguments = self.code, self.arguments
         columns = [code.index_at(arguments["columns"], position) for position in positions]
         inputs = [code.floats(arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
+        return code.sum_each(self._at_once(inputs) if self.spec.vectors else self._walk(inputs, batch), self.lanes)
+
+    def _at_once(self, inputs: list[Value]) -> list[Value]:
+        sums = [self.code.zero(self.lanes)] * self.spec.dots
+        loaded = [self.panel.load(pointer, masked=True) for pointer in inputs]
+        for upstream, vectors in zip(zip(*self.held, strict=True), zip(*loaded, strict=True), strict=True):
+            sums = self._multiply(sums, upstream, vectors)
+        return sums
+
+    def _walk(self, inputs: list[Value], batch: tuple[Value, Value]) -> list[Value]:
+        code, lanes = self.code, self.lanes
 
         def multiply(sums: list[Value], load: Callable[[Value], Value]) -> list[Value]:
-            upstream = [load(pointer) for pointer in self.upstream]
-            following = []
-            for c, pointer in enumerate(inputs):
-                vector = load(pointer)
-                own = sums[c * len(upstream) : (c + 1) * len(upstream)]
-                following += [code.fma(vector, row, total) for row, total in zip(upstream, own, strict=True)]
-            return following
+            return self._multiply(sums, *([load(pointer) for pointer in each] for each in (self.upstream, inputs)))
 
         first, last = batch
-        with code.loop(first, code.sub(last, lanes - 1), lanes, [code.zero(lanes)] * lanes) as step:
+        with code.loop(first, code.sub(last, lanes - 1), lanes, [code.zero(lanes)] * self.spec.dots) as step:
             step.carry(multiply(step.carried, lambda pointer: code.load(code.floats(pointer, step.index), lanes)))
         before, sums = code.ir.block, step.carried
         with code.ir.if_then(code.less(step.index, last)):
             mask = code.lane_mask(code.sub(last, step.index), lanes)
             rest = multiply(sums, lambda pointer: code.masked_load(code.floats(pointer, step.index), mask, lanes))
             inside = code.ir.block
-        return code.sum_each([code.either(pair, (before, inside)) for pair in zip(sums, rest, strict=True)], lanes)
+        return [code.either(pair, (before, inside)) for pair in zip(sums, rest, strict=True)]
+
+    def _multiply(self, sums: list[Value], upstream: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
+        pairs = [(vector, row) for vector in inputs for row in upstream]
+        return [self.code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
     def _store(self, dots: Value, position: Value, count: Value | None, first: Value) -> None:
         # Lane c * block + r is row r of grain c. A block that is the whole grain lies in one piece.
         code, block = self.code, self.spec.block
         if block == self.spec.rows:
             target = code.floats(self.arguments["values"], code.mul(position, block))
-            mask = None if count is None else code.lane_mask(code.mul(count, block), self.lanes)
+            mask = None if count is None else code.lane_mask(code.mul(count, block), self.spec.dots)
             _put(code, dots, target, mask, first)
             return
         for c in range(self.grains):
