@@ -17,6 +17,7 @@ from pollard.kernels.once import one_at_a_time
 from pollard.kernels.operand import Operand, Packing
 from pollard.kernels.product import Product
 from pollard.kernels.spec import KernelSpec
+from pollard.kernels.target import caches
 from pollard.kernels.tuning import Choice, near_batch
 from pollard.kernels.workspace import workspace
 
@@ -60,14 +61,18 @@ def prepared(
 
 def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:
     # What most kernels want to know of the topology.
-    passes = _passes(topology.groups, topology.density, chunks)
+    passes = _passes(topology.groups, chunks, _block(topology))
     return {
         "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes), "PASSES": passes, **_tiles(tiles)
     }  # fmt: skip
 
 
-def _walk_by_columns(topology: Topology, turned: ByColumns, chunks: int) -> dict[str, Tensor | int]:
-    passes = _passes(topology.shape[1], topology.density, chunks)
+def _walk_by_columns(product: Product, turned: ByColumns, choice: Choice) -> dict[str, Tensor | int]:
+    # Here grains come in one stream, from wherever it is. A block may be longer: until its sums, at rest between tiles, fill
+    # half of L2. The dense operand is then fetched less often.
+    topology, chunks = product.topology, product.threads
+    resting = caches().l2 // 2 / (4 * product.target.lanes * choice.vectors)
+    passes = _passes(topology.shape[1], chunks, max(_block(topology), resting))
     return {
         "columns": turned.rows, "bounds": turned.bounds(chunks * passes), "PASSES": passes, **_tiles(turned.tiling)
     }  # fmt: skip
@@ -77,11 +82,14 @@ def _tiles(tiles: Tiling) -> dict[str, Tensor | int]:
     return {"tiles": tiles.pointers, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end}
 
 
-def _passes(groups: int, density: float, chunks: int) -> int:
+def _block(topology: Topology) -> float:
     # A block of rows is so long that a tile of the dense operand, once in cache, is used about 16 times a row of it, and so
     # short that its grains stay in cache for all panels.
-    block = math.ceil(16 / max(density, 1e-6))
-    return max(1, math.ceil(groups / chunks / block))
+    return 16 / max(topology.density, 1e-6)
+
+
+def _passes(groups: int, chunks: int, block: float) -> int:
+    return max(1, math.ceil(groups / chunks / math.ceil(block)))
 
 
 def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = False) -> Fit:
@@ -89,7 +97,7 @@ def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = F
     out, width = topology.shape[::-1] if choice.transposed else topology.shape
     if choice.transposed:
         turned = by_columns(topology, product.width(choice))
-        walk, arrange = _walk_by_columns(topology, turned, threads), _ordering(product, turned)
+        walk, arrange = _walk_by_columns(product, turned, choice), _ordering(product, turned)
     else:
         walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
     kind = product.panels(choice).kind
