@@ -75,10 +75,51 @@ KINDS = {
     "Linear": lambda: OfSequences(nn.Linear(8, 8)),
 }
 
+
+class Rounded(nn.Module):
+    """Whole numbers from 0 to 4, so that an embedding takes the batch of all the others."""
+
+    def forward(self, x):
+        return x.clamp(-2, 2).round().long() + 2
+
+
+class Halved(nn.Conv1d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+def tied():
+    pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    pair[2].weight = pair[0].weight
+    return pair
+
+
+def of_channels(convolution):
+    """A convolution of two channels over halves of the rows."""
+    return OfSequences(nn.Sequential(nn.Unflatten(1, (2, 4)), convolution, nn.Flatten(1, 2)))
+
+
+# Weights that stay dense, all of them `within`; a head beside them can be sparse.
+DENSE = {
+    "Conv2d with groups": lambda: of_channels(nn.Conv2d(2, 2, 3, padding=1, groups=2)),
+    "Embedding": lambda: OfSequences(nn.Sequential(Rounded(), nn.Embedding(5, 8), nn.Flatten(1, 2))),
+    "Linear under weight_norm": lambda: OfSequences(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))),
+    "Conv2d under weight_norm": lambda: of_channels(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3, padding=1))
+    ),
+    "Linear tied to another": lambda: OfSequences(tied()),
+    "Conv1d with a forward of its own": lambda: OfSequences(Halved(8, 8, 3, padding=1)),
+    "a subclass of Linear": lambda: OfSequences(OwnLinear(8, 8)),
+}
+
 _draw = torch.Generator().manual_seed(0)
 X, Y = torch.randn(BATCH, 1, 8, 8, generator=_draw), torch.randint(4, (BATCH,), generator=_draw)
 
 
 def network(kind):
     torch.manual_seed(0)
-    return KINDS[kind]()
+    return (KINDS | DENSE)[kind]()

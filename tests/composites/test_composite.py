@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from transformers.pytorch_utils import Conv1D
 
-from pollard.composites import COMPOSITES, Composite, composite
+from kinds import KINDS, X, network
+from pollard.composites import COMPOSITES, Composite, composable, composed, composite
 from pollard.composites.composite import dotted, kind_for
 from pollard.composites.convolution import ComposedConv
 from pollard.errors import InvalidInput
@@ -105,6 +106,17 @@ def through(module, args, kwargs):
     return outputs, [arg.grad for arg in free if isinstance(arg, torch.Tensor)]
 
 
+def gradients(model):
+    """Of all parameters, by name; those that were taken apart are put together."""
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for path, module in model.named_modules():
+        if isinstance(module, Composite):
+            prefix = f"{path}." if path else ""
+            apart = {part: found.pop(f"{prefix}{part}.weight") for part in module._parts}
+            found |= {prefix + name: module.tensor(name, apart) for name in {*module._parts.values()}}
+    return found
+
+
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_it_computes_what_torchs_own_does(name, watched):
@@ -113,9 +125,7 @@ def test_it_computes_what_torchs_own_does(name, watched):
     # Where somebody looks on, convolutions are products of what is unfolded.
     handles = [part.register_forward_hook(lambda *_: None) for part in apart.children() if watched]
     torch.testing.assert_close(through(apart, args, kwargs), through(whole, args, kwargs), rtol=1e-4, atol=1e-5)
-    for part, parameter in apart.parts(whole).items():
-        expected = apart.matrix(part, whole.get_parameter(parameter).grad)
-        torch.testing.assert_close(apart.get_parameter(f"{part}.weight").grad, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients(apart), gradients(whole), rtol=1e-4, atol=1e-4)
     for handle in handles:
         handle.remove()
     back = apart.whole()
@@ -123,6 +133,18 @@ def test_it_computes_what_torchs_own_does(name, watched):
     assert back.state_dict().keys() == whole.state_dict().keys()
     assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in back.state_dict().items())
     torch.testing.assert_close(through(back, args, kwargs), through(whole, args, kwargs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_computes_what_it_did_with_all_of_it_taken_apart(kind):
+    whole = network(kind)
+    apart = composed(copy.deepcopy(whole))
+    assert not composable(apart)
+    torch.testing.assert_close(through(apart, [X], {}), through(whole, [X], {}), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients(apart), gradients(whole), rtol=1e-4, atol=1e-4)
+    # In torch's own modules there is another way then, fused.
+    with torch.no_grad():
+        torch.testing.assert_close(apart.eval()(X), whole.eval()(X), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

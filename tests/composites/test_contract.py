@@ -1,6 +1,6 @@
 """Every kind of weight x what is done to weights: one contract for all of them."""
 
-import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,33 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import pollard
-from kinds import KINDS, X, Y, network
-from pollard.composites import Composite, composed, holders
+from composites.claims import CLAIMS, expected, is_pruned, reason
+from composites.page import page
+from kinds import DENSE, KINDS, X, Y, network
+from pollard.composites import holders
 from pollard.composites.composite import kind_for
-from pollard.errors import InvalidInput
-from pollard.nn import SparseLinear
+from pollard.errors import InvalidInput, NothingMatched, PollardError
 
-CRITERIA = (
-    "snip",
-    "grasp",
-    "synflow",
-    "magnitude",
-    "wanda",
-    "sparsegpt",
-    "obd",
-    "woodfisher",
-    "exact-obs",
-    "ntk-sap",
-    "m-fac",
-)
-METHODS = ("static", "rigl", "set", "gmp", "srigl")
-STEPS = 10
-
-
-def weights(model):
-    dense = pollard.densify_(copy.deepcopy(model))
-    assert not any(isinstance(module, Composite | SparseLinear) for module in dense.modules())
-    return {name: parameter.detach().clone() for name, parameter in dense.named_parameters()}
+PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
+# An input of ones through biases of zero.
+ties = pytest.mark.filterwarnings("ignore:the cut falls among scores of 0:pollard.errors.ScoresTie")
+compiling = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 def test_the_linear_layers_are_all_there_is_to_prune():
@@ -43,35 +27,31 @@ def test_the_linear_layers_are_all_there_is_to_prune():
         assert not plan.coverage.left, kind
 
 
-@pytest.mark.filterwarnings("ignore:the cut falls among scores of 0:pollard.errors.ScoresTie")  # the same
-@pytest.mark.parametrize("criterion", CRITERIA)
+@ties
+@compiling
+@pytest.mark.parametrize("column", CLAIMS)
+@pytest.mark.parametrize("kind", [*KINDS, *DENSE])
+def test_a_cell_is_what_the_page_says(kind, column):
+    if expected(kind, column) == "works":
+        CLAIMS[column](kind)
+    else:
+        with pytest.raises(PollardError) as refused:
+            CLAIMS[column](kind)
+        assert refused.value.got == reason(kind)
+
+
+def test_the_page_is_the_table():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python scripts/weights_page.py"
+    lines = [line.strip("| ").split(" | ") for line in page().splitlines() if line.startswith("| ")]
+    table = {kind: cells for kind, *cells in lines if len(cells) == len(CLAIMS)}
+    assert all({*table[kind]} <= {"works", "refused"} for kind in (*KINDS, *DENSE))
+
+
+@ties
+@pytest.mark.parametrize("criterion", ["exact-obs", "ntk-sap", "m-fac"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_pruned_and_made_sparse_and_dense_again(kind, criterion):
-    model = network(kind)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = [name for name, _ in model.named_modules()]
-    # An input of ones is the same at every step: attention to any of them is as good, and queries and keys count little.
-    allocation = "erk" if criterion in {"synflow", "ntk-sap"} else None
-    draw = torch.Generator().manual_seed(0)
-    plan = pollard.prune(model, criterion, 0.4, (X, Y), allocation=allocation, generator=draw)
-    assert plan.density == pytest.approx(0.4, abs=0.01)
-    # The model was only looked at.
-    assert names == [name for name, _ in model.named_modules()]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    dense = copy.deepcopy(composed(model, plan)).eval()
-    with torch.no_grad():
-        for name, topology in plan.items():
-            layer = dense.get_submodule(name)
-            updated = plan.updated.get(name)
-            if updated is not None:
-                layer.weight.copy_(pollard.SparseMatrix(updated, topology).to_dense())
-            layer.weight.mul_(topology.mask())
-        expected = dense(X)
-        found = pollard.sparsify_(model, plan).eval()(X)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(pollard.densify_(model)(X), expected, rtol=1e-4, atol=1e-5)
-    assert names == [name for name, _ in model.named_modules()]
-    assert before.keys() == model.state_dict().keys()
+def test_it_is_pruned_by_the_slower_criteria_too(kind, criterion):
+    is_pruned(kind, criterion)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,55 +73,6 @@ def test_snip_keeps_what_the_gradients_of_the_whole_say(kind):
     together = torch.cat([score.detach().abs().flatten() for score in scores.values()])
     kept = torch.cat([plan.mask(name).flatten() for name in scores])
     assert together[kept].min() >= together[~kept].max() * (1 - 1e-4)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_trained_sparse_as_its_masked_twin(kind, method):
-    ends = []
-    for storage in ("compressed", "masked"):
-        model = network(kind)
-        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-        F.cross_entropy(model(X), Y).backward()
-        optimizer.step()  # state that is taken apart with the weights
-        options = {} if method == "static" else {"every": 3}
-        sparse = pollard.sparse_training(model, optimizer, method, density=0.4, steps=STEPS, storage=storage, **options)
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            F.cross_entropy(model(X), Y).backward()
-            sparse.step()
-        assert (sparse.updates > 0) == (method != "static")
-        ends.append(weights(model))
-    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_its_state_is_loaded_and_copied(kind, tmp_path):
-    model = network(kind)
-    pollard.sparsify_(model, pollard.prune(model, "random", 0.4, generator=torch.Generator().manual_seed(0)))
-    expected = model.eval()(X)
-    other = network(kind).eval()
-    torch.testing.assert_close(pollard.load_sparse(other, model.state_dict())(X), expected)
-    path = tmp_path / "model.pt"
-    torch.save(model.state_dict(), path)
-    torch.testing.assert_close(pollard.load_sparse(network(kind), path).eval()(X), expected)
-    torch.testing.assert_close(copy.deepcopy(model)(X), expected)
-    third = network(kind).eval()
-    pollard.sparsify_(third, pollard.prune(third, "magnitude", 0.4))
-    third.load_state_dict(model.state_dict())
-    torch.testing.assert_close(third(X), expected)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("kind", ["Conv2d", "LSTM", "MultiheadAttention", "Bilinear"])
-def test_it_is_compiled(kind):
-    torch.compiler.reset()
-    model = network(kind)
-    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.4))
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(compiled(X), model(X), rtol=1e-4, atol=1e-5)
-    F.cross_entropy(compiled(X), Y).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_call_that_fails_leaves_the_model_as_it_was():
@@ -193,12 +124,28 @@ def test_what_cannot_be_taken_apart_stays_dense_and_is_told():
             "other": other,
             "grouped": nn.Conv2d(4, 4, 3, groups=2),
             "normed": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+            "lazy": nn.LazyConv2d(4, 3),
             "fc": nn.Linear(8, 8),
         }
     )
     plan = pollard.prune(model, "magnitude", 0.5, layers=["fc"])
     assert list(pollard.prune(model, "magnitude", 0.5, layers=lambda *_: True)) == ["fc"]
-    assert sum(plan.coverage.left.values()) == 4
+    assert sum(plan.coverage.left.values()) == 5
+    told = {
+        "shared": "it shares a parameter with another module",
+        "grouped": "groups=2",
+        "normed": "its weight is made anew at each call",
+        "lazy": "it is lazy and has seen no input yet",
+    }
+    for name, why in told.items():
+        for call in (
+            lambda name=name: pollard.prune(model, "magnitude", 0.5, layers=["fc", name]),
+            lambda name=name: pollard.plan_from_masks(model, {f"{name}.weight": torch.ones(1, 1)}),
+            lambda name=name: pollard.plan_from_zeros(model, layers=name),
+            lambda name=name: pollard.sparsify_(model, {name: pollard.Topology.full((1, 1))}),
+        ):
+            with pytest.raises(NothingMatched, match=f"layer '{name}' of class .*, which stays dense: {why}"):
+                call()
 
 
 def test_erk_counts_channels_and_taps_of_a_convolution_apart():
@@ -230,6 +177,8 @@ def test_a_subclass_with_modules_of_its_own_stays_dense():
     plan = pollard.prune(model, "magnitude", 0.5)
     assert list(plan) == ["2"]
     assert plan.coverage.left == {"Own": 1}
+    with pytest.raises(NothingMatched, match="it has modules of its own"):
+        pollard.prune(model, "magnitude", 0.5, layers=["0"])
 
 
 def test_a_model_is_copied_only_where_what_is_chosen_is_taken_apart():

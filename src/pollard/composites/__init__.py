@@ -15,6 +15,7 @@ from pollard.composites.composing import (
     parts_of,
     put,
     put_together,
+    refuse_dense,
 )
 from pollard.composites.composite import COMPOSITES, Composite, composite
 
@@ -31,6 +32,7 @@ __all__ = [
     "parts_of",
     "put",
     "put_together",
+    "refuse_dense",
 ]
 
 for _module in iter_modules(__path__):

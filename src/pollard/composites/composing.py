@@ -10,10 +10,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from pollard.composites.composite import Composite, kind_for
-from pollard.errors import InvalidInput
+from pollard.composites.composite import COMPOSITES, Composite, dotted, kind_for
+from pollard.errors import InvalidInput, NothingMatched
 from pollard.references import Reference, references, replace
-from pollard.selection import linear_layers
+from pollard.selection import LayerFilter, is_sparse, kind_of, linear_layers, listed, matches, weight_layers
 
 Heir = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
@@ -28,22 +28,65 @@ def composable(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(composable(model))
     ['0']
     """
-    owners = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
-    return {name: module for name, module in model.named_modules() if _fits(module, owners)}
+    owners = _owners(model)
+    return {name: module for name, module in model.named_modules() if _refusal(module, owners) is None}
 
 
-def _fits(module: nn.Module, owners: Mapping[int, int]) -> bool:
+def refuse_dense(model: nn.Module, layers: LayerFilter) -> None:
+    """Raises NothingMatched where a pattern of `layers` matches nothing but weights that can only stay dense, and says why.
+
+    >>> refuse_dense(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Linear(4, 2)), "0")
+    Traceback (most recent call last):
+    pollard.errors.NothingMatched: got layer '0' of class Conv2d, which stays dense: groups=8; expected one of '1'. Leave it out.
+    """
+    if layers is None or callable(layers):
+        return
+    linear, held, owners = linear_layers(model), weight_layers(model), _owners(model)
+    dense = {name: module for name, module in held.items() if name not in linear and not is_sparse(module)}
+    why = {name: _refusal(module, owners) for name, module in dense.items()}
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        matched = [name for name in held if matches(name, pattern)]
+        if matched and all(why.get(name) for name in matched):
+            raise NothingMatched(
+                f"layer {matched[0]!r} of class {kind_of(held[matched[0]])}, which stays dense: {why[matched[0]]}",
+                f"one of {listed(matrices(model))}",
+                "Leave it out.",
+            )
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter, by its id."""
+    return Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
+
+
+def _refusal(module: nn.Module, owners: Mapping[int, int]) -> str | None:
+    """Why `module` cannot be rebuilt; None where it can."""
     kind = kind_for(module)
-    if kind is None or kind.refusal(module) is not None:
-        return False
+    if kind is None:
+        return _unserved(type(module))
+    told = kind.refusal(module)
+    if told is not None:
+        return told
     held = dict(module.named_parameters(remove_duplicate=False))
     own = set(kind.parts(module).values())
     biases = {f"{part}.bias" for part in kind.parts(module)}
+    if not own or not own <= held.keys():
+        return "its weight is made anew at each call"
     # A subclass with modules of its own in it, which nothing here would take along.
     if any("." in name for name in {*held, *(name for name, _ in module.named_buffers())} - own - biases):
-        return False
-    lazy = any(isinstance(each, nn.parameter.UninitializedParameter) for each in held.values())
-    return bool(own) and own <= held.keys() and not lazy and all(owners[id(each)] == 1 for each in held.values())
+        return "it has modules of its own"
+    if any(isinstance(each, nn.parameter.UninitializedParameter) for each in held.values()):
+        return "it is lazy and has seen no input yet"
+    return None if all(owners[id(each)] == 1 for each in held.values()) else "it shares a parameter with another module"
+
+
+def _unserved(kind: type[nn.Module]) -> str:
+    served = [base.__name__ for base in kind.__mro__ if dotted(base) in COMPOSITES]
+    if served:
+        return f"its forward is not that of {served[0]}"
+    if issubclass(kind, nn.Linear):
+        return "a subclass of nn.Linear may read its weight in its own way"
+    return "its kind is not rebuilt of linear layers"
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Linear]:
@@ -192,4 +235,5 @@ __all__ = [
     "parts_of",
     "put",
     "put_together",
+    "refuse_dense",
 ]

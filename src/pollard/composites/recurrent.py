@@ -16,6 +16,8 @@ from pollard.errors import InvalidInput
 
 # Of one layer and direction, or of all: h, and for an LSTM c.
 State = tuple[Tensor, ...]
+# What a constructor is given that `forward` reads.
+_READ = ("batch_first", "bidirectional", "dropout", "hidden_size", "nonlinearity", "num_layers", "proj_size")
 
 
 class _Gated(Composite):
@@ -62,6 +64,11 @@ class _Reset(_Gated):
 
 class _Sequence(_Gated):
     """Layers and directions over a sequence: padded, packed, or of one sample."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__(whole)
+        # Read from here by torch.compile, which traces into no recurrent module, as the frame holds one.
+        vars(self).update({name: vars(whole)[name] for name in _READ if name in vars(whole)})
 
     @classmethod
     def parts(cls, whole: nn.Module) -> dict[str, str]:

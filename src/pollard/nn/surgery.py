@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from pollard.composites import Composing, composed, holders, put, put_together
+from pollard.composites import Composing, composed, holders, put, put_together, refuse_dense
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
@@ -174,6 +174,7 @@ def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Mod
                 f"layer {name!r}, which is sparse already", "a dense layer", "Make it dense with densify_(model) first."
             )
         if name not in linear:
+            refuse_dense(model, [name])
             raise unmatched(name, linear)
         if not is_pruned_by_torch(linear[name]):
             refuse_unready(model, [name])

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import axes_of, composed, matrices
+from pollard.composites import axes_of, composed, matrices, refuse_dense
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
 from pollard.formats.matrix import SparseMatrix
@@ -295,6 +295,7 @@ def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
             "Make it dense with densify_(model) first, or name the dense layers to prune with layers=.",
         )
     linear = matrices(model) or require_prunable(model)
+    refuse_dense(model, layers)
     names = select(linear, layers)
     apart = composed(model, names)
     refuse_unready(apart, names)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from pollard.composites import composed, matrices
+from pollard.composites import composed, matrices, refuse_dense
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NothingMatched
 from pollard.formats.pattern import COLUMNS, ROWS, Pattern
@@ -46,6 +46,7 @@ def plan_from_zeros(model: nn.Module, *, layers: LayerFilter = None, max_density
     Topology(shape=(4, 4), pattern='v2', grains=4, density=0.5)
     """
     linear = matrices(model) or require_prunable(model)
+    refuse_dense(model, layers)
     names = select(linear, layers)
     refuse_tied(composed(model, names), names)
     refuse_unready(composed(model, names), [name for name in names if not is_pruned_by_torch(linear[name])])
@@ -80,7 +81,7 @@ def plan_from_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Plan:
     """
     linear, found = matrices(model) or require_prunable(model), dict[str, Topology]()
     for key, mask in masks.items():
-        name = _layer_of(key, linear)
+        name = _layer_of(model, key, linear)
         if name in found:
             raise InvalidInput(f"two masks of layer {name!r}", "one", f"Leave one out: {key!r} is the second.")
         shape = (linear[name].out_features, linear[name].in_features)
@@ -122,11 +123,12 @@ def _holds(pattern: Pattern, mask: Tensor) -> bool:
     return bool(((kept == 0) | (kept == pattern.size)).all())
 
 
-def _layer_of(key: str, linear: Mapping[str, nn.Linear]) -> str:
+def _layer_of(model: nn.Module, key: str, linear: Mapping[str, nn.Linear]) -> str:
     bare = next((key.removesuffix(suffix) for suffix in _SUFFIXES if key.endswith(suffix)), key)
     for name in (key, bare):
         if name in linear:
             return name
+    refuse_dense(model, [bare])
     raise unmatched(bare, linear)
 
 
