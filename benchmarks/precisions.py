@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import linear
 
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch
+from pollard.kernels.products import dispatch
 from pollard.report.bench import interleaved
 
 SHAPES = ((256, 256), (1024, 1024), (4096, 1024), (4096, 4096))

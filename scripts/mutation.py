@@ -48,12 +48,16 @@ LEFT_OUT = "not (compiled or saved_and_loaded or schedulers or clipping or every
 TESTS: dict[str, tuple[str, ...]] = {
     METHODS: EVERY_METHOD,
     "src/pollard/training/weights.py": ("tests/training/methods/test_momentum.py", *EVERY_METHOD[1:]),
-    "src/pollard/formats/rewiring.py": ("tests/kernels/test_rewire.py",),
+    "src/pollard/formats/rewiring.py": ("tests/kernels/indices/test_rewire.py",),
     "src/pollard/pruning/masks.py": ("tests/pruning/test_running_top.py",),
     "src/pollard/pruning/allocation.py": ("tests/pruning/test_decision.py",),
-    "src/pollard/kernels/rewire.py": ("tests/kernels/test_candidates.py",),
-    "src/pollard/kernels/tuning.py": ("tests/kernels/test_tuning_by_default.py",),
-    "src/pollard/kernels/dispatch.py": ("tests/kernels/test_tuning.py", "tests/ops", "tests/kernels/test_parity.py"),
+    "src/pollard/kernels/indices/rewire.py": ("tests/kernels/indices/test_candidates.py",),
+    "src/pollard/kernels/products/tuning.py": ("tests/kernels/products/test_tuning_by_default.py",),
+    "src/pollard/kernels/products/dispatch.py": (
+        "tests/kernels/products/test_tuning.py",
+        "tests/ops",
+        "tests/kernels/products/test_parity.py",
+    ),
 }
 
 MEMORY = 16 << 30  # of addresses: a mutant may ask for any size

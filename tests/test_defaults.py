@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from pollard.formats.topology import Topology
-from pollard.kernels.candidates import candidates
-from pollard.kernels.choosing import choose
-from pollard.kernels.moving import gather
-from pollard.kernels.rewire import rewire, sample_grown
-from pollard.kernels.scanning import reaching, within
+from pollard.kernels.indices.candidates import candidates
+from pollard.kernels.indices.choosing import choose
+from pollard.kernels.indices.moving import gather
+from pollard.kernels.indices.rewire import rewire, sample_grown
+from pollard.kernels.indices.scanning import reaching, within
 from pollard.nn import initialise
 
 

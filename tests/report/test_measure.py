@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pollard.formats.topology import Topology
-from pollard.kernels.derived import derived_bytes
+from pollard.kernels.products.derived import derived_bytes
 from pollard.nn.surgery import sparsify_
 from pollard.report import measure
 from pollard.report.measure import module_bytes, peak_rss_bytes, rss_bytes

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import pollard
 from pollard.errors import InvalidInput, KernelFallback
-from pollard.kernels import once
+from pollard.kernels.code import once
 from pollard.nn import SparseLinear
 from pollard.nn.readable import dense_weight
 from pollard.training.methods import METHODS

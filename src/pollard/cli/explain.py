@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from pollard.cli import values
 from pollard.cli.output import JsonFlag, emit
 from pollard.errors import InvalidInput
-from pollard.kernels.explanation import explain as explain_kernel
+from pollard.kernels.products.explanation import explain as explain_kernel
 from pollard.recipes.moving import Span, moving_method
 from pollard.report.render import plain_table
 from pollard.report.schedule import schedule_view

@@ -219,7 +219,7 @@ def _numbered(topology: Topology) -> NDArray[Any]:
 
 def _tensor(array: NDArray[Any] | Tensor, like: Tensor | None = None) -> Tensor:
     """`array` as a tensor, on the device of `like`."""
-    made = torch.as_tensor(array)
+    made = array if isinstance(array, Tensor) else torch.from_numpy(array)
     return made if like is None else made.to(like.device)
 
 

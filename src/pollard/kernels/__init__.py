@@ -1,3 +1,3 @@
-"""How a sparse matrix is multiplied, without autograd: generated kernels, and their slow twins in plain torch."""
+"""How a sparse matrix is multiplied, `products`, and how its topology moves, `indices`, without autograd; on one `code` generator."""
 
 __all__: list[str] = []

@@ -13,8 +13,8 @@ from pollard.errors import InvalidInput, PollardError, TopologyError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels import derived
-from pollard.kernels.backend import tell_untuned
+from pollard.kernels.products import derived
+from pollard.kernels.products.backend import tell_untuned
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch
+from pollard.kernels.products import dispatch
 from pollard.ops import operators, transforms
 from pollard.ops.operators import arrays
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels import dispatch
+from pollard.kernels.products import dispatch
 
 _library = torch.library.Library("pollard", "DEF")
 _library.define(

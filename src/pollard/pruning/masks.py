@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
-from pollard.kernels.scanning import PART, Flags, Scores, reaching, within
+from pollard.kernels.indices.scanning import PART, Flags, Scores, reaching, within
 
 # Scores that say where to search, and how many standard deviations of theirs to search on either side.
 _SAMPLE = 1 << 14

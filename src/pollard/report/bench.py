@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput, KernelError
-from pollard.kernels import target
+from pollard.kernels.code import target
 from pollard.report.contenders import Case, Contender, contest
 
 SAMPLE_SECONDS = 2e-3

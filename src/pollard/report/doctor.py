@@ -19,7 +19,7 @@ from pollard.errors import KernelFallback, PollardError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import ROWS, Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels import target
+from pollard.kernels.code import target
 from pollard.ops import matmul
 from pollard.settings import Settings
 

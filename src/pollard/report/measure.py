@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pollard.kernels.derived import derived_bytes
+from pollard.kernels.products.derived import derived_bytes
 from pollard.nn.linear import SparseLinear
 
 STATUS = Path("/proc/self/status")

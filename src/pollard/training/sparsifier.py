@@ -19,9 +19,9 @@ from pollard.composites import axes_of
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NoDecay, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
-from pollard.kernels import derived
-from pollard.kernels.rewire import rewire
-from pollard.kernels.workspace import trim
+from pollard.kernels.indices.rewire import rewire
+from pollard.kernels.products import derived
+from pollard.kernels.products.workspace import trim
 from pollard.nn.surgery import sparse_layers
 from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
 from pollard.pruning.masks import top_mask

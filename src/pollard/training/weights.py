@@ -18,7 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
-from pollard.kernels.rewire import gather
+from pollard.kernels.indices.rewire import gather
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import sparse_layers

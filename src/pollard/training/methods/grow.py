@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.kernels.choosing import choose
-from pollard.kernels.rewire import sample_grown
+from pollard.kernels.indices.choosing import choose
+from pollard.kernels.indices.rewire import sample_grown
 from pollard.pruning.masks import top_mask, top_of_runs
 from pollard.pruning.running_top import EXCLUDED, RunningTop
 from pollard.training.methods.change import Change

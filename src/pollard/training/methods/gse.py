@@ -15,8 +15,8 @@ from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
-from pollard.kernels.candidates import candidates
-from pollard.kernels.rewire import positions_of
+from pollard.kernels.indices.candidates import candidates
+from pollard.kernels.indices.rewire import positions_of
 from pollard.pruning.masks import top_mask
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method, method, often, require_free

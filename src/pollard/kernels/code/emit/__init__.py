@@ -1,0 +1,77 @@
+"""Kernels as Python functions from a spec to LLVM IR: pure, deterministic, one file an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit import choose as _choose
+from pollard.kernels.code.emit import draw as _draw
+from pollard.kernels.code.emit import gather as _gather
+from pollard.kernels.code.emit import matvec as _matvec
+from pollard.kernels.code.emit import merge as _merge
+from pollard.kernels.code.emit import move as _move
+from pollard.kernels.code.emit import order as _order
+from pollard.kernels.code.emit import pack as _pack
+from pollard.kernels.code.emit import sample as _sample
+from pollard.kernels.code.emit import scan as _scan
+from pollard.kernels.code.emit import scatter as _scatter
+from pollard.kernels.code.emit import settle as _settle
+from pollard.kernels.code.emit import turn as _turn
+from pollard.kernels.code.spec import KernelSpec
+
+EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
+    "above": _scan.above,
+    "absent": _merge.absent,
+    "choose": _choose.choose,
+    "count": _turn.count,
+    "cut": _turn.cut,
+    "draw": _draw.draw,
+    "gather": _gather.gather,
+    "list": _settle.listed,
+    "mark": _merge.mark,
+    "matvec": _matvec.matvec,
+    "move": _move.move,
+    "order": _order.order,
+    "pack": _pack.pack,
+    "place": _merge.place,
+    "rewire": _merge.rewire,
+    "sample": _sample.sample,
+    "scatter": _scatter.scatter,
+    "tally": _merge.tally,
+    "tick": _settle.tick,
+    "turn": _turn.turn,
+    "within": _scan.within,
+}
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "above": _scan.ABOVE,
+    "absent": _merge.ABSENT,
+    "choose": _choose.CHOOSE,
+    "count": _turn.COUNT,
+    "cut": _turn.CUT,
+    "draw": _draw.DRAW,
+    "gather": _gather.ARGUMENTS,
+    "list": _settle.LIST,
+    "mark": _merge.MARK,
+    "matvec": _matvec.ARGUMENTS,
+    "move": _move.ARGUMENTS,
+    "order": _order.ORDER,
+    "pack": _pack.ARGUMENTS,
+    "place": _merge.PLACE,
+    "rewire": _merge.REWIRE,
+    "sample": _sample.ARGUMENTS,
+    "scatter": _scatter.ARGUMENTS,
+    "tally": _merge.TALLY,
+    "tick": _settle.TICK,
+    "turn": _turn.TURN,
+    "within": _scan.WITHIN,
+}
+
+
+def emit(spec: KernelSpec) -> ir.Module:
+    """The LLVM module of `spec`: the same text for the same spec, always."""
+    return EMITTERS[spec.operation](spec)
+
+
+__all__ = ["ARGUMENTS", "EMITTERS", "emit"]

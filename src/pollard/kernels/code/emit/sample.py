@@ -1,0 +1,134 @@
+"""``dW[i, j] = <dY[i], X[j]>`` on the pattern only: many dot products at once, then one transposing reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.panels import Panel
+from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
+from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import TARGETS
+
+# `columns` and `values` are those of W; x is X and dy is dY, both features-first.
+ARGUMENTS = (
+    "values", "x", "dy", "tiles", "columns", "bounds",
+    "PASSES", "TILES", "STRIDE", "END", "BATCH", "LDX", "LDY",
+)  # fmt: skip
+# Columns of the batch summed before they join the value: a constant, so that the order of additions, and with it every
+# bit of the result, does not depend on tuning.
+STEP = 256
+
+
+def sample(spec: KernelSpec) -> ir.Module:
+    """The module of a sampling kernel; a unit of work is a chunk of row groups."""
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        groups = run_of_groups(code, arguments, *work)
+        with code.loop(0, arguments["BATCH"], STEP) as step:
+            last = code.minimum(code.add(step.index, STEP), arguments["BATCH"])
+
+            def row_group(_: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+                for offset in range(0, spec.rows, spec.block):
+                    rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
+                    _Sample(code, spec, arguments, rows, offset).run(grains, (step.index, last))
+
+            each_tile(code, spec, arguments, groups, row_group)
+
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+
+
+class _Sample:
+    """A block of rows of one row group: as many grains at a time as make the dot products of the spec.
+
+    A batch of few vectors is one panel, and its rows of dY stay in registers. Otherwise it is walked for each few grains.
+    """
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, rows: list[Value], offset: int) -> None:
+        self.code, self.spec, self.arguments, self.offset = code, spec, arguments, offset
+        self.lanes = TARGETS[spec.isa].lanes
+        self.grains = spec.dots // spec.block
+        self.upstream = [code.floats(arguments["dy"], code.mul(row, arguments["LDY"])) for row in rows]
+        filled = code.ir.srem(arguments["BATCH"], code.integer(self.lanes))
+        mask = code.lane_mask(filled, self.lanes) if spec.ragged else None
+        self.panel = Panel(code, code.integer(0), spec.vectors, self.lanes, mask)
+        self.held = [self.panel.load(row, masked=True) for row in self.upstream]
+
+    def run(self, grains: tuple[Value, Value], batch: tuple[Value, Value]) -> None:
+        """Values of grains ``start:end``, summed over the batch columns ``first:last``."""
+        code, (start, end) = self.code, grains
+        with code.loop(start, code.sub(end, self.grains - 1), self.grains) as whole:
+            positions = [code.add(whole.index, c) for c in range(self.grains)]
+            self._store(self._dots(positions, batch), whole.index, None, batch[0])
+        if self.grains == 1:
+            return
+        with code.when(code.less(whole.index, end)):
+            # Too few grains for a block: the last one is repeated, and what it repeats is not stored.
+            positions = [code.minimum(code.add(whole.index, c), code.sub(end, 1)) for c in range(self.grains)]
+            self._store(self._dots(positions, batch), whole.index, code.sub(end, whole.index), batch[0])
+
+    def _dots(self, positions: list[Value], batch: tuple[Value, Value]) -> Value:
+        code, arguments = self.code, self.arguments
+        columns = [code.index_at(arguments["columns"], position) for position in positions]
+        inputs = [code.floats(arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
+        return code.sum_each(self._at_once(inputs) if self.spec.vectors else self._walk(inputs, batch), self.lanes)
+
+    def _at_once(self, inputs: list[Value]) -> list[Value]:
+        sums = [self.code.zero(self.lanes)] * self.spec.dots
+        loaded = [self.panel.load(pointer, masked=True) for pointer in inputs]
+        for upstream, vectors in zip(zip(*self.held, strict=True), zip(*loaded, strict=True), strict=True):
+            sums = self._multiply(sums, upstream, vectors)
+        return sums
+
+    def _walk(self, inputs: list[Value], batch: tuple[Value, Value]) -> list[Value]:
+        code, lanes = self.code, self.lanes
+
+        def multiply(sums: list[Value], load: Callable[[Value], Value]) -> list[Value]:
+            return self._multiply(sums, *([load(pointer) for pointer in each] for each in (self.upstream, inputs)))
+
+        first, last = batch
+        with code.loop(first, code.sub(last, lanes - 1), lanes, [code.zero(lanes)] * self.spec.dots) as step:
+            step.carry(multiply(step.carried, lambda pointer: code.load(code.floats(pointer, step.index), lanes)))
+        before, sums = code.ir.block, step.carried
+        with code.ir.if_then(code.less(step.index, last)):
+            mask = code.lane_mask(code.sub(last, step.index), lanes)
+            rest = multiply(sums, lambda pointer: code.masked_load(code.floats(pointer, step.index), mask, lanes))
+            inside = code.ir.block
+        return [code.either(pair, (before, inside)) for pair in zip(sums, rest, strict=True)]
+
+    def _multiply(self, sums: list[Value], upstream: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
+        pairs = [(vector, row) for vector in inputs for row in upstream]
+        return [self.code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+
+    def _store(self, dots: Value, position: Value, count: Value | None, first: Value) -> None:
+        # Lane c * block + r is row r of grain c. A block that is the whole grain lies in one piece.
+        code, block = self.code, self.spec.block
+        if block == self.spec.rows:
+            target = code.floats(self.arguments["values"], code.mul(position, block))
+            mask = None if count is None else code.lane_mask(code.mul(count, block), self.spec.dots)
+            _put(code, dots, target, mask, first)
+            return
+        for c in range(self.grains):
+            piece = code.shuffle(dots, dots, range(c * block, (c + 1) * block))
+            place = code.add(code.mul(code.add(position, c), self.spec.rows), self.offset)
+            target = code.floats(self.arguments["values"], place)
+            with code.when(code.less(c, code.integer(self.grains) if count is None else count)):
+                _put(code, piece, target, None, first)
+
+
+def _put(code: Code, value: Value, target: Value, mask: Value | None, first: Value) -> None:
+    # The first step of the batch writes, later ones add.
+    lanes = code.lanes_of(value)
+    before = code.ir.block
+    with code.ir.if_then(code.less(0, first)):
+        old = code.load(target, lanes) if mask is None else code.masked_load(target, mask, lanes)
+        summed = code.ir.fadd(old, value)
+        inside = code.ir.block
+    result = code.either((value, summed), (before, inside))
+    if mask is None:
+        code.store(result, target)
+    else:
+        code.masked_store(result, target, mask, lanes)

@@ -1,0 +1,87 @@
+"""``dX = W^T dY``: each row of dY is added, weighted, to the rows of dX that its row of W keeps.
+
+Panels of dX are summed side by side in a scratch copy, a tile in cache at a time, and written out at the end.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.emit.panels import Panel, panel_module
+from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
+from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.spec import KernelSpec
+
+# Here x is dY, always in panels, and y is dX. A chunk is a run of tiles, which `cuts` holds the beginnings of; every chunk
+# takes all row groups. WIDTH is the number of columns in a tile.
+ARGUMENTS = (
+    "values", "x", "y", "scratch", "tiles", "columns", "bounds", "cuts",
+    "PASSES", "TILES", "STRIDE", "END", "GROUPS", "IN", "WIDTH", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
+)  # fmt: skip
+
+
+def scatter(spec: KernelSpec) -> ir.Module:
+    """The module of a scatter kernel; a unit of work is a panel of the batch by a chunk of tiles."""
+
+    def work(code: Code, arguments: Arguments, panel: Panel, part: tuple[Value, Value]) -> None:
+        _Scatter(code, spec, arguments, panel).run(*part)
+
+    return panel_module(spec, ARGUMENTS, work)
+
+
+class _Scatter:
+    """A panel of the batch: where it lies in dY and dX, and the walk over tiles."""
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
+        self.code, self.spec, self.arguments, self.panel = code, spec, arguments, panel
+        rows = code.mul(arguments["GROUPS"], spec.rows)
+        self.upstream = code.floats(arguments["x"], code.mul(panel.start, rows))
+        self.target = code.floats(arguments["y"], panel.start)
+        self.scratch = code.floats(arguments["scratch"], code.mul(panel.start, arguments["IN"]))
+
+    def run(self, chunk: Value, turn: Value) -> None:
+        """The tiles of `chunk`, for the row groups of `turn`."""
+        code, arguments = self.code, self.arguments
+        tiles = code.index_at(arguments["cuts"], chunk), code.index_at(arguments["cuts"], code.add(chunk, 1))
+        first, last = (code.minimum(code.mul(tile, arguments["WIDTH"]), arguments["IN"]) for tile in tiles)
+        groups = run_of_groups(code, arguments, code.integer(0), turn)
+        with code.when(code.equal(turn, 0)):
+            self._clear(first, last)
+        each_tile(code, self.spec, arguments, groups, self._row_group, tiles=tiles)
+        with code.when(code.equal(turn, code.sub(arguments["PASSES"], 1))):
+            self._copy_out(first, last)
+
+    def _row(self, column: Value) -> Value:
+        return self.code.floats(self.scratch, self.code.mul(column, self.panel.width))
+
+    def _clear(self, first: Value, last: Value) -> None:
+        with self.code.loop(first, last) as each:
+            self.panel.store(
+                [self.code.zero(self.panel.lanes)] * self.panel.vectors, self._row(each.index), masked=False
+            )
+
+    def _copy_out(self, first: Value, last: Value) -> None:
+        code, panel = self.code, self.panel
+        with code.loop(first, last) as each:
+            target = code.floats(self.target, code.mul(each.index, self.arguments["LDY"]))
+            panel.store(panel.load(self._row(each.index), masked=False), target, masked=True)
+
+    def _row_group(self, _: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+        code, spec, panel = self.code, self.spec, self.panel
+        for offset in range(0, spec.rows, spec.block):
+            rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
+            sources = [code.floats(self.upstream, code.mul(row, panel.width)) for row in rows]
+            upstream = [panel.load(source, masked=False) for source in sources]
+            with code.loop(*grains) as grain:
+                self._add(grain.index, offset, upstream)
+
+    def _add(self, position: Value, offset: int, upstream: list[list[Value]]) -> None:
+        code, spec, panel = self.code, self.spec, self.panel
+        target = self._row(code.index_at(self.arguments["columns"], position))
+        weights = code.floats(self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
+        sums = panel.load(target, masked=False)
+        for r in range(spec.block):
+            weight = code.splat(code.load(code.floats(weights, r), 1), panel.lanes)
+            sums = [code.fma(weight, vector, total) for vector, total in zip(upstream[r], sums, strict=True)]
+        panel.store(sums, target, masked=False)

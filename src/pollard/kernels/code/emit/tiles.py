@@ -1,0 +1,69 @@
+"""The walk over a sparse matrix in cache-sized tiles of columns: each row group gives a short run of its grains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.spec import KernelSpec
+
+LINE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The tile at hand."""
+
+    index: Value
+    is_first: Value
+    is_last: Value
+
+
+def each_tile(
+    code: Code,
+    spec: KernelSpec,
+    arguments: Arguments,
+    groups: tuple[Value, Value],
+    body: Callable[[Tile, Value, tuple[Value, Value]], None],
+    *,
+    tiles: tuple[Value, Value] | None = None,
+) -> None:
+    """Run ``body(tile, group, (start, end))`` for each tile and row group: grains ``start:end`` lie in both.
+
+    Tile t of group i begins at ``tiles[t * STRIDE + i]`` and ends ``END`` entries later; untiled, these are the row pointers
+    themselves with a stride of 0; where grains lie tile by tile, a group ends where the next begins. All tiles are walked unless `tiles` gives a first and a last.
+    """
+    with code.loop(*(tiles or (0, arguments["TILES"]))) as turn:
+        tile = Tile(turn.index, code.equal(turn.index, 0), code.equal(turn.index, code.sub(arguments["TILES"], 1)))
+        begins = code.offset(arguments["tiles"], code.mul(code.mul(turn.index, arguments["STRIDE"]), 4))
+        ends = code.offset(begins, code.mul(arguments["END"], 4))
+        with code.loop(*groups) as group:
+            start, end = code.index_at(begins, group.index), code.index_at(ends, group.index)
+            with code.when(_has_work(code, spec, tile, code.less(start, end))):
+                if spec.tiled:
+                    _ask_ahead(code, spec, arguments, end)
+                body(tile, group.index, (start, end))
+
+
+def run_of_groups(code: Code, arguments: Arguments, chunk: Value, turn: Value) -> tuple[Value, Value]:
+    """The row groups that `chunk` takes in `turn`: ``bounds`` holds where each such run begins, and the end."""
+    position = code.add(code.mul(chunk, arguments["PASSES"]), turn)
+    return code.index_at(arguments["bounds"], position), code.index_at(arguments["bounds"], code.add(position, 1))
+
+
+def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
+    # Every row of an output has to be written once, though it keeps nothing: by its first tile, and with ReLU by its last.
+    if spec.operation != "gather":
+        return grains
+    needed = code.ir.or_(grains, tile.is_first)
+    return code.ir.or_(needed, tile.is_last) if spec.relu else needed
+
+
+def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
+    # The next tile goes on where this one ends in each row: short runs, too far apart for the hardware's prefetcher.
+    code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, 4)), LINE - 4))
+    values = code.offset(code.floats(arguments["values"], code.mul(end, spec.rows)), LINE - 4)
+    for line in range(min(spec.rows, 4)):
+        code.prefetch(code.offset(values, line * LINE))

@@ -1,0 +1,105 @@
+"""What computes the products of a layer: of these, the first that serves a device and a dtype. Chosen here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pollard.errors import KernelFallback
+from pollard.formats.topology import Topology
+from pollard.kernels.code.once import warn_once
+from pollard.kernels.code.target import current
+from pollard.kernels.products import generated, reference, torch_sparse
+from pollard.settings import Settings
+
+Kind = Literal["forward", "input_grad", "value_grad"]
+# Takes the tensors of a product: x or the gradient, then values or x, and of a forward product a bias where there is one.
+Call = Callable[..., Tensor]
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Computes products that it does not refuse.
+
+    refusal: why it does not serve a device and a dtype; None where it does. call: of a kind of product, a topology of grains
+    one column wide, whether a ReLU follows, and the tensors of the first call, what computes it for all of such shapes,
+    strides and dtypes; may raise KernelError.
+    """
+
+    name: str
+    refusal: Callable[[torch.device, torch.dtype], str | None]
+    call: Callable[[Kind, Topology, bool, tuple[Tensor, ...]], Call]
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
+    """The backend of products on `device` in `dtype`, and why: what those before it refused."""
+    reasons: list[str] = []
+    for backend in BACKENDS:
+        refused = backend.refusal(device, dtype)
+        if refused is None:
+            return backend, "; ".join(reasons) or f"serves {dtype} on {device.type!r}"
+        reasons.append(f"{backend.name}: {refused}")
+    raise AssertionError("the reference refuses nothing")
+
+
+def tell_untuned(device: torch.device) -> None:
+    """Warn, once a kind of device, that no kernel of ours runs there."""
+    if device.type not in ("cpu", "meta"):
+        warn_once(
+            f"No kernel of Pollard's runs on {device.type!r} yet: torch's own sparse products do, where it has them for that "
+            "device, and are not tuned. Memory is saved, time may not be.",
+            KernelFallback,
+        )
+
+
+def _of_module(ways: Any, kind: Kind, topology: Topology, relu: bool) -> Call:
+    """The product of that kind by a module that has functions for all three."""
+    product: Call = getattr(ways, kind)
+    options = {"relu": relu} if kind == "forward" else {}
+    return lambda left, right, *bias: product(left, right, topology, *bias, **options)
+
+
+def _not_generated(device: torch.device, dtype: torch.dtype) -> str | None:
+    if Settings.asked_target() == "reference":
+        return "POLLARD_TARGET asks for the reference"
+    if device.type != "cpu":
+        return "kernels are generated for CPUs"
+    if current() is None:
+        return "no kernel is generated for this CPU"
+    return None if dtype is torch.float32 else "kernels compute in float32"
+
+
+def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
+    if Settings.asked_target() == "reference":
+        return "POLLARD_TARGET asks for the reference"
+    if device.type not in torch_sparse.DEVICES:
+        return f"torch is not known to have them on {device.type!r}"
+    return None if dtype in torch_sparse.DTYPES else f"torch has no such products in {dtype}"
+
+
+GENERATED = Backend("generated kernels", _not_generated, generated.call)
+TORCH_SPARSE = Backend(
+    "torch.sparse", _not_sparse, lambda kind, topology, relu, _: _of_module(torch_sparse, kind, topology, relu)
+)
+REFERENCE = Backend(
+    "reference", lambda *_: None, lambda kind, topology, relu, _: _of_module(reference, kind, topology, relu)
+)
+BACKENDS = (GENERATED, TORCH_SPARSE, REFERENCE)
+
+__all__ = [
+    "BACKENDS",
+    "GENERATED",
+    "HALVES",
+    "REFERENCE",
+    "TORCH_SPARSE",
+    "Backend",
+    "Call",
+    "Kind",
+    "choose",
+    "tell_untuned",
+]

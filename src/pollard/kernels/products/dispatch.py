@@ -1,0 +1,156 @@
+"""The three products with a sparse weight, without autograd: found once for tensors of such shapes, strides and dtypes.
+
+Which backend computes them, whether the tensors are fit for it, and how the batch is cut: each call looks that up, and on the
+CPU that the memory it was found for is still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pollard.errors import KernelError
+from pollard.formats.topology import Topology
+from pollard.kernels.code.fallback import warn, warn_without_kernels
+from pollard.kernels.code.target import current
+from pollard.kernels.products.backend import (
+    GENERATED,
+    HALVES,
+    REFERENCE,
+    Backend,
+    Call,
+    Kind,
+    choose,
+    tell_untuned,
+)
+from pollard.kernels.products.checks import check_matrix, check_pair, check_vector, extent, freed
+from pollard.kernels.products.derived import calls
+from pollard.settings import Settings
+
+# Shapes and layouts whose calls are found at once; the others look their choice up again.
+RECENT = 64
+
+
+def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory.
+
+    Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
+    """
+    key = (
+        "forward", relu, _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+        values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
+    )  # fmt: skip
+    if bias is None:
+        return _product(key, topology, (x, values))
+    return _product(
+        (*key, bias.shape, bias.stride(), bias.dtype, bias.is_cpu or bias.device), topology, (x, values, bias)
+    )
+
+
+def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
+    """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, features-first in memory."""
+    return _bilinear("input_grad", grad, values, topology)
+
+
+def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
+    """``(grad.T @ x)`` at the kept weights: one number a value."""
+    return _bilinear("value_grad", grad, x, topology)
+
+
+class _Way(NamedTuple):
+    """How tensors of some shapes, strides and dtypes are multiplied, and the bytes that each has to have, on the CPU."""
+
+    call: Call
+    needed: tuple[int, ...]
+
+
+Key = tuple[Any, ...]
+
+# Looked up once: every call asks.
+_threads, _asked = torch.get_num_threads, Settings.asked_target
+
+
+def _bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
+    key = (
+        kind, False, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
+        right.shape, right.stride(), right.dtype, right.is_cpu or right.device,
+    )  # fmt: skip
+    return _product(key, topology, (left, right))
+
+
+def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tensor:
+    # The key says all there is to ask of the tensors but where their memory is.
+    recent = calls(topology).recent
+    way = recent.get(key)
+    if way is None:
+        way = _way(key[0], topology, key[1], tensors)
+        if len(recent) >= RECENT:
+            recent.clear()
+        recent[key] = way
+    call, needed = way
+    for each, bytes_needed in zip(tensors, needed, strict=False):
+        # Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
+        if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize:
+            raise freed(each, bytes_needed)
+    y: Tensor = call(*tensors)
+    return y
+
+
+def _way(kind: Kind, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]) -> _Way:
+    _check(kind, topology, tensors)
+    first, topology = tensors[0], topology.vectors
+    # On other devices memory is torch's own affair.
+    needed = tuple(extent(each) for each in tensors) if first.is_cpu else ()
+    if 0 in (len(first), topology.grains):
+        return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
+    if first.dtype in HALVES and _asked() != "reference":
+        return _Way(_rounded(kind, topology, relu), needed)
+    backend, _ = choose(first.device, first.dtype)
+    _tell(backend, first.device)
+    try:
+        return _Way(backend.call(kind, topology, relu, tensors), needed)
+    except KernelError as refused:
+        warn(str(refused))
+        return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
+
+
+def _tell(backend: Backend, device: torch.device) -> None:
+    """Warn, once, where nothing tuned runs."""
+    tell_untuned(device)
+    if device.type == "cpu" and backend is not GENERATED and current() is None:
+        warn_without_kernels()
+
+
+def _check(kind: Kind, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
+    (out, width), (first, second, *bias) = topology.shape, tensors
+    names = {"forward": ("x", "values", "bias"), "input_grad": ("grad", "values"), "value_grad": ("grad", "x")}[kind]
+    check_matrix(names[0], first, width if kind == "forward" else out)
+    if kind == "value_grad":
+        check_matrix(names[1], second, width)
+        check_pair(first, second)
+        return
+    check_vector(names[1], second, topology.nnz, first)
+    for each in bias:
+        check_vector(names[2], each, out, first)
+
+
+def _rounded(kind: Kind, topology: Topology, relu: bool) -> Call:
+    """Half precision: through float32, rounded once."""
+    product, options = _PRODUCTS[kind], {"relu": relu} if kind == "forward" else {}
+
+    def call(left: Tensor, right: Tensor, *bias: Tensor) -> Tensor:
+        return product(left.float(), right.float(), topology, *(each.float() for each in bias), **options).to(
+            left.dtype
+        )
+
+    return call
+
+
+_PRODUCTS: dict[Kind, Callable[..., Tensor]] = {
+    "forward": forward, "input_grad": input_grad, "value_grad": value_grad
+}  # fmt: skip
+
+__all__ = ["forward", "input_grad", "value_grad"]

@@ -1,0 +1,99 @@
+"""Which kernel a product gets on this machine, and why: what `pollard explain` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology
+from pollard.kernels.code import jit
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import current
+from pollard.kernels.products import dispatch
+from pollard.kernels.products.backend import GENERATED, choose
+from pollard.kernels.products.generated import KERNELS, ONE_SAMPLE
+from pollard.kernels.products.operand import Operand
+from pollard.kernels.products.product import Product
+from pollard.kernels.products.tuning import Choice
+
+# In which each is computed: half precision in float32.
+DTYPES = dict.fromkeys(("float32", "bfloat16", "float16"), torch.float32) | {"float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The chosen kernel, the tile it walks, the reason, and the candidates with their microseconds."""
+
+    spec: KernelSpec | None
+    choice: str
+    reason: str
+    candidates: tuple[tuple[str, float], ...] = ()
+
+    def ir(self) -> str:
+        """The optimised LLVM IR of the chosen kernel; empty where plain torch runs."""
+        return jit.optimised_ir(self.spec) if self.spec else ""
+
+    def assembly(self) -> str:
+        """The assembly of the chosen kernel; empty where plain torch runs."""
+        return jit.assembly(self.spec) if self.spec else ""
+
+
+def explain(
+    operation: str,
+    shape: tuple[int, int, int],
+    density: float,
+    pattern: str | Pattern,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Explanation:
+    """Choose, tuning if need be, for a random topology of `shape` (out, in, batch), a row-major operand and torch's threads.
+
+    operation: forward, input_grad or value_grad. dtype: float32, float64, or one in half precision, which goes through
+    float32. device: as torch names it. Raises InvalidInput on others.
+    """
+    if operation not in KERNELS:
+        raise InvalidInput(f"operation {operation!r}", "one of " + ", ".join(KERNELS), "Name the product to explain.")
+    if dtype not in DTYPES:
+        raise InvalidInput(f"dtype {dtype!r}", "one of " + ", ".join(DTYPES), "Name the dtype of the layer.")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(f"device {device!r}", "a device of torch's", "cpu or cuda, for example.") from error
+    backend, reason = choose(place, DTYPES[dtype])
+    if backend is not GENERATED:
+        return Explanation(None, backend.name, reason)
+    target = current()
+    assert target is not None, "kernels are generated for it"
+    out, width, batch = shape
+    topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
+    values, x, grad = (
+        torch.randn(topology.nnz, dtype=torch.float32, device="cpu"),
+        torch.randn(batch, width, dtype=torch.float32, device="cpu"),
+        torch.randn(batch, out, dtype=torch.float32, device="cpu"),
+    )
+    runs: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {
+        "forward": (x, lambda: dispatch.forward(x, values, topology)),
+        "input_grad": (grad, lambda: dispatch.input_grad(grad, values, topology)),
+        "value_grad": (x, lambda: dispatch.value_grad(grad, x, topology)),
+    }
+    operand, run = runs[operation]
+    kernel = ONE_SAMPLE if operation == "forward" and batch == 1 else KERNELS[operation]
+    run()
+    product = Product.of(kernel, topology.vectors, Operand.of(operand), target)
+    decision = product.decide(None)
+
+    def describe(choice: Choice) -> str:
+        tile = f"tiles of {choice.width} columns" if product.spec(choice).tiled else "one tile"
+        return f"{product.spec(choice)}, {tile}"
+
+    timed = tuple((describe(choice), microseconds) for choice, microseconds in decision.candidates)
+    return Explanation(product.spec(decision.choice), describe(decision.choice), decision.reason, timed)
+
+
+__all__ = ["Explanation", "explain"]

@@ -1,0 +1,40 @@
+"""The three products by generated kernels: float32 on a CPU that they are generated for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pollard.formats.topology import Topology
+from pollard.kernels.code.target import current
+from pollard.kernels.products.operand import Operand
+from pollard.kernels.products.prepared import Call, prepared
+from pollard.kernels.products.product import Product
+
+# Of each kind of product, the operation that computes it; one sample has a forward product of its own.
+KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sample"}
+ONE_SAMPLE = "matvec"
+
+
+def call(kind: str, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]) -> Call:
+    """The call for tensors of such shapes and strides; which kernel it is is found by running it on these, once.
+
+    Raises KernelError where a kernel does not compile.
+    """
+    target = current()
+    assert target is not None, "chosen for a CPU without kernels"
+    matrices = tuple(Operand.of(each) for each in tensors if each.dim() == 2)
+    copied = [*(each.copied for each in matrices), *(not each.is_contiguous() for each in tensors[len(matrices) :])]
+
+    def ready(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True))
+
+    operation: str = KERNELS[kind]
+    variant: tuple[bool, ...] = ()
+    if kind == "forward":
+        operation = ONE_SAMPLE if len(tensors[0]) == 1 else operation
+        variant = (len(tensors) > 2, relu)
+    elif kind == "value_grad":
+        variant = (matrices[0].features_first,)
+    product = Product.of(operation, topology, matrices[-1], target)
+    found = prepared(product, matrices, variant, lambda: ready(tensors))
+    return (lambda *given: found(*ready(given))) if any(copied) else found

@@ -1,0 +1,41 @@
+"""The index arrays of a topology on the device where products run: copies, made once each; on the CPU its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pollard.formats.indices import Indices
+from pollard.formats.topology import Topology
+from pollard.formats.transpose import Transpose
+from pollard.kernels.products.derived import made_once
+
+
+def indices_on(topology: Topology, device: torch.device) -> Indices:
+    """Row pointers and columns."""
+    if device.type == "cpu":
+        return topology.indices
+    return made_once(topology, ("indices", device), lambda: Indices(*(each.to(device) for each in topology.indices)))
+
+
+def transpose_on(topology: Topology, device: torch.device) -> Transpose:
+    """The transpose."""
+    if device.type == "cpu":
+        return topology.transpose()
+
+    def make() -> Transpose:
+        made = topology.transpose()
+        return Transpose(*(array.to(device) for array in (made.row_pointers, made.groups, made.permutation)))
+
+    return made_once(topology, ("transpose", device), make)
+
+
+def coordinates_on(topology: Topology, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each weight, int64 `(nnz,)`; on the CPU made anew each time, as they are larger than all else."""
+    width = max(topology.shape[1], 1)
+
+    def make() -> tuple[Tensor, Tensor]:
+        positions = topology.weight_positions()
+        return torch.div(positions, width, rounding_mode="floor").to(device), (positions % width).to(device)
+
+    return make() if device.type == "cpu" else made_once(topology, ("coordinates", device), make)

@@ -1,0 +1,250 @@
+"""Calls of kernels, prepared: for a way to cut batches, then for one batch and layout, so that a call itself does little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.panels import Panels
+from pollard.kernels.code.launch import Launch, equal_runs
+from pollard.kernels.code.once import one_at_a_time
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import caches
+from pollard.kernels.products import results
+from pollard.kernels.products.derived import ByColumns, Tiling, bounds, by_columns, calls, tiling
+from pollard.kernels.products.operand import Operand, Packing
+from pollard.kernels.products.product import Product
+from pollard.kernels.products.tuning import Choice, near_batch
+from pollard.kernels.products.workspace import workspace
+
+# Takes the tensors of the product, contiguous vectors and matrices of the layouts it was made for.
+Call = Callable[..., Tensor]
+# What a batch and the layouts of its matrices make of a kernel.
+Fit = Callable[[tuple[Operand, ...], Panels], Call]
+
+
+@one_at_a_time
+def prepared(
+    product: Product, matrices: tuple[Operand, ...], variant: tuple[bool, ...], take: Callable[[], tuple[Tensor, ...]]
+) -> Call:
+    """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
+
+    variant: of "gather" and "matvec", whether there is a bias, and a ReLU; of "sample", whether the gradient is
+    features-first. Raises KernelError if a kernel does not compile.
+    """
+    # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
+    known = calls(product.topology).prepared
+
+    def build(choice: Choice) -> Callable[[], Tensor]:
+        call = _MAKERS[product.operation](product, choice, *variant)(matrices, product.panels(choice))
+        tensors = take()
+        return lambda: call(*tensors)
+
+    layout = product.operand.features_first
+    kind = (product.operation, layout, variant, product.threads, product.target.isa)
+    choices, near = calls(product.topology).choices, (*kind, near_batch(product.batch, product.target))
+    choice = choices.get(near)
+    if choice is None:
+        choice = choices[near] = product.decide(build).choice
+    panels = product.panels(choice)
+    key = (*kind, choice, panels.kind)
+    fit = known.get(key)
+    if fit is None:
+        fit = known[key] = _MAKERS[product.operation](product, choice, *variant)
+    call: Call = fit(matrices, panels)
+    return call
+
+
+def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:
+    # What most kernels want to know of the topology.
+    passes = _passes(topology.groups, chunks, _block(topology))
+    return {
+        "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes), "PASSES": passes, **_tiles(tiles)
+    }  # fmt: skip
+
+
+def _walk_by_columns(product: Product, turned: ByColumns, choice: Choice) -> dict[str, Tensor | int]:
+    # Here grains come in one stream, from wherever it is. A block may be longer: until its sums, at rest between tiles, fill
+    # half of L2. The dense operand is then fetched less often.
+    topology, chunks = product.topology, product.threads
+    resting = caches().l2 // 2 / (4 * product.target.lanes * choice.vectors)
+    passes = _passes(topology.shape[1], chunks, max(_block(topology), resting))
+    return {
+        "columns": turned.rows, "bounds": turned.bounds(chunks * passes), "PASSES": passes, **_tiles(turned.tiling)
+    }  # fmt: skip
+
+
+def _tiles(tiles: Tiling) -> dict[str, Tensor | int]:
+    return {"tiles": tiles.pointers, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end}
+
+
+def _block(topology: Topology) -> float:
+    # A block of rows is so long that a tile of the dense operand, once in cache, is used about 16 times a row of it, and so
+    # short that its grains stay in cache for all panels.
+    return 16 / max(topology.density, 1e-6)
+
+
+def _passes(groups: int, chunks: int, block: float) -> int:
+    return max(1, math.ceil(groups / chunks / math.ceil(block)))
+
+
+def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = False) -> Fit:
+    topology, threads = product.topology, product.threads
+    out, width = topology.shape[::-1] if choice.transposed else topology.shape
+    if choice.transposed:
+        turned = by_columns(topology, product.width(choice))
+        walk, arrange = _walk_by_columns(product, turned, choice), _ordering(product, turned)
+    else:
+        walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
+    kind = product.panels(choice).kind
+    packing = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
+    launch = Launch(
+        product.spec(choice, bias=bias, relu=relu), threads, threads, **walk, IN=width, CHUNKS=threads,
+    )  # fmt: skip
+
+    def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
+        operand = matrices[0]
+        batch = operand.batch
+        run = launch.at(
+            panels.count * threads,
+            LDX=operand.stride,
+            LDY=batch,
+            PANELS=panels.count,
+            WIDE=panels.wide,
+            LAST=panels.last,
+        )
+        pack = packing.at(operand, panels) if packing else None
+        room = _features_first(batch, out)
+
+        def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
+            y = room(x)
+            panelled, read = x if pack is None else pack(x), values if arrange is None else arrange(values)
+            run(read.data_ptr(), panelled.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
+            return y
+
+        return call
+
+    return fit
+
+
+def _ordering(product: Product, turned: ByColumns) -> Callable[[Tensor], Tensor]:
+    # Values as the transpose is walked. To take each from its place for every panel would cost more than to move all once.
+    threads, grains = product.threads, product.topology.grains
+    bounds = torch.tensor(equal_runs(grains, threads), dtype=torch.int32, device="cpu")
+    launch = Launch(
+        KernelSpec("order", product.target.isa),
+        threads,
+        threads,
+        permutation=turned.permutation,
+        bounds=bounds,
+        PASSES=1,
+    ).at(threads)
+
+    def arrange(values: Tensor) -> Tensor:
+        ordered = workspace("values", grains)
+        launch(values.data_ptr(), ordered.data_ptr())
+        return ordered
+
+    return arrange
+
+
+def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
+    topology, threads, out = product.topology, product.threads, product.topology.shape[0]
+    launch = Launch(
+        product.spec(choice, bias=bias, relu=relu), threads, threads, pointers=topology.indices.row_pointers,
+        columns=topology.indices.columns, bounds=bounds(topology, threads), PASSES=1,
+    )  # fmt: skip
+
+    def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
+        run = launch.at(threads, LDX=matrices[0].stride)
+        room = _features_first(1, out)
+
+        def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
+            y = room(x)
+            run(values.data_ptr(), x.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
+            return y
+
+        return call
+
+    return fit
+
+
+def _scatter(product: Product, choice: Choice) -> Fit:
+    # The transpose of an unstructured W can be gathered like W itself: no stores, for 8 bytes more a kept weight, and 4 of
+    # workspace. Both add in the order of rows, so both give the same bits.
+    if choice.transposed:
+        return _gather(product, choice)
+    width, threads, lanes = product.topology.shape[1], product.threads, product.target.lanes
+    packing = Packing(product.target, product.operand, product.panels(choice).kind, threads, purpose="operand")
+    tiles = tiling(product.topology, choice.width or width)
+    chunks = min(threads, tiles.tiles)
+    cuts = torch.tensor(equal_runs(tiles.tiles, chunks), dtype=torch.int32, device="cpu")
+    launch = Launch(
+        product.spec(choice), chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
+        GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width, CHUNKS=chunks,
+    )  # fmt: skip
+
+    def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
+        batch = matrices[0].batch
+        pack, size = packing.at(matrices[0], panels), width * panels.columns(lanes)
+        run = launch.at(panels.count * chunks, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
+        room = _features_first(batch, width)
+
+        def call(grad: Tensor, values: Tensor) -> Tensor:
+            dx, panelled, sums = room(grad), pack(grad), workspace("sums", size)
+            run(values.data_ptr(), panelled.data_ptr(), dx.data_ptr(), sums.data_ptr())
+            return dx
+
+        return call
+
+    return fit
+
+
+def _sample(product: Product, choice: Choice, upstream_first: bool) -> Fit:
+    topology, target, threads = product.topology, product.target, product.threads
+    # Of the gradient only its layout counts here.
+    upstream = Operand(product.batch, topology.shape[0], upstream_first, 0)
+    packings = [
+        None if each.features_first else Packing(target, each, (1, False, False), threads, purpose=purpose)
+        for each, purpose in ((upstream, "upstream"), (product.operand, "operand"))
+    ]
+    launch = Launch(
+        product.spec(choice), threads, threads,
+        **_walk(topology, tiling(topology, choice.width or topology.shape[1]), threads),
+    )  # fmt: skip
+
+    def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
+        batch = matrices[0].batch
+        whole = Panels.cut(batch, target.lanes, batch)
+        turns = [packing.at(each, whole) if packing else None for each, packing in zip(matrices, packings, strict=True)]
+        strides = [
+            each.stride if turn is None else whole.columns(target.lanes)
+            for each, turn in zip(matrices, turns, strict=True)
+        ]
+        run = launch.at(threads, BATCH=batch, LDY=strides[0], LDX=strides[1])
+        (turn_grad, turn_x), room = turns, results.room((topology.nnz,), (1,))
+
+        def call(grad: Tensor, x: Tensor) -> Tensor:
+            dw = room(grad)
+            turned, turned_grad = turn_x(x) if turn_x else x, turn_grad(grad) if turn_grad else grad
+            run(dw.data_ptr(), turned.data_ptr(), turned_grad.data_ptr())
+            return dw
+
+        return call
+
+    return fit
+
+
+_MAKERS: dict[str, Callable[..., Fit]] = {"gather": _gather, "matvec": _matvec, "scatter": _scatter, "sample": _sample}
+
+
+def _features_first(batch: int, features: int) -> Callable[[Tensor], Tensor]:
+    # Makes room for a result: a tensor of its own, no view, so that it may be written to.
+    return results.room((batch, features), (1, batch))
+
+
+__all__ = ["Call", "prepared"]

@@ -1,0 +1,139 @@
+"""One product to be computed: the kernels that could compute it, and the one that is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.panels import Panels
+from pollard.kernels.code.emit.sample import STEP as BATCH_STEP
+from pollard.kernels.code.once import one_at_a_time
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import Target
+from pollard.kernels.products import tuning
+from pollard.kernels.products.derived import forget, widths
+from pollard.kernels.products.operand import Operand
+from pollard.kernels.products.tuning import Build, Choice, Decision
+from pollard.kernels.products.workspace import trim
+
+# Vectors a panel, best guess first: they share the registers with the rows of a block.
+VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
+    "avx512": {1: (8, 4, 12), 2: (8, 4), 4: (6, 4)},
+    "avx2": {1: (8, 6, 12, 4), 2: (5, 4), 4: (3, 2)},
+    "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
+}
+
+# Registers for what is neither a sum nor held.
+SPARE = 2
+
+# Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
+SHARE = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product to be computed: what is common to choosing, tuning and running a kernel for it."""
+
+    operation: str
+    topology: Topology
+    operand: Operand
+    target: Target
+    threads: int
+
+    @classmethod
+    def of(cls, operation: str, topology: Topology, operand: Operand, target: Target) -> Product:
+        """The product on as many of torch's threads as it has work for."""
+        work = (topology.nnz + operand.features) * -(-operand.batch // target.lanes)
+        threads = min(torch.get_num_threads(), max(1, work // SHARE))
+        return cls(operation, topology, operand, target, threads)
+
+    @property
+    def batch(self) -> int:
+        """Columns of the dense operand."""
+        return self.operand.batch
+
+    @property
+    def block(self) -> int:
+        """Rows of a grain that are worked on at a time."""
+        # Rows side by side in a vector where the batch is not.
+        most = self.target.lanes if self.operation == "matvec" else min(4, self.target.lanes)
+        return min(self.topology.pattern.rows, most)
+
+    @one_at_a_time
+    def decide(self, build: Build | None) -> Decision:
+        """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
+        key = tuning.problem(
+            self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads
+        )
+        known = tuning.known(key, self._candidates)
+        if known is not None:
+            return known
+        before = {transposed: widths(self.topology, transposed=transposed) for transposed in (False, True)}
+        decision = tuning.decide(key, self.topology.nnz * self.batch, self._candidates(), build)
+        before[decision.choice.transposed].add(self.width(decision.choice))
+        for transposed, used in before.items():
+            forget(self.topology, widths(self.topology, transposed=transposed) - used, transposed=transposed)
+        trim()
+        return decision
+
+    def width(self, choice: Choice) -> int:
+        """Columns a tile of W, or rows where it is taken by columns."""
+        most = self.topology.shape[0 if choice.transposed else 1]
+        return min(choice.width or most, most)
+
+    def _candidates(self) -> list[Choice]:
+        lanes = self.target.lanes
+        if self.operation == "matvec":
+            return [Choice(1, 0, packed=False)]
+        if self.operation == "sample":
+            # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
+            # waste less of the short runs of tiles that fit in L1.
+            fewer = [dots for dots in (lanes // 2, lanes // 4) if dots >= 4 * self.block]
+            row = 4 * min(self.batch, BATCH_STEP)
+            return [
+                choice
+                for dots in (lanes, *fewer)
+                for choice in tuning.candidates(self.topology, [(dots, row)], run=dots / self.block)
+            ]
+        parts = -(-self.batch // lanes)
+        options = VECTORS[self.target.isa][self.block]
+        most = dict.fromkeys(min(option, parts) for option in options)
+        panels = [(vectors, 4 * lanes * vectors) for vectors in most]
+        if self.operation == "gather":
+            return tuning.candidates(self.topology, panels, direct=self.operand.features_first)
+        scattered = tuning.candidates(self.topology, panels)
+        if self.topology.pattern.rows > 1:
+            return scattered
+        return tuning.candidates(self.topology, panels, transposed=True) + scattered
+
+    def panels(self, choice: Choice) -> Panels:
+        """How `choice` cuts the batch; one sample is whole. Dot products take it whole where rows of it fit in registers, and
+        else in no panels.
+        """
+        if self.operation == "matvec":
+            return Panels(count=1, vectors=1, wide=0, last=0)
+        if self.operation != "sample":
+            return Panels.cut(self.batch, self.target.lanes, choice.vectors)
+        whole = Panels.cut(self.batch, self.target.lanes, self.batch)
+        fits = self.batch <= BATCH_STEP and whole.vectors * self.block + choice.vectors <= self.target.registers - SPARE
+        return whole if fits else Panels(count=1, vectors=0, wide=0, last=0)
+
+    def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
+        """The kernel for `choice`."""
+        panels = self.panels(choice)
+        return KernelSpec(
+            "gather" if choice.transposed else self.operation,
+            self.target.isa,
+            rows=self.topology.pattern.rows,
+            block=self.block,
+            vectors=panels.vectors,
+            dots=choice.vectors if self.operation == "sample" else 0,
+            wide=panels.wide > 0,
+            ragged=panels.last > 0,
+            tiled=self.width(choice) < self.topology.shape[0 if choice.transposed else 1],
+            packed=choice.packed,
+            bias=bias,
+            relu=relu,
+        )

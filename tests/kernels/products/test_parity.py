@@ -1,0 +1,229 @@
+"""Every kernel against its slow twin: operation x pattern x instruction set x layout x batch, odd shapes included."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology
+from pollard.kernels.code.target import TARGETS, host_isas
+from pollard.kernels.products import dispatch, product, reference, tuning
+from pollard.kernels.products.tuning import Choice, Decision
+
+PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
+BATCHES = (1, 20, 100, 300)
+LAYOUTS = ("row-major", "column-major", "strided", "broadcast")
+ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "neon")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("POLLARD_TARGET", request.param)
+    monkeypatch.setenv("POLLARD_TUNING", "default")
+    # All threads, however little there is to share.
+    monkeypatch.setattr(product, "SHARE", 1)
+    return request.param
+
+
+def operand(batch, features, layout, seed):
+    made = torch.Generator().manual_seed(seed)
+    if layout == "row-major":
+        return torch.randn(batch, features, generator=made)
+    if layout == "column-major":
+        return torch.randn(features, batch, generator=made).t()
+    if layout == "strided":
+        return torch.randn(batch, 2 * features + 1, generator=made)[:, 1::2]
+    return torch.randn(1, features, generator=made).expand(batch, features)
+
+
+def assert_close(fast, exactly, operands, terms):
+    # Against the twin in double precision; a sum of n rounded products is off by at most n units of rounding of the
+    # sum of their magnitudes, here doubled.
+    exact = exactly(*(each if each is None else each.double() for each in operands))
+    size = exactly(*(each if each is None else each.double().abs() for each in operands))
+    assert fast.shape == exact.shape
+    assert ((fast.double() - exact).abs() <= torch.finfo(torch.float32).eps * (terms + 2) * size + 1e-30).all()
+
+
+def assert_parity(topology, batch, layout):
+    out, width = topology.shape
+    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(out, generator=torch.Generator().manual_seed(2))
+    x, grad = operand(batch, width, layout, 3), operand(batch, out, layout, 4)
+    for offset, relu in ((None, False), (bias, False), (bias, True), (None, True)):
+        fast = dispatch.forward(x, values, topology, offset, relu=relu)
+        plain = dispatch.forward(x, values, topology, offset)
+        assert torch.equal(fast, plain.relu() if relu else plain)
+        assert_close(plain, lambda x, v, b: reference.forward(x, v, topology, b), (x, values, offset), width)
+        assert batch <= 1 or fast.stride() == (1, batch)
+    fast = dispatch.input_grad(grad, values, topology)
+    assert_close(fast, lambda g, v: reference.input_grad(g, v, topology), (grad, values), out)
+    fast = dispatch.value_grad(grad, x, topology)
+    assert_close(fast, lambda g, x: reference.value_grad(g, x, topology), (grad, x), batch)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_kernels_equal_their_twins(isa, pattern, batch, layout):
+    for shape, density in (((48, 100), 0.3), ((16, 7), 1.0), ((32, 1), 0.6), ((16, 2100), 0.02)):
+        topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(5))
+        assert_parity(topology, batch, layout)
+
+
+def test_no_batch_no_rows_no_columns_and_nothing_kept(isa):
+    empty = Topology.from_mask(torch.zeros(4, 3, dtype=torch.bool))
+    for topology, batch in (
+        (empty, 5),
+        (Topology.full((4, 3)), 0),
+        (Topology.full((0, 3)), 5),
+        (Topology.full((4, 0)), 5),
+    ):
+        assert_parity(topology, batch, "row-major")
+
+
+def test_empty_rows_and_columns_give_bias_and_zero(isa):
+    mask = torch.zeros(20, 30, dtype=torch.bool)
+    mask[3, 4] = mask[17, 29] = True
+    assert_parity(Topology.from_mask(mask), 20, "row-major")
+
+
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 80),
+    batch=st.integers(1, 40),
+    keep=st.floats(0.01, 1.0),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_any_mask_any_batch(rows, columns, batch, keep, seed):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < keep
+    topology = Topology.from_mask(mask)
+    values = torch.randn(topology.nnz)
+    x, grad = torch.randn(batch, columns), torch.randn(batch, rows)
+    dense = torch.zeros(rows, columns)
+    dense[mask] = values
+    torch.testing.assert_close(dispatch.forward(x, values, topology), x @ dense.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dispatch.input_grad(grad, values, topology), grad @ dense, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dispatch.value_grad(grad, x, topology), (grad.t() @ x)[mask], rtol=1e-4, atol=1e-4)
+
+
+def products(topology, batch):
+    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1))
+    x, grad = operand(batch, topology.shape[1], "row-major", 3), operand(batch, topology.shape[0], "row-major", 4)
+    return (
+        dispatch.forward(x, values, topology, relu=True),
+        dispatch.input_grad(grad, values, topology),
+        dispatch.value_grad(grad, x, topology),
+    )
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v4", "v8"])
+def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern):
+    topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+    torch.set_num_threads(1)
+    alone = products(topology, 300)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        for ours, theirs in zip(products(topology, 300), alone, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def forced(monkeypatch, choice):
+    monkeypatch.setattr(tuning, "known", lambda key, candidates: Decision(choice, "forced"))
+
+
+def forced_panels(monkeypatch, choice):
+    # Dot products, which have no panels, are taken 4 at a time.
+    dots = replace(choice, vectors=4)
+    monkeypatch.setattr(
+        tuning, "known", lambda key, _: Decision(dots if key.startswith("sample") else choice, "forced")
+    )
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
+@pytest.mark.parametrize("batch", [1, 20, 64, 300])
+def test_dot_products_have_the_same_bits_however_many_are_taken_at_a_time(isa, pattern, batch, monkeypatch):
+    x, grad = operand(batch, 900, "column-major", 3), operand(batch, 64, "column-major", 4)
+    made = []
+    for dots, width in itertools.product((4, 8, 16), (0, 16, 100)):
+        if dots <= TARGETS[isa].lanes:
+            forced(monkeypatch, Choice(dots, width))
+            topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+            made.append(dispatch.value_grad(grad, x, topology))
+    assert all(torch.equal(each, made[0]) for each in made)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
+def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, monkeypatch):
+    def fresh():
+        return Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
+
+    usual = products(fresh(), 300)
+    for choice in (Choice(1, 0), Choice(2, 16), Choice(3, 100), Choice(5, 899)):
+        forced_panels(monkeypatch, choice)
+        for ours, theirs in zip(products(fresh(), 300), usual, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, monkeypatch):
+    def run(choice):
+        forced(monkeypatch, choice)
+        topology = Topology.random((70, 300), 0.2, generator=torch.Generator().manual_seed(0))
+        values, grad = torch.linspace(-1, 1, topology.nnz), operand(100, 70, "row-major", 4)
+        return dispatch.input_grad(grad, values, topology)
+
+    scattered = run(Choice(4, 64))
+    for transposed in (Choice(4, 0, transposed=True), Choice(3, 16, transposed=True)):
+        assert torch.equal(run(transposed), scattered)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_sample_has_the_bits_that_it_has_in_a_batch(isa, pattern):
+    # Rows of all lengths: those side by side end at different places.
+    topology = Topology.from_mask(ragged(pattern, 112, 90), pattern)
+    values, bias = torch.linspace(-1, 1, topology.nnz), torch.linspace(-2, 2, 112)
+    x = operand(5, 90, "row-major", 3)
+    for options in ({}, {"bias": bias}, {"bias": bias, "relu": True}):
+        together = dispatch.forward(x, values, topology, **options)
+        strided = torch.zeros(1, 3 * 90)[:, ::3]
+        for sample, whole in zip(x, together, strict=True):
+            strided[0] = sample
+            for alone in (sample[None], strided):
+                assert torch.equal(dispatch.forward(alone, values, topology, **options)[0], whole)
+
+
+def ragged(pattern, rows, columns):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, rows)[:, None]
+    height = Pattern.parse(pattern).rows
+    return mask[::height].repeat_interleave(height, 0)
+
+
+def test_unpacked_operands_give_the_same_bits(isa, monkeypatch):
+    def run():
+        topology = Topology.random((40, 300), 0.1, "unstructured", torch.Generator().manual_seed(0))
+        return dispatch.forward(operand(100, 300, "column-major", 1), torch.linspace(-1, 1, topology.nnz), topology)
+
+    usual = run()
+    forced(monkeypatch, Choice(4, 0, packed=False))
+    assert torch.equal(run(), usual)
+
+
+def test_nan_and_infinity_pass_through(isa):
+    topology = Topology.full((2, 2))
+    x = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0]])
+    y = dispatch.forward(x, torch.ones(4), topology, relu=True)
+    assert y[0].isnan().all()
+    assert y[1].isinf().all()
+
+
+def test_other_dtypes_run_on_the_twin(isa):
+    topology = Topology.full((3, 2))
+    for dtype in (torch.float64, torch.bfloat16):
+        y = dispatch.forward(torch.ones(4, 2, dtype=dtype), torch.ones(6, dtype=dtype), topology)
+        assert y.dtype == dtype
+        assert y.tolist() == [[2.0] * 3] * 4
