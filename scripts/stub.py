@@ -29,8 +29,14 @@ def stub() -> str:
         homes.setdefault(_home(word), set()).add(word)
     homes.setdefault("torch", set()).add("nn")
     homes.setdefault("inspect", set()).add("Signature")
+    homes.setdefault("collections.abc", set()).add("Callable")
     imports = "\n".join(f"from {home} import {', '.join(sorted(names))}" for home, names in sorted(homes.items()))
-    return f"{HEAD}{imports}\n\ndef signature_of(name: str) -> Signature: ...\n{body}"
+    names = ", ".join(
+        f'"{METHODS[name].__name__}"' for name in sorted(METHODS, key=lambda name: METHODS[name].__name__)
+    )
+    public = f"__all__ = [{names}]"
+    others = "def signature_of(name: str) -> Signature: ...\ndef shorthand(name: str) -> Callable[..., Sparsifier] | None: ..."
+    return f"{HEAD}{imports}\n\n{public}\n\n{others}\n{body}"
 
 
 def _function(name: str) -> str:

@@ -27,18 +27,7 @@ if TYPE_CHECKING:
     from pollard.pruning.plan import Plan as Plan
     from pollard.training.averaging import Averaged as Averaged
     from pollard.training.optimizers import decay_groups as decay_groups
-    from pollard.training.shorthands import dsd as dsd
-    from pollard.training.shorthands import gmp as gmp
-    from pollard.training.shorthands import granet as granet
-    from pollard.training.shorthands import gse as gse
-    from pollard.training.shorthands import mest as mest
-    from pollard.training.shorthands import rigl as rigl
-    from pollard.training.shorthands import set_ as set_
-    from pollard.training.shorthands import snfs as snfs
-    from pollard.training.shorthands import sparse_momentum as sparse_momentum
-    from pollard.training.shorthands import srigl as srigl
-    from pollard.training.shorthands import static as static
-    from pollard.training.shorthands import top_kast as top_kast
+    from pollard.training.shorthands import *  # noqa: F403 - one for each method that there is
     from pollard.training.sparsifier import Sparsifier as Sparsifier
     from pollard.training.start import sparse_training as sparse_training
 
@@ -61,24 +50,9 @@ _HOMES = {
     "plan_from_zeros": "pollard.pruning.found",
     "prune": "pollard.pruning.decision",
     "prune_at_init": "pollard.pruning.decision",
+    "sparse_training": "pollard.training.start",
     "sparsify_": "pollard.nn.surgery",
 }
-# Methods of sparse training, each a call that makes a model sparse and gives the object whose step() does the rest.
-_STARTS = (
-    "dsd",
-    "gmp",
-    "granet",
-    "gse",
-    "mest",
-    "rigl",
-    "set_",
-    "snfs",
-    "sparse_momentum",
-    "srigl",
-    "static",
-    "top_kast",
-)
-_HOMES |= dict.fromkeys(_STARTS, "pollard.training.shorthands") | {"sparse_training": "pollard.training.start"}
 _MODULES = ("errors", "nn")
 
 __all__ = [
@@ -93,27 +67,15 @@ __all__ = [
     "composite",
     "decay_groups",
     "densify_",
-    "dsd",
     "errors",
-    "gmp",
-    "granet",
-    "gse",
     "load_sparse",
-    "mest",
     "nn",
     "plan_from_masks",
     "plan_from_zeros",
     "prune",
     "prune_at_init",
-    "rigl",
-    "set_",
-    "snfs",
-    "sparse_momentum",
     "sparse_training",
     "sparsify_",
-    "srigl",
-    "static",
-    "top_kast",
 ]
 
 
@@ -122,8 +84,12 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOMES[name]), name)
     if name in _MODULES:
         return import_module(f"pollard.{name}")
-    raise AttributeError(f"module 'pollard' has no attribute {name!r}")
+    # Each method of sparse training is a call that makes a model sparse and gives the object whose step() does the rest.
+    start = None if name.startswith("_") else import_module("pollard.training.shorthands").shorthand(name)
+    if start is None:
+        raise AttributeError(f"module 'pollard' has no attribute {name!r}")
+    return start
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *import_module("pollard.training.shorthands").__dir__()})

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import pollard
 from pollard.training import shorthands
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import options_of
+from pollard.training.methods.method import Method, method, options_of
 
 ROOT = Path(__file__).parents[2]
 SNIPPET = """\
@@ -47,8 +49,36 @@ def test_a_signature_holds_the_methods_own_options_with_their_defaults(name):
 
 
 def test_every_method_has_its_shorthand():
-    assert {builder.__name__ for builder in METHODS.values()} <= set(vars(shorthands))
-    assert {builder.__name__ for builder in METHODS.values()} <= set(pollard.__all__)
+    names = {builder.__name__ for builder in METHODS.values()}
+    assert names == set(dir(shorthands))
+    assert names <= set(dir(pollard))
+    assert all(getattr(pollard, name) is getattr(shorthands, name) for name in names)
+    for module in (pollard, shorthands):
+        with pytest.raises(AttributeError, match="no attribute 'lottery'"):
+            module.lottery  # noqa: B018 - asking is what is tried
+
+
+def test_a_method_that_is_registered_is_there_at_once():
+    @method
+    def lottery(density, steps, *, every=5):
+        """Draw lots."""
+        del density
+        return Method(name="lottery", cite="", every=every, end=steps)
+
+    try:
+        assert list(inspect.signature(pollard.lottery).parameters)[:5] == [
+            "model",
+            "optimizer",
+            "density",
+            "steps",
+            "every",
+        ]
+        model = nn.Sequential(nn.Linear(8, 4))
+        sparse = pollard.lottery(model, torch.optim.SGD(model.parameters(), 0.1), density=0.5, steps=10, every=3)
+        assert (sparse.method.name, sparse.method.every) == ("lottery", 3)
+    finally:
+        METHODS.pop("lottery")
+    assert not hasattr(pollard, "lottery")
 
 
 def test_the_stub_is_what_the_script_writes(tmp_path):

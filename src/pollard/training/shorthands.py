@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import options_of
+from pollard.training.methods.method import Builder, options_of
 from pollard.training.sparsifier import Sparsifier
 from pollard.training.start import sparse_training
 
@@ -53,15 +53,27 @@ def _shorthand(name: str) -> Callable[..., Sparsifier]:
     return start
 
 
-dsd = _shorthand("dsd")
-gmp = _shorthand("gmp")
-granet = _shorthand("granet")
-gse = _shorthand("gse")
-mest = _shorthand("mest")
-rigl = _shorthand("rigl")
-set_ = _shorthand("set")
-snfs = _shorthand("snfs")
-sparse_momentum = _shorthand("sparse-momentum")
-srigl = _shorthand("srigl")
-static = _shorthand("static")
-top_kast = _shorthand("top-kast")
+def shorthand(name: str) -> Callable[..., Sparsifier] | None:
+    """The call of the method whose builder has that name, whoever registered it; None where there is none."""
+    return next((_made(key) for key, builder in METHODS.items() if builder.__name__ == name), None)
+
+
+def _made(name: str) -> Callable[..., Sparsifier]:
+    builder = METHODS[name]
+    if builder not in _MADE:
+        _MADE[builder] = _shorthand(name)
+    return _MADE[builder]
+
+
+_MADE: dict[Builder, Callable[..., Sparsifier]] = {}
+
+
+def __getattr__(name: str) -> Callable[..., Sparsifier]:
+    found = shorthand(name)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(builder.__name__ for builder in METHODS.values())

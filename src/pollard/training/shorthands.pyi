@@ -1,5 +1,6 @@
 """Made by scripts/stub.py from the methods' own builders: change those, then run it."""
 
+from collections.abc import Callable
 from inspect import Signature
 from pollard.formats.pattern import PatternChoice
 from pollard.nn.surgery import Storage
@@ -10,7 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 from typing import Any
 
+__all__ = ["dsd", "gmp", "granet", "gse", "mest", "rigl", "set_", "snfs", "sparse_momentum", "srigl", "static", "top_kast"]
+
 def signature_of(name: str) -> Signature: ...
+def shorthand(name: str) -> Callable[..., Sparsifier] | None: ...
 def dsd(
     model: nn.Module,
     optimizer: Optimizer,
