@@ -149,7 +149,7 @@ REFUSED = {
     ),
     "tied weights": (tied, plan(), InvalidInput, r"tied: 0\.weight = 4\.weight"),
     "hooks": (hooked, plan(), InvalidInput, "layer '3' with hooks"),
-    "sparse already": (lambda: sparsify_(network(), plan()), plan(), InvalidInput, "'0', which is sparse already"),
+    "sparse already": (lambda: sparsify_(network(), plan()), plan("v2"), InvalidInput, "'0', which is sparse already"),
     "another device": (on_meta, plan(), InvalidInput, "layer '3' on meta"),
     "a bare layer": (lambda: nn.Linear(12, 8), {"": plan()["0"]}, InvalidInput, "itself a Linear"),
 }

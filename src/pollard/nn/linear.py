@@ -248,6 +248,16 @@ class SparseLinear(ReadableWeight, nn.Module):
         if topology is not before:
             derived.let_go(before)
 
+    def shrink_(self, topology: Topology, values: Tensor | None = None) -> None:
+        """Keeps `topology` from now on, a part of what is kept, with the values there, or others `(nnz,)`.
+
+        Raises TopologyError for another shape or pattern.
+        """
+        stays = self.topology.difference(topology).kept_here.long().to(self.values.device)
+        held = self.values.detach()
+        kept = held.view(-1, topology.pattern.size)[stays].view(-1) if values is None else values.to(held, copy=True)
+        self.keep_(topology, kept)
+
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""
         fused = ", relu=True" if self.relu else ""

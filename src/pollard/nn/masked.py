@@ -160,6 +160,15 @@ class MaskedLinear(nn.Module):
         """Fraction of weights kept."""
         return int(self.mask.sum()) / self.mask.numel()
 
+    @torch.no_grad()
+    def shrink_(self, topology: Topology, values: Tensor | None = None) -> None:
+        """Keeps `topology` from now on, a part of what is kept, with the weights there, or other `values` `(nnz,)`."""
+        if values is not None:
+            self.weight.copy_(SparseMatrix(values.to(self.weight), topology).to_dense())
+        self.mask.copy_(topology.mask())
+        self.weight.masked_fill_(~self.mask, 0.0)
+        self.weight.grad = None
+
     def extra_repr(self) -> str:
         """What `print(model)` shows between the brackets."""
         return (

@@ -58,7 +58,10 @@ def sparsify_(
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
     parameters, hooks on a layer or its parameters, a `forward` or a compiled form of its own (they would be lost), an added
     attribute whose name a sparse layer uses, a weight that is lazy, parametrized or made by
-    a hook, a layer that a function holds on to, a layer off the CPU, or a model that is itself a linear layer.
+    a hook, a layer that a function holds on to, or a model that is itself a linear layer.
+
+    A layer that is sparse already is made smaller in place, in its own storage; InvalidInput where the plan keeps what it has
+    not. The optimizer of a Sparsifier follows at its next step; make another anew.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> type(sparsify_(model, {"0": Topology.full((3, 4))})[0]).__name__
@@ -78,11 +81,15 @@ def sparsify_(
 
 
 def _sparsify(model: nn.Module, plan: Mapping[str, Topology], names: list[str], storage: Storage) -> None:
+    updated: Mapping[str, Tensor] = getattr(plan, "updated", {})
+    sparse = {name: layer for name, layer in sparse_layers(model).items() if name in names}
+    names = [name for name in names if name not in sparse]
     refuse_tied(model, names)
     found = replaceable(model, names)
+    for name, layer in sparse.items():
+        layer.shrink_(plan[name], updated.get(name))
     for name in names:
         _make_permanent(model.get_submodule(name))
-    updated: Mapping[str, Tensor] = getattr(plan, "updated", {})
     if storage == "compressed":
         _refuse_devices(model, names)
     for name in names:
@@ -169,10 +176,11 @@ def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Mod
         require_prunable(model)
     modules = dict(model.named_modules())
     for name, topology in plan.items():
-        if isinstance(modules.get(name), SparseLinear | MaskedLinear):
-            raise InvalidInput(
-                f"layer {name!r}, which is sparse already", "a dense layer", "Make it dense with densify_(model) first."
-            )
+        sparse = modules.get(name)
+        if isinstance(sparse, SparseLinear | MaskedLinear):
+            _refuse_growth(name, sparse.topology, topology)
+            linear[name] = sparse  # type: ignore[assignment]  # not dense any more
+            continue
         if name not in linear:
             refuse_dense(model, [name])
             raise unmatched(name, linear)
@@ -186,6 +194,16 @@ def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Mod
                 "Make the plan from this model.",
             )
     return {name: linear[name] for name in plan}
+
+
+def _refuse_growth(name: str, kept: Topology, asked: Topology) -> None:
+    same = kept.shape == asked.shape and kept.pattern == asked.pattern
+    if not same or len(kept.difference(asked).grown):
+        raise InvalidInput(
+            f"layer {name!r}, which is sparse already: {kept!r}",
+            "a plan that keeps a part of what it keeps",
+            "Decide with pollard.prune(model, ...), which prunes sparse layers further, or densify_(model) first.",
+        )
 
 
 def _refuse_root(model: nn.Module, kinds: type | tuple[type, ...], instead: str) -> None:

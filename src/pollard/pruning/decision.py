@@ -29,6 +29,7 @@ from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
 from pollard.pruning.masks import best_grains
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
+from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Accumulate, Batches, Mode, Scoring
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
@@ -89,13 +90,14 @@ def prune(
     `density ** (k / n)`, or with `round_schedule="linear"` a straight line's. recover: what one round drops may come back.
     None, of mode, temperature, rounds and recover, is the criterion's own, published choice.
     invert: keep the lowest scores; an ablation.
-    within: an earlier plan of the same layers, to prune further: what it dropped never comes back.
+    within: an earlier plan of the same layers, to prune further: what it dropped never comes back. Layers that are sparse
+    already are pruned within what they keep, and `sparsify_` then makes them smaller; layers= None means these, where there are any.
     input_shape: of one sample, where a criterion needs that and no data.
     count_biases: let `density` be a fraction of weights and biases together, as the authors of SNIP count. Biases are kept
     all the same, so the budget is spent on weights: there, zero biases score zero and go first.
 
-    Raises InvalidInput for a bad argument, a missing batch, non-finite scores, tied weights, or a model that is sparse
-    already, or weights that are lazy, parametrized or made by a hook; PatternError where a pattern does not divide a layer;
+    Raises InvalidInput for a bad argument, a missing batch, non-finite scores, tied weights, sparse and dense layers in one
+    call, or weights that are lazy, parametrized or made by a hook; PatternError where a pattern does not divide a layer;
     NothingMatched where a filter selects nothing, or there is nothing to prune. Warns LayerCollapse where a layer keeps no
     weight, ScoresTie where the cut falls among scores of 0 or no gradient reaches a layer, LeftDense
     where layers= is left out and less than a quarter of the model's parameters is in the layers that are pruned.
@@ -109,7 +111,8 @@ def prune(
     density = density_of(pattern) or DENSITY if density is None else density
     check_density(density)
     rule = _declared(_member(criterion, CRITERIA, "criterion"))
-    chosen = _prunable(model, layers)
+    view, names, pattern, within = opened(model, layers, pattern, within)
+    chosen = _prunable(view, names)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = Scoring(
         loss_fn,
@@ -118,18 +121,17 @@ def prune(
         chunk_size,
         rule.temperature if temperature is None else temperature,
     )
-    described = _described(composed(model, chosen), chosen, pattern, min_density, max_density)
-    kept = _fitting(within or {}, described)
+    described = _described(composed(view, chosen), chosen, pattern, min_density, max_density)
     decision = _Decision(
         rule,
         _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
-        Network(model, chosen, batch, scoring, generator=generator, input_shape=input_shape),
+        Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape),
         described,
-        kept,
+        _fitting(within, described),
         recover=rule.recover if recover is None else recover,
         invert=invert,
     )
-    count, start = rule.rounds if rounds is None else rounds, Plan(kept).density if kept else 1.0
+    count, start = rule.rounds if rounds is None else rounds, Plan(within).density if within else 1.0
     plan = decision.plan(round_densities(budget, count, round_schedule, start), density)
     plan = replace(plan, coverage=Coverage.of(model, plan))
     if decision.network.unreached:
@@ -287,13 +289,6 @@ def _member(choice: str | Member, members: Mapping[str, Member], kind: str) -> M
 
 
 def _prunable(model: nn.Module, layers: LayerFilter) -> dict[str, nn.Linear]:
-    sparse = [name for name, module in model.named_modules() if isinstance(getattr(module, "topology", None), Topology)]
-    if sparse and layers is None:
-        raise InvalidInput(
-            f"a model that is sparse already: {listed(sparse)}",
-            "a dense model",
-            "Make it dense with densify_(model) first, or name the dense layers to prune with layers=.",
-        )
     linear = matrices(model) or require_prunable(model)
     refuse_dense(model, layers)
     names = select(linear, layers)
