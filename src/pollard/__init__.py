@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pollard.pruning.found import plan_from_masks as plan_from_masks
     from pollard.pruning.found import plan_from_zeros as plan_from_zeros
     from pollard.pruning.plan import Plan as Plan
+    from pollard.pruning.scoring import Rounds as Rounds
+    from pollard.pruning.scoring import Scoring as Scoring
     from pollard.training.averaging import Averaged as Averaged
     from pollard.training.optimizers import decay_groups as decay_groups
     from pollard.training.shorthands import *  # noqa: F403 - one for each method that there is
@@ -39,6 +41,8 @@ _HOMES = {
     "Coverage": "pollard.coverage",
     "Pattern": "pollard.formats.pattern",
     "Plan": "pollard.pruning.plan",
+    "Rounds": "pollard.pruning.scoring",
+    "Scoring": "pollard.pruning.scoring",
     "SparseMatrix": "pollard.formats.matrix",
     "Sparsifier": "pollard.training.sparsifier",
     "Topology": "pollard.formats.topology",
@@ -61,6 +65,8 @@ __all__ = [
     "Coverage",
     "Pattern",
     "Plan",
+    "Rounds",
+    "Scoring",
     "SparseMatrix",
     "Sparsifier",
     "Topology",

@@ -14,6 +14,7 @@ from kinds import DENSE, KINDS, X, Y, network
 from pollard.composites import holders
 from pollard.composites.composite import kind_for
 from pollard.errors import InvalidInput, NothingMatched, PollardError
+from pollard.pruning.scoring import Scoring
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 # An input of ones through biases of zero.
@@ -57,7 +58,7 @@ def test_it_is_pruned_by_the_slower_criteria_too(kind, criterion):
 @pytest.mark.parametrize("kind", KINDS)
 def test_snip_keeps_what_the_gradients_of_the_whole_say(kind):
     model = network(kind)
-    plan = pollard.prune(model, "snip", 0.3, (X, Y), mode="eval")
+    plan = pollard.prune(model, "snip", 0.3, (X, Y), scoring=Scoring(mode="eval"))
     F.cross_entropy(model.eval()(X), Y).backward()
     scores = {}
     for name in plan:

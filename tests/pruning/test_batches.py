@@ -15,6 +15,7 @@ from networks import BATCH, generator, same
 from pollard.errors import InvalidInput
 from pollard.pruning import CRITERIA, measure_aims, prune
 from pollard.pruning.batches import joined, spliced, tensors
+from pollard.pruning.scoring import Scoring
 
 X, Y = BATCH
 
@@ -84,7 +85,11 @@ def test_every_criterion_takes_what_the_model_takes(kind, criterion, chunk_size)
     if chunk_size and kind not in {"a dict", "a named tuple"}:
         return
     model, batch, loss_fn = SHAPES[kind]
-    options = {"rounds": min(3, CRITERIA[criterion].rounds), "chunk_size": chunk_size, "allocation": "uniform"}
+    options = {
+        "rounds": min(3, CRITERIA[criterion].rounds),
+        "scoring": Scoring(chunk_size=chunk_size),
+        "allocation": "uniform",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = prune(model(), criterion, 0.4, batch, loss_fn, generator=generator(), **options)
@@ -132,7 +137,7 @@ def test_a_loss_that_the_model_gives_itself_is_served_whole_and_refused_in_chunk
     own = prune(Own(), "snip", 0.4, batch, lambda out, _: out["loss"])
     assert same(own, prune(Plain(), "snip", 0.4, BATCH, lambda out, t: loss_of(out[:, :4], out[:, 4:], t)))
     with pytest.raises(InvalidInput, match="Leave chunk_size= out"):
-        prune(Own(), "snip", 0.4, batch, lambda out, _: out["loss"], chunk_size=8)
+        prune(Own(), "snip", 0.4, batch, lambda out, _: out["loss"], scoring=Scoring(chunk_size=8))
 
 
 def test_lengths_that_differ_within_inputs_are_refused():

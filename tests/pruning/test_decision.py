@@ -17,6 +17,7 @@ from pollard.formats.topology import Topology
 from pollard.nn import sparsify_
 from pollard.pruning import CRITERIA, MEASUREMENTS, criterion, measurement, prune
 from pollard.pruning.decision import round_densities
+from pollard.pruning.scoring import Rounds, Scoring
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -35,7 +36,7 @@ def test_the_model_is_only_read(mode, fails):
         return functional.cross_entropy(outputs, targets)
 
     def planned():
-        return prune(model, "snip", 0.5, iter([BATCH, BATCH]), loss_fn, mode=mode, chunk_size=16)
+        return prune(model, "snip", 0.5, iter([BATCH, BATCH]), loss_fn, scoring=Scoring(mode=mode, chunk_size=16))
 
     if fails:
         with pytest.raises(ArithmeticError):
@@ -63,9 +64,9 @@ def test_scoring_works_under_no_grad():
 def test_chunks_and_batches_of_any_size_equal_one_big_batch(chunk_size):
     model, (x, y) = lenet().double(), (BATCH[0].double(), BATCH[1])
     whole = prune(model, "snip", 0.2, (x, y))
-    assert same(whole, prune(model, "snip", 0.2, (x, y), chunk_size=chunk_size))
+    assert same(whole, prune(model, "snip", 0.2, (x, y), scoring=Scoring(chunk_size=chunk_size)))
     parts = list(zip(x.split([5, 30, 5]), y.split([5, 30, 5]), strict=True))
-    assert same(whole, prune(model, "snip", 0.2, parts, chunk_size=chunk_size))
+    assert same(whole, prune(model, "snip", 0.2, parts, scoring=Scoring(chunk_size=chunk_size)))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
@@ -76,7 +77,7 @@ def test_absolute_accumulation_averages_magnitudes_over_batches(chunk_size):
     for part_x, part_y in parts:
         (gradient,) = torch.autograd.grad(functional.cross_entropy(model(part_x), part_y), model[0].weight)
         scores = scores + len(part_x) * (gradient * model[0].weight).abs().flatten()
-    plan = prune(model, "snip", 0.2, parts, layers="0", accumulate="absolute", chunk_size=chunk_size)
+    plan = prune(model, "snip", 0.2, parts, layers="0", scoring=Scoring(accumulate="absolute", chunk_size=chunk_size))
     assert torch.equal(plan["0"].positions(), scores.topk(plan.nnz).indices.sort().values)
     assert not same(plan, prune(model, "snip", 0.2, parts, layers="0"))
 
@@ -95,7 +96,7 @@ def test_batch_norm_scores_in_the_mode_that_is_asked_for():
         )
         kept = torch.zeros(scores.numel(), dtype=torch.bool)
         kept[scores.topk(round(0.3 * scores.numel())).indices] = True
-        plan = prune(model, "snip", 0.3, BATCH, mode=mode)
+        plan = prune(model, "snip", 0.3, BATCH, scoring=Scoring(mode=mode))
         assert torch.equal(torch.cat([plan.mask("0").flatten(), plan.mask("4").flatten()]), kept)
 
 
@@ -145,7 +146,7 @@ def test_a_loss_that_no_layer_has_part_in_is_refused(chunk_size):
         model = lenet()
         model.forward = lambda x: x[:, :4] + 0
         with pytest.raises(InvalidInput, match="does not depend on layer '0', '2', '4'"):
-            prune(model, "snip", 0.1, BATCH, loss_fn, chunk_size=chunk_size)
+            prune(model, "snip", 0.1, BATCH, loss_fn, scoring=Scoring(chunk_size=chunk_size))
 
 
 # ------------------------------------------------------------------------------------------- layers, patterns and bounds
@@ -359,9 +360,6 @@ def test_by_default_only_scores_that_compare_across_layers_compete():
         ({"allocation": "local"}, "allocation 'local'; expected one of uniform, er, erk, smart-ratio, global"),
         ({"pattern": "v3"}, "pattern 'v3'"),
         ({"pattern": {"fc": "v4"}}, "'fc', which matches no layer"),
-        ({"mode": "test"}, "mode='test'"),
-        ({"accumulate": "sum"}, "accumulate='sum'"),
-        ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -414,7 +412,7 @@ def test_what_a_round_drops_never_comes_back_unless_it_may(restless):
     strict = prune(lenet(), "restless", 0.25, rounds=2)
     assert all(not (strict.mask(name) & ~restless[1][name]).any() for name in strict)
     restless.clear()
-    free = prune(lenet(), "restless", 0.25, rounds=2, recover=True)
+    free = prune(lenet(), "restless", 0.25, rounds=Rounds(2, recover=True))
     assert any((free.mask(name) & ~restless[1][name]).any() for name in free)
     assert free.nnz == strict.nnz
 
@@ -435,13 +433,36 @@ def test_inverted_scores_keep_the_rest():
     ("arguments", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"round_schedule": "cubic"}, "round_schedule='cubic'"),
-        ({"temperature": 0}, "temp"),
+        ({"rounds": Rounds(0)}, "rounds=0"),
+        ({"rounds": Rounds(2, schedule="cubic")}, "schedule='cubic' of rounds"),
     ],
 )
 def test_bad_rounds_are_refused(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         prune(lenet(), "snip", 0.1, BATCH, **arguments)
+
+
+@pytest.mark.parametrize("choice", [{"mode": "test"}, {"accumulate": "sum"}, {"chunk_size": 0}, {"temperature": 0}])
+def test_bad_ways_to_score_are_refused(choice):
+    with pytest.raises(InvalidInput, match="=".join(map(repr, *choice.items())).replace("'", "", 2)):
+        Scoring(**choice)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "synflow", "wanda", "fisher", "sparsegpt"])
+def test_a_model_is_called_as_the_user_says(criterion):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = lenet()
+
+        def score(self, *, features):
+            return {"logits": self.net(features)}
+
+    model, (x, y) = Named(), BATCH
+    scoring = Scoring(forward=lambda model, inputs: model.score(features=inputs["x"])["logits"])
+    found = prune(model, criterion, 0.3, ({"x": x}, y), scoring=scoring)
+    expected = prune(lenet(), criterion, 0.3, BATCH)
+    assert all(found[f"net.{name}"].same_as(expected[name]) for name in expected)
 
 
 @pytest.mark.filterwarnings("ignore::pollard.errors.ScoresTie")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from networks import BATCH, generator, lenet, noisy, same
 from pollard.pruning import ALLOCATIONS, CRITERIA, prune
+from pollard.pruning.scoring import Scoring
 
 FEW = 3  # rounds: enough to be in rounds, whatever the criterion's own number
 
@@ -98,7 +99,13 @@ def test_no_criterion_leaves_a_trace_in_a_network_with_batch_norm_and_dropout(cr
     before = copy.deepcopy(model)
     random_state = torch.get_rng_state()
     plan = prune(
-        model, criterion, 0.5, BATCH, generator=generator(), mode=mode, chunk_size=16, rounds=rounds_of(criterion)
+        model,
+        criterion,
+        0.5,
+        BATCH,
+        generator=generator(),
+        scoring=Scoring(mode=mode, chunk_size=16),
+        rounds=rounds_of(criterion),
     )
     assert plan.density == 0.5
     assert torch.equal(torch.get_rng_state(), random_state)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from pollard.errors import InvalidInput
 from pollard.pruning import measure_aims, prune
+from pollard.pruning.scoring import Scoring
 
 with warnings.catch_warnings():
     # What it says while it is imported is of others.
@@ -59,8 +60,8 @@ def same(one, other):
     ("criterion", "options"),
     [
         ("snip", {}),
-        ("snip", {"chunk_size": 2}),
-        ("grasp", {"temperature": 1}),
+        ("snip", {"scoring": Scoring(chunk_size=2)}),
+        ("grasp", {"scoring": Scoring(temperature=1)}),
         ("fisher", {}),
         ("wanda", {}),
         ("magnitude", {}),
@@ -98,7 +99,7 @@ def test_labels_that_are_passed_over():
     own = prune(model, "snip", 0.3, whole, layers=LAYERS)
     assert same(own, prune(model, "snip", 0.3, as_pair(whole), loss, layers=LAYERS))
     with pytest.raises(InvalidInput, match="Leave chunk_size= out"):
-        prune(model, "snip", 0.3, whole, layers=LAYERS, chunk_size=2)
+        prune(model, "snip", 0.3, whole, layers=LAYERS, scoring=Scoring(chunk_size=2))
 
 
 def test_what_wants_more_than_a_loss_says_so():

@@ -16,6 +16,7 @@ from pollard.nn.surgery import sparsify_
 from pollard.pruning import CRITERIA, decision, prune
 from pollard.pruning.allocation import Layer
 from pollard.pruning.plan import Plan
+from pollard.pruning.scoring import Scoring
 
 PATTERNS = {"b4x2": 0.3, "b16x2": 0.4, "b2x4": 0.2, "2:4": None, "1:4": None, "1:2": None}
 
@@ -72,7 +73,7 @@ def test_the_largest_of_every_m_are_kept(pattern, n, m):
 
 def test_snip_keeps_the_blocks_with_the_largest_sums():
     model = network()
-    plan = prune(model, "snip", 0.25, BATCH, pattern="b4x2", mode="eval")
+    plan = prune(model, "snip", 0.25, BATCH, pattern="b4x2", scoring=Scoring(mode="eval"))
     nn.functional.cross_entropy(model.eval()(BATCH[0]), BATCH[1]).backward()
     blocks = {
         name: (model.get_submodule(name).weight * model.get_submodule(name).weight.grad).abs().detach() for name in plan

@@ -126,13 +126,12 @@ def test_a_part_that_some_chunk_does_not_reach_counts_as_zero_there(criterion):
     # Sorted, so that most chunks reach one part only.
     order = X[:, 0].argsort()
     options = {"rounds": min(2, CRITERIA[criterion].rounds), "allocation": "uniform"}
-    if criterion == "prospr":  # learns from every batch in turn
-        options["chunk_size"] = None
+    cut_to = Scoring(chunk_size=None if criterion == "prospr" else 5)  # which learns from every batch in turn
     model = Mixture().double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScoresTie)  # a flow without data goes one way only
         whole = prune(model, criterion, 0.5, (X[order], Y[order]), generator=generator(), **options)
-        cut = prune(model, criterion, 0.5, (X[order], Y[order]), generator=generator(), **{"chunk_size": 5} | options)
+        cut = prune(model, criterion, 0.5, (X[order], Y[order]), generator=generator(), scoring=cut_to, **options)
     assert same(whole, cut)
 
 

@@ -12,6 +12,7 @@ from pollard.pruning.masks import top_mask, top_positions
 from pollard.pruning.measurements import MEASUREMENTS, measurement
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
+from pollard.pruning.scoring import Rounds, Scoring
 
 __all__ = [
     "ALLOCATIONS",
@@ -21,6 +22,8 @@ __all__ = [
     "Criterion",
     "Network",
     "Plan",
+    "Rounds",
+    "Scoring",
     "criterion",
     "measure_aims",
     "measurement",

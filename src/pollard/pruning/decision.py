@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,11 @@ from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
-from pollard.pruning.scoring import Accumulate, Batches, Mode, Scoring
+from pollard.pruning.scoring import Batches, Rounds, RoundSchedule, Scoring
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
 from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 
 Bound = float | Mapping[str, float] | None
-RoundSchedule = Literal["exponential", "linear"]
 Member = TypeVar("Member")
 QUARTER = 0.25
 DENSITY = 0.1
@@ -55,13 +54,8 @@ def prune(
     min_density: Bound = None,
     max_density: Bound = None,
     generator: torch.Generator | None = None,
-    mode: Mode | None = None,
-    accumulate: Accumulate = "signed",
-    chunk_size: int | None = None,
-    temperature: float | None = None,
-    rounds: int | None = None,
-    recover: bool | None = None,
-    round_schedule: RoundSchedule = "exponential",
+    scoring: Scoring | None = None,
+    rounds: int | Rounds | None = None,
     invert: bool = False,
     within: Mapping[str, Topology] | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -85,10 +79,8 @@ def prune(
     subclasses of `nn.Linear` are left alone.
     min_density, max_density: bounds per layer, a number or a mapping of name patterns.
     generator: for criteria that draw numbers; torch's own by default, and then its state moves on.
-    mode, accumulate, chunk_size, temperature: how the network is measured, see `Scoring`.
-    rounds: score so many times, each time the network that the round before has left; round k of n keeps
-    `density ** (k / n)`, or with `round_schedule="linear"` a straight line's. recover: what one round drops may come back.
-    None, of mode, temperature, rounds and recover, is the criterion's own, published choice.
+    scoring: how the network is called and measured, as `Scoring(chunk_size=64, mode="train")`.
+    rounds: score so many times, each time the network that the round before has left; see `Rounds`. None is the criterion's own.
     invert: keep the lowest scores; an ablation.
     within: an earlier plan of the same layers, to prune further: what it dropped never comes back. Layers that are sparse
     already are pruned within what they keep, and `sparsify_` then makes them smaller; layers= None means these, where there are any.
@@ -114,13 +106,8 @@ def prune(
     view, names, pattern, within = opened(model, layers, pattern, within)
     chosen = _prunable(view, names)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
-    scoring = Scoring(
-        loss_fn,
-        rule.mode if mode is None else mode,
-        accumulate,
-        chunk_size,
-        rule.temperature if temperature is None else temperature,
-    )
+    scoring = _filled_in(scoring or Scoring(), rule, loss_fn)
+    rounds = rounds if isinstance(rounds, Rounds) else Rounds(rounds)
     described = _described(composed(view, chosen), chosen, pattern, min_density, max_density)
     decision = _Decision(
         rule,
@@ -128,11 +115,11 @@ def prune(
         Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape),
         described,
         _fitting(within, described),
-        recover=rule.recover if recover is None else recover,
+        recover=rule.recover if rounds.recover is None else rounds.recover,
         invert=invert,
     )
-    count, start = rule.rounds if rounds is None else rounds, Plan(within).density if within else 1.0
-    plan = decision.plan(round_densities(budget, count, round_schedule, start), density)
+    count, start = rule.rounds if rounds.count is None else rounds.count, Plan(within).density if within else 1.0
+    plan = decision.plan(round_densities(budget, count, rounds.schedule, start), density)
     plan = replace(plan, coverage=Coverage.of(model, plan))
     if decision.network.unreached:
         warnings.warn(unreached_message(decision.network.unreached), ScoresTie, stacklevel=2)
@@ -165,7 +152,9 @@ def round_densities(
         return [*(start * (density / start) ** (k / rounds) for k in steps), density]
     if schedule == "linear":
         return [*(start - (start - density) * k / rounds for k in steps), density]
-    raise InvalidInput(f"round_schedule={schedule!r}", "one of exponential, linear", "Leave it out for 'exponential'.")
+    raise InvalidInput(
+        f"schedule={schedule!r} of rounds", "one of exponential, linear", "Leave it out for 'exponential'."
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,6 +319,16 @@ def _fitting(within: Mapping[str, Topology], layers: Mapping[str, Layer]) -> Map
             "Pass the plan that this model was pruned by.",
         )
     return within
+
+
+def _filled_in(scoring: Scoring, rule: Criterion, loss_fn: Callable[[Any, Any], Tensor] | None) -> Scoring:
+    """`scoring` with the criterion's own choices for what it leaves open."""
+    return replace(
+        scoring,
+        loss_fn=scoring.loss_fn if loss_fn is None else loss_fn,
+        mode=rule.mode if scoring.mode is None else scoring.mode,
+        temperature=rule.temperature if scoring.temperature is None else scoring.temperature,
+    )
 
 
 def _declared(rule: Criterion) -> Criterion:

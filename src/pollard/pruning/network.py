@@ -135,12 +135,19 @@ class Network:
         state = self._rest | {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
         # In train mode batch norm writes its statistics: into copies.
         state |= self._buffers()
-        args, kwargs = arguments(inputs)
         fit = "inputs as in training: their dtype and shape, and samples enough"
         # Fused attention has no second derivative.
         with _told("inputs that the model does not take", fit), sdpa_kernel(SDPBackend.MATH):
-            outputs = functional_call(self.model, state, args, kwargs, tie_weights=False)
+            outputs = self.with_state(state, inputs)
         return _loss_within(outputs) if self.takes_own_loss else outputs
+
+    def with_state(self, state: Mapping[str, Tensor], inputs: Any) -> Any:
+        """The outputs for `inputs`, with tensors by their names in place of the model's, called as training or the user does."""
+        forward, (args, kwargs) = self.scoring.forward, arguments(inputs)
+        if forward is None:
+            return functional_call(self.model, dict(state), args, kwargs, tie_weights=False)
+        named = {f"model.{name}": tensor for name, tensor in state.items()}
+        return functional_call(_Called(self.model, forward), named, (inputs,), tie_weights=False)
 
     def require_outputs(self, what: str) -> None:
         """Raises InvalidInput where the model takes its loss itself: `what` is asked of outputs, which nobody sees then."""
@@ -169,8 +176,8 @@ class Network:
         """The mean loss of `outputs`; raises InvalidInput unless it is a scalar."""
         if self.takes_own_loss:
             return self._own_loss(outputs)
-        if self.scoring.temperature != 1:
-            heat = self.scoring.temperature
+        heat = self.scoring.temperature or 1.0
+        if heat != 1:
             outputs = mapped(outputs, lambda part: part / heat if part.is_floating_point() else part)
         with _told("outputs and targets that the loss does not take", "targets that fit the outputs, as in training"):
             loss = (self.scoring.loss_fn or functional.cross_entropy)(outputs, targets)
@@ -189,7 +196,7 @@ class Network:
                 "outputs with a `loss`, as models of transformers give for a batch that holds labels",
                 "Put labels into the batch, or pass loss_fn=(outputs, batch) -> scalar.",
             )
-        if self.scoring.temperature != 1:
+        if (self.scoring.temperature or 1.0) != 1:
             raise InvalidInput(
                 f"temperature={self.scoring.temperature} for a loss that the model takes itself",
                 "outputs to divide by it",
@@ -270,6 +277,17 @@ class Network:
 
     def __repr__(self) -> str:
         return f"Network({len(self.names)} layers: {listed(self.names)})"
+
+
+class _Called(nn.Module):
+    """A model that is called by a function of the user's."""
+
+    def __init__(self, model: nn.Module, by: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.model, self._by = model, by
+
+    def forward(self, inputs: Any) -> Any:
+        return self._by(self.model, inputs)
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.plan import Plan
+from pollard.pruning.scoring import Scoring
 from pollard.recipes.models import INITIALISERS, dense_network, layer_shapes, network
 from pollard.recipes.recipe import Recipe
 from pollard.selection import linear_layers
@@ -85,10 +86,10 @@ def decide(
         allocation=recipe.allocation,
         pattern=layer_patterns(recipe.pattern, shapes),
         generator=generator(recipe.seed, purpose),
-        mode=recipe.score_mode or None,
-        temperature=recipe.temperature or None,
+        scoring=Scoring(
+            mode=recipe.score_mode or None, temperature=recipe.temperature or None, chunk_size=SCORED_AT_ONCE
+        ),
         rounds=recipe.score_rounds or None,
-        chunk_size=SCORED_AT_ONCE,
         invert=recipe.ablation == "invert",
         within=within,
     )

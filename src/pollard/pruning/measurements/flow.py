@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from pollard.errors import InvalidInput
-from pollard.pruning.batches import arguments, signals
+from pollard.pruning.batches import signals
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network, held
 
@@ -106,8 +105,7 @@ def _flow(
     network: Network, weights: dict[str, Tensor], scale: float, *, added: float | None = None, scored: bool = True
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The scores times `scale**2`, if they are asked for, and R times `scale`. added: the scale of biases, if it is another."""
-    model = network.model
-    state = {name: _magnitude(value) for name, value in held(model).items()}
+    state = {name: _magnitude(value) for name, value in held(network.model).items()}
     # What is added to signals, rather than multiplied with them, keeps its proportion to them.
     state |= {
         name: value * (scale if added is None else added)
@@ -118,8 +116,7 @@ def _flow(
     state |= {f"{name}.weight".lstrip("."): leaf for name, leaf in leaves.items()}
     device = network.device
     inputs = network.like_inputs(1, lambda shape: torch.full(shape, scale, dtype=torch.float64, device=device))
-    args, kwargs = arguments(inputs)
-    outputs = signals(functional_call(model, state, args, kwargs, tie_weights=False))
+    outputs = signals(network.with_state(state, inputs))
     total = torch.stack([output.sum() for output in outputs]).sum()
     if not scored:
         return {}, total.detach()
