@@ -29,7 +29,6 @@ from pollard.selection import LayerFilter
 from pollard.training import processes
 from pollard.training.exploration import Exploration
 from pollard.training.methods.change import Change
-from pollard.training.methods.grow import by_gradient
 from pollard.training.methods.method import Method
 from pollard.training.optimizers import without_decay
 from pollard.training.passes import fault_of
@@ -214,7 +213,7 @@ class Sparsifier(Wrapper):
                 weight.parameter.grad = None
         # What forward and backward left free lies between what they need again: an update fits into none of it, and would
         # come on top. Fresh memory is cheap beside the dense products of a method that looks at gradients, and only there.
-        dense = self.method.window > 0 and self.method.grow is by_gradient
+        dense = self.method.sees_all
         if dense:
             for weight in self.weights.values():
                 derived.let_go(weight.topology)

@@ -32,6 +32,11 @@ class GuidedExploration(Method):
     candidates: float
     guide: Guide
 
+    @property
+    def sees_all(self) -> bool:
+        """Those of the candidates alone."""
+        return False
+
     def require(self, patterns: Mapping[str, Pattern]) -> None:
         """No N:M: candidates are drawn anywhere."""
         super().require(patterns)

@@ -83,6 +83,11 @@ class Method:
         return self.density is not None
 
     @property
+    def sees_all(self) -> bool:
+        """Whether an update computes the gradients of all weights, by blocks: dense products, in memory of their own."""
+        return self.window > 0
+
+    @property
     def first(self) -> int:
         """The step of the first update."""
         return self.start or self.every
