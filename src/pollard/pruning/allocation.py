@@ -310,9 +310,11 @@ def _asked(layers: Mapping[str, Layer], density: float) -> int:
     total = sum(layer.weights for layer in layers.values())
     asked, least, most = _total(layers, density)
     if not least <= asked <= most:
+        fixed = sorted({str(layer.pattern) for layer in layers.values() if layer.pattern.m})
+        by = f"patterns ({', '.join(fixed)}) and bounds" if fixed else "bounds"
         raise InvalidInput(
-            f"density {density}, {asked} of {total} weights, under bounds that allow {least} to {most}",
-            "a density that the bounds of the layers allow",
+            f"density {density}, {asked} of {total} weights, under {by} that allow {least} to {most}",
+            f"a density that the {by} of the layers allow",
             f"Ask for a density in [{least / total:.6g}, {most / total:.6g}], or loosen min_density and max_density.",
         )
     return asked
