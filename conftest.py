@@ -18,6 +18,9 @@ os.environ["POLLARD_DATA"] = str(Settings.read().data)
 _cache = tempfile.TemporaryDirectory(prefix="pollard-tests-")
 os.environ["POLLARD_CACHE"] = _cache.name
 
+# Torch takes what these pretend for an accelerator: they run in a process of their own, which says so.
+collect_ignore = [] if "POLLARD_PRETENDS" in os.environ else ["tests/pretended.py", "tests/training/device_trials.py"]
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ci")
 

@@ -128,7 +128,6 @@ def test_the_callers_arrays_are_left_alone():
         (torch.rand(2, 2), r"\(2, 2\)"),
         (torch.arange(4), "int64"),
         (torch.rand(8)[::2], "contiguous"),
-        (torch.rand(4, device="meta"), "meta"),
         (torch.rand(4).to_sparse(), "floating"),
         ([1.0, 2.0, 3.0, 4.0], "type list"),
     ],

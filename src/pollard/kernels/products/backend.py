@@ -28,28 +28,29 @@ class Backend:
 
     refusal: why it does not serve a device and a dtype; None where it does. call: of a kind of product, a topology of grains
     one column wide, whether a ReLU follows, and the tensors of the first call, what computes it for all of such shapes,
-    strides and dtypes; may raise KernelError.
+    strides and dtypes; may raise KernelError. tuned: whether it is one of ours for that device, or torch's own, of which it is told.
     """
 
     name: str
     refusal: Callable[[torch.device, torch.dtype], str | None]
     call: Callable[[Kind, Topology, bool, tuple[Tensor, ...]], Call]
+    tuned: bool = False
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
     """The backend of products on `device` in `dtype`, and why: what those before it refused."""
     reasons: list[str] = []
-    for backend in BACKENDS:
+    for backend in BACKENDS[:-1]:
         refused = backend.refusal(device, dtype)
         if refused is None:
             return backend, "; ".join(reasons) or f"serves {dtype} on {device.type!r}"
         reasons.append(f"{backend.name}: {refused}")
-    raise AssertionError("the reference refuses nothing")
+    return BACKENDS[-1], "; ".join(reasons)
 
 
 def tell_untuned(device: torch.device) -> None:
     """Warn, once a kind of device, that no kernel of ours runs there."""
-    if device.type not in ("cpu", "meta"):
+    if device.type not in ("cpu", "meta") and not choose(device, torch.float32)[0].tuned:
         warn_once(
             f"No kernel of Pollard's runs on {device.type!r} yet: torch's own sparse products do, where it has them for that "
             "device, and are not tuned. Memory is saved, time may not be.",
@@ -82,7 +83,7 @@ def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in torch_sparse.DTYPES else f"torch has no such products in {dtype}"
 
 
-GENERATED = Backend("generated kernels", _not_generated, generated.call)
+GENERATED = Backend("generated kernels", _not_generated, generated.call, tuned=True)
 TORCH_SPARSE = Backend(
     "torch.sparse", _not_sparse, lambda kind, topology, relu, _: _of_module(torch_sparse, kind, topology, relu)
 )

@@ -106,9 +106,9 @@ def _way(kind: Kind, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]
     needed = tuple(extent(each) for each in tensors) if first.is_cpu else ()
     if 0 in (len(first), topology.grains):
         return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
-    if first.dtype in HALVES and _asked() != "reference":
-        return _Way(_rounded(kind, topology, relu), needed)
     backend, _ = choose(first.device, first.dtype)
+    if backend is REFERENCE and first.dtype in HALVES and _asked() != "reference":
+        return _Way(_rounded(kind, topology, relu), needed)
     _tell(backend, first.device)
     try:
         return _Way(backend.call(kind, topology, relu, tensors), needed)
