@@ -9,7 +9,7 @@ import torch
 from pollard.formats.topology import Topology
 from pollard.kernels.indices.candidates import candidates
 from pollard.kernels.indices.choosing import choose
-from pollard.kernels.indices.moving import gather
+from pollard.kernels.indices.moving import move_values
 from pollard.kernels.indices.rewire import rewire, sample_grown
 from pollard.kernels.indices.scanning import reaching, within
 from pollard.nn import initialise
@@ -47,7 +47,7 @@ def index_work(pattern):
     old = torch.randn(here.nnz, generator=seeded(5), dtype=torch.float32, device="cpu")
     ranked = scores.reshape(-1).numpy().copy().repeat(16)
     return [
-        there.positions(), source, drawn.positions(), gather(old, source, 0.0, rows=here.pattern.rows),
+        there.positions(), source, drawn.positions(), move_values(old, source, 0.0, size=here.pattern.size),
         *choose(here, stays, 0, scores, 0.5), torch.from_numpy(within(ranked, 0.1, 0.2).inside),
         torch.from_numpy(np.array(reaching(ranked, 0.3, strictly=True))),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
-from pollard.kernels.indices.rewire import gather
+from pollard.kernels.indices.rewire import move_values
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import sparse_layers
@@ -243,7 +243,7 @@ class CompressedWeight(Weight):
     def _moved(self, old: Tensor, after: Topology, source: Tensor, fill: Fill) -> Tensor:
         spare, self._spare = self._spare, None
         fits = spare is not None and spare.shape == (after.nnz,) and spare.dtype == old.dtype
-        new = gather(old, source, fill, rows=after.pattern.size, out=spare if fits else None)
+        new = move_values(old, source, fill, size=after.pattern.size, out=spare if fits else None)
         # What moved out of a tensor leaves it to the next that moves: fresh memory costs more than all else.
         self._spare = old if old.is_contiguous() else None
         return new

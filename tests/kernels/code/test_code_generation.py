@@ -33,7 +33,7 @@ def specs(isa):
             )
         for dots in {4, TARGETS[isa].lanes}:
             for vectors in (0, 2):
-                yield KernelSpec("sample", isa, rows=rows, block=min(rows, 4), vectors=vectors, dots=dots, tiled=True)
+                yield KernelSpec("sddmm", isa, rows=rows, block=min(rows, 4), vectors=vectors, dots=dots, tiled=True)
     yield KernelSpec("matvec", isa, rows=16, block=TARGETS[isa].lanes, bias=True, relu=True)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)

@@ -13,7 +13,7 @@ from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, once
 from pollard.kernels.code.target import host_isas
-from pollard.kernels.indices.rewire import gather, positions_of, rewire, sample_grown
+from pollard.kernels.indices.rewire import move_values, positions_of, rewire, sample_grown
 from pollard.kernels.indices.turning import even
 from pollard.kernels.products import derived
 from strategies import changes, seeds, topologies
@@ -171,11 +171,11 @@ def test_values_move_with_their_grains(target, data):
     places = there.weight_positions()
     expected = dense[places].masked_fill(~stayed[places], 0.5)
     rows = here.pattern.size
-    assert torch.equal(gather(values, source, 0.5, rows=rows), expected)
+    assert torch.equal(move_values(values, source, 0.5, size=rows), expected)
     fill = torch.rand(int((source < 0).sum()) * rows).to(dtype)
     expected[~stayed[places]] = fill
     out = torch.full_like(expected, torch.nan)
-    assert gather(values, source, fill, rows=rows, out=out) is out
+    assert move_values(values, source, fill, size=rows, out=out) is out
     assert torch.equal(out, expected)
 
 
@@ -188,17 +188,17 @@ def test_many_values_move_in_order_and_out_of_it(target, threads, share):
     values = torch.rand(30_007)
     for places in (source, source.flip(0), source[torch.randperm(len(source), generator=seeded())]):
         expected = torch.where(places < 0, 0.5, values[places])
-        assert torch.equal(gather(values, places, 0.5), expected)
+        assert torch.equal(move_values(values, places, 0.5), expected)
         fill = torch.rand(int((places < 0).sum()))
-        assert torch.equal(gather(values, places, fill), expected.masked_scatter(places < 0, fill))
+        assert torch.equal(move_values(values, places, fill), expected.masked_scatter(places < 0, fill))
         with pytest.raises(InvalidInput, match="belong to another topology"):
-            gather(values[: int(places.max())], places, 0.5)
+            move_values(values[: int(places.max())], places, 0.5)
 
 
 def test_parameters_and_strided_values_move_too(target):
     source = torch.tensor([2, -1, 0], dtype=torch.int32)
     for values in (torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])), torch.arange(1.0, 7.0)[::2].sub(0).mul(1)):
-        moved = gather(values, source, -1.0)
+        moved = move_values(values, source, -1.0)
         assert not moved.requires_grad
         assert moved.tolist() == [values[2].item(), -1.0, values[0].item()]
 
@@ -206,9 +206,9 @@ def test_parameters_and_strided_values_move_too(target):
 VALUES, SOURCE = torch.ones(4), torch.tensor([1, -1], dtype=torch.int32)
 BAD = {
     "a source of 4": (VALUES, torch.tensor([4], dtype=torch.int32), {}),
-    "a source of 2": (VALUES, torch.tensor([2], dtype=torch.int32), {"rows": 2}),
+    "a source of 2": (VALUES, torch.tensor([2], dtype=torch.int32), {"size": 2}),
     r"at torch\.int64": (VALUES, SOURCE.long(), {}),
-    r"grains \* 3": (VALUES, SOURCE, {"rows": 3}),
+    r"grains \* 3": (VALUES, SOURCE, {"size": 3}),
     "floats on one device": (VALUES.long(), SOURCE, {}),
     "fill of shape": (VALUES, SOURCE, {"fill": torch.zeros(2)}),
     "Leave out= out": (VALUES, SOURCE, {"out": torch.zeros(3)}),
@@ -221,7 +221,7 @@ BAD = {
 def test_values_that_do_not_fit_are_refused(target, message):
     values, source, options = BAD[message]
     with pytest.raises(InvalidInput, match=message):
-        gather(values, source, **{"fill": 0.0, **options})
+        move_values(values, source, **{"fill": 0.0, **options})
 
 
 def assert_columns(topology):
@@ -299,6 +299,6 @@ def test_kernels_that_do_not_compile_leave_all_to_the_twins_with_one_warning(mon
         assert_same(rewire(here, stays, NONE), here.rewired(stays, NONE))
     drawn = sample_absent(600_000, here.positions().numpy(), 9, seeded())
     assert np.array_equal(sample_grown(here, 9, seeded()).numpy(), drawn)
-    assert gather(VALUES, SOURCE, 0.0).tolist() == [1, 0]
+    assert move_values(VALUES, SOURCE, 0.0).tolist() == [1, 0]
     assert_columns(here)
     derived.tiling(here, 16)

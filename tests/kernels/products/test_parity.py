@@ -140,9 +140,7 @@ def forced(monkeypatch, choice):
 def forced_panels(monkeypatch, choice):
     # Dot products, which have no panels, are taken 4 at a time.
     dots = replace(choice, vectors=4)
-    monkeypatch.setattr(
-        tuning, "known", lambda key, _: Decision(dots if key.startswith("sample") else choice, "forced")
-    )
+    monkeypatch.setattr(tuning, "known", lambda key, _: Decision(dots if key.startswith("sddmm") else choice, "forced"))
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])

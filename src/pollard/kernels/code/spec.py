@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-PRODUCTS = ("gather", "matvec", "scatter", "sample", "pack")
+PRODUCTS = ("gather", "matvec", "scatter", "sddmm", "pack")
 INDICES = (
     "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
     "within",
@@ -20,14 +20,14 @@ class KernelSpec:
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``scatter`` adds to
     them (``dX = W^T dY``),
-    ``sample`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
+    ``sddmm`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
     ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and
     ``list`` make numbers distinct and ascending, ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and
     ``above`` find them for a ranking, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and
     ``turn`` make a transpose, ``order`` lays values out in its order.
     isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
-    vectors: vectors side by side in a panel, 0 where the batch is walked in none (``sample``); `wide` panels, if any, have
-    one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sample``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
+    vectors: vectors side by side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have
+    one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
     permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
 

@@ -16,7 +16,7 @@ from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.launch import Launch
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.indices.moving import gather
+from pollard.kernels.indices.moving import move_values
 from pollard.kernels.indices.settling import distinct
 from pollard.kernels.indices.turning import even
 
@@ -170,4 +170,4 @@ def _row_starts(positions: Positions, groups: int, width: int) -> Tensor:
     return torch.from_numpy(starts.astype(np.int32))
 
 
-__all__ = ["gather", "positions_of", "rewire", "sample_grown"]
+__all__ = ["move_values", "positions_of", "rewire", "sample_grown"]

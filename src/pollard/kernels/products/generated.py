@@ -11,7 +11,7 @@ from pollard.kernels.products.prepared import Call, prepared
 from pollard.kernels.products.product import Product
 
 # Of each kind of product, the operation that computes it; one sample has a forward product of its own.
-KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sample"}
+KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 ONE_SAMPLE = "matvec"
 
 

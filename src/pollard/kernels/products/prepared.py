@@ -33,7 +33,7 @@ def prepared(
 ) -> Call:
     """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
 
-    variant: of "gather" and "matvec", whether there is a bias, and a ReLU; of "sample", whether the gradient is
+    variant: of "gather" and "matvec", whether there is a bias, and a ReLU; of "sddmm", whether the gradient is
     features-first. Raises KernelError if a kernel does not compile.
     """
     # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
@@ -204,7 +204,7 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     return fit
 
 
-def _sample(product: Product, choice: Choice, upstream_first: bool) -> Fit:
+def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
     topology, target, threads = product.topology, product.target, product.threads
     # Of the gradient only its layout counts here.
     upstream = Operand(product.batch, topology.shape[0], upstream_first, 0)
@@ -239,7 +239,7 @@ def _sample(product: Product, choice: Choice, upstream_first: bool) -> Fit:
     return fit
 
 
-_MAKERS: dict[str, Callable[..., Fit]] = {"gather": _gather, "matvec": _matvec, "scatter": _scatter, "sample": _sample}
+_MAKERS: dict[str, Callable[..., Fit]] = {"gather": _gather, "matvec": _matvec, "scatter": _scatter, "sddmm": _sddmm}
 
 
 def _features_first(batch: int, features: int) -> Callable[[Tensor], Tensor]:

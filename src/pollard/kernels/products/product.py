@@ -8,7 +8,7 @@ import torch
 
 from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.panels import Panels
-from pollard.kernels.code.emit.sample import STEP as BATCH_STEP
+from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
@@ -87,7 +87,7 @@ class Product:
         lanes = self.target.lanes
         if self.operation == "matvec":
             return [Choice(1, 0, packed=False)]
-        if self.operation == "sample":
+        if self.operation == "sddmm":
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
             # waste less of the short runs of tiles that fit in L1.
             fewer = [dots for dots in (lanes // 2, lanes // 4) if dots >= 4 * self.block]
@@ -114,7 +114,7 @@ class Product:
         """
         if self.operation == "matvec":
             return Panels(count=1, vectors=1, wide=0, last=0)
-        if self.operation != "sample":
+        if self.operation != "sddmm":
             return Panels.cut(self.batch, self.target.lanes, choice.vectors)
         whole = Panels.cut(self.batch, self.target.lanes, self.batch)
         fits = self.batch <= BATCH_STEP and whole.vectors * self.block + choice.vectors <= self.target.registers - SPARE
@@ -129,7 +129,7 @@ class Product:
             rows=self.topology.pattern.rows,
             block=self.block,
             vectors=panels.vectors,
-            dots=choice.vectors if self.operation == "sample" else 0,
+            dots=choice.vectors if self.operation == "sddmm" else 0,
             wide=panels.wide > 0,
             ragged=panels.last > 0,
             tiled=self.width(choice) < self.topology.shape[0 if choice.transposed else 1],

@@ -14,9 +14,9 @@ from pollard.kernels.code.emit import merge as _merge
 from pollard.kernels.code.emit import move as _move
 from pollard.kernels.code.emit import order as _order
 from pollard.kernels.code.emit import pack as _pack
-from pollard.kernels.code.emit import sample as _sample
 from pollard.kernels.code.emit import scan as _scan
 from pollard.kernels.code.emit import scatter as _scatter
+from pollard.kernels.code.emit import sddmm as _sddmm
 from pollard.kernels.code.emit import settle as _settle
 from pollard.kernels.code.emit import turn as _turn
 from pollard.kernels.code.spec import KernelSpec
@@ -37,7 +37,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "pack": _pack.pack,
     "place": _merge.place,
     "rewire": _merge.rewire,
-    "sample": _sample.sample,
+    "sddmm": _sddmm.sddmm,
     "scatter": _scatter.scatter,
     "tally": _merge.tally,
     "tick": _settle.tick,
@@ -60,7 +60,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,
     "rewire": _merge.REWIRE,
-    "sample": _sample.ARGUMENTS,
+    "sddmm": _sddmm.ARGUMENTS,
     "scatter": _scatter.ARGUMENTS,
     "tally": _merge.TALLY,
     "tick": _settle.TICK,

@@ -23,7 +23,7 @@ ARGUMENTS = (
 STEP = 256
 
 
-def sample(spec: KernelSpec) -> ir.Module:
+def sddmm(spec: KernelSpec) -> ir.Module:
     """The module of a sampling kernel; a unit of work is a chunk of row groups."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
@@ -34,14 +34,14 @@ def sample(spec: KernelSpec) -> ir.Module:
             def row_group(_: Tile, group: Value, grains: tuple[Value, Value]) -> None:
                 for offset in range(0, spec.rows, spec.block):
                     rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
-                    _Sample(code, spec, arguments, rows, offset).run(grains, (step.index, last))
+                    _Sddmm(code, spec, arguments, rows, offset).run(grains, (step.index, last))
 
             each_tile(code, spec, arguments, groups, row_group)
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
-class _Sample:
+class _Sddmm:
     """A block of rows of one row group: as many grains at a time as make the dot products of the spec.
 
     A batch of few vectors is one panel, and its rows of dY stay in registers. Otherwise it is walked for each few grains.
