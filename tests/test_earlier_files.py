@@ -1,5 +1,7 @@
 """What earlier versions wrote is read: a plan and a model in the middle of RigL, of before patterns were named in states."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pollard
+from pollard.formats.pattern import Pattern
 
 EARLIER = Path(__file__).parent / "earlier"
 PATTERNS = ["v4", "v2", "unstructured"]
@@ -56,3 +59,11 @@ def test_training_goes_on_from_there(held):
     # On another CPU sums are rounded otherwise.
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected["losses"]), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(model(expected["x"]), expected["output"], rtol=1e-2, atol=1e-3)
+
+
+def test_a_pickled_pattern_of_rows_alone():
+    held = b"\x80\x02cpollard.formats.pattern\nPattern\nq\x00)\x81q\x01]q\x02K\x04ab."
+    assert pickle.loads(held) == Pattern.parse("v4")
+    for name in ("v4", "b16x2", "2:4"):
+        assert pickle.loads(pickle.dumps(Pattern.parse(name))) == Pattern.parse(name)
+        assert copy.deepcopy(Pattern.parse(name)) == Pattern.parse(name)

@@ -57,6 +57,11 @@ class Pattern:
     def __repr__(self) -> str:
         return f"Pattern.parse('{self}')"
 
+    def __setstate__(self, state: list[int]) -> None:
+        # Pickles of earlier versions hold the rows alone.
+        for name, value in zip(("rows", "columns", "n", "m"), (*state, *(1, 1, 0, 0)[len(state) :]), strict=True):
+            object.__setattr__(self, name, value)
+
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:
         """The pattern that `text` names, as `str` gives it; a Pattern is returned as it is. Raises PatternError otherwise."""
