@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pollard.pruning.ablation import shuffle
 from pollard.pruning.aims import Aims, measure_aims, trainability
+from pollard.pruning.alignment import Alignment, align_, grouped_rows
 from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, Criterion, criterion
 from pollard.pruning.decision import prune, prune_at_init
@@ -19,12 +20,15 @@ __all__ = [
     "CRITERIA",
     "MEASUREMENTS",
     "Aims",
+    "Alignment",
     "Criterion",
     "Network",
     "Plan",
     "Rounds",
     "Scoring",
+    "align_",
     "criterion",
+    "grouped_rows",
     "measure_aims",
     "measurement",
     "prune",
