@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, PatternError
+from pollard.formats.pattern import Pattern
 from pollard.pruning import masks
-from pollard.pruning.masks import top_mask, top_positions
+from pollard.pruning.masks import best_grains, top_mask, top_of_runs, top_positions
 
 # Few distinct numbers, so that most examples are full of ties.
 SCORES = st.lists(st.sampled_from([-float("inf"), -1.0, -0.0, 0.0, 1e-30, 0.5, 2.0, float("inf")]), max_size=60)
@@ -105,3 +106,19 @@ def test_other_than_a_row_of_floats_is_refused(scores):
 
 def test_a_million_equal_scores_cost_no_list_of_their_positions():
     assert np.array_equal(top_positions(torch.zeros(3 << 20), 5).numpy(), np.arange(5))
+
+
+@given(st.integers(0, 12), st.sampled_from([(1, 2), (2, 4), (3, 5), (8, 16)]), st.integers(0, 2**31))
+def test_of_every_m_the_n_highest_are_marked_and_of_equal_ones_the_first(runs, of, seed):
+    n, m = of
+    scores = torch.randint(3, (runs * m,), generator=torch.Generator().manual_seed(seed)).float()
+    marked = top_of_runs(scores, n, m).view(runs, m)
+    for run, chosen in zip(scores.view(runs, m).tolist(), marked, strict=True):
+        assert chosen.nonzero().view(-1).tolist() == sorted(sorted(range(m), key=lambda at: (-run[at], at))[:n])
+
+
+def test_what_may_not_be_chosen_leaves_too_little_of_some_m():
+    scores = torch.tensor([1.0, -torch.inf, -torch.inf, -torch.inf])
+    assert best_grains(scores, 1, Pattern.parse("1:4")).tolist() == [0]
+    with pytest.raises(PatternError, match="less than 2 of some 4 weights to choose from of layer 'fc'"):
+        best_grains(scores, 2, Pattern.parse("2:4"), layer="fc")

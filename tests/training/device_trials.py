@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 import pollard
 from pollard.errors import InvalidInput, KernelFallback
+from pollard.formats.topology import Topology
 from pollard.kernels.code import once
+from pollard.kernels.products.placed import indices_on, transpose_on
 from pollard.nn import SparseLinear
 from pollard.nn.readable import dense_weight
 from pollard.training.methods import METHODS
@@ -166,3 +168,20 @@ def test_it_is_told_once_that_nothing_tuned_runs_there(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer.cpu().to(DEVICE)(X.to(DEVICE))
+
+
+def test_index_arrays_are_there_once():
+    topology = Topology.random((8, 12), 0.4, "v2")
+    for made, own in (
+        (lambda: indices_on(topology, DEVICE), topology.indices),
+        (lambda: vars_of(transpose_on(topology, DEVICE)), vars_of(topology.transpose())),
+    ):
+        there = made()
+        assert all(array.device == DEVICE for array in there)
+        assert all(torch.equal(array.cpu(), mine) for array, mine in zip(there, own, strict=True))
+        assert all(one is two for one, two in zip(there, made(), strict=True))
+    assert indices_on(topology, torch.device("cpu")) is topology.indices
+
+
+def vars_of(transpose):
+    return transpose.row_pointers, transpose.groups, transpose.permutation
