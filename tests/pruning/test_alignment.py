@@ -107,6 +107,15 @@ def test_an_order_has_every_row_once_and_follows_its_rule(groups, columns, rows,
         union = union | mask[chosen]
 
 
+def test_numbers_between_that_are_not_of_the_units_leave_layers_as_they_are():
+    for between in (nn.LayerNorm((7, 8)), nn.BatchNorm1d(7), nn.PReLU(7)):
+        model = nn.Sequential(nn.Linear(6, 8), between, nn.Linear(8, 8), nn.PReLU(), nn.Linear(8, 3)).eval()
+        x = torch.randn(5, 7, 6)
+        y, plan = model(x), pollard.prune(model, "magnitude", 0.4)
+        assert list(align_(model, plan, "v4")) == ["2"]
+        torch.testing.assert_close(model(x), y)
+
+
 def test_what_cannot_be_aligned_is_refused_before_anything_moves():
     model = network()
     plan, before = pollard.prune(model, "magnitude", 0.3), copy.deepcopy(model.state_dict())

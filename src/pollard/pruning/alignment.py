@@ -52,7 +52,7 @@ def align_(
     plan: what single weights would be kept, as of ``prune(model, "magnitude", 0.1)`` after training. pattern: `vN`.
     pairs: layers whose rows are the other's columns, with nothing but what takes each unit by itself between them, as
     ``[("fc1", "fc2")]``; by default those that follow each other in an `nn.Sequential`, elementwise modules, batch or layer norms
-    between. Layers that `plan` does not name, or whose rows the pattern does not divide, stay as they are.
+    over the units between. Layers that `plan` does not name, or whose rows the pattern does not divide, stay as they are.
 
     Rows are grouped greedily: the fullest that is left, then each time the one that adds the fewest columns.
     Returns the layers by name. Raises NothingMatched where there are no such pairs, InvalidInput for layers that are no pair, tied or
@@ -140,7 +140,8 @@ def _in_sequence(model: nn.Module, linear: Mapping[str, nn.Linear]) -> Iterator[
         for first, second in pairwise(places):
             between = children[first + 1 : second]
             once = all(uses.count(id(child)) == 1 for _, child in children[first : second + 1])
-            if once and all(_takes_each_unit(child) for _, child in between):
+            units = linear[children[first][0]].out_features
+            if once and all(_takes_each_unit(child, units) for _, child in between):
                 yield _Pair(children[first][0], children[second][0], tuple(name for name, _ in between))
 
 
@@ -154,8 +155,10 @@ def _one_by_one(path: str, sequence: nn.Sequential) -> Iterator[tuple[str, nn.Mo
             yield own, child
 
 
-def _takes_each_unit(module: nn.Module) -> bool:
-    return type(module) in _ELEMENTWISE or type(module) in _WITH_NUMBERS
+def _takes_each_unit(module: nn.Module, units: int) -> bool:
+    # Numbers of any other size are not one for each unit.
+    fits = all(len(each) == units and each.dim() == 1 for each in _numbers_of([module]))
+    return type(module) in _ELEMENTWISE or (type(module) in _WITH_NUMBERS and fits)
 
 
 @torch.no_grad()
