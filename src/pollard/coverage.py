@@ -46,7 +46,7 @@ class Coverage:
         sizes = {name: layer.in_features * layer.out_features for name, layer in already.items()}
         kept = {name: round(layer.density * sizes[name]) for name, layer in already.items()}
         # Of what holds the parameters now, and what of it a plan would leave.
-        left = kept | {name: topology.nnz for name, topology in (plan or {}).items() if name in already}
+        remaining = kept | {name: topology.nnz for name, topology in (plan or {}).items() if name in already}
         held = sum(parameter.numel() for parameter in model.parameters() if not _is_lazy(parameter))
         # A compressed layer holds what it keeps; a masked one holds all.
         held += sum(sizes[name] - kept[name] for name, layer in already.items() if not hasattr(layer, "mask"))
@@ -56,7 +56,7 @@ class Coverage:
             left=dict(Counter(kind_of(each) for name, each in layers.items() if name not in already | planned)),
             parameters=held,
             covered=sum(sizes.values()) + sum(topology.shape[0] * topology.shape[1] for topology in planned.values()),
-            kept=sum(left.values()) + sum(topology.nnz for topology in planned.values()),
+            kept=sum(remaining.values()) + sum(topology.nnz for topology in planned.values()),
         )
 
     @property

@@ -136,21 +136,31 @@ def composed(model: nn.Module, names: Iterable[str] | None = None) -> nn.Module:
     paths = composable(model) if names is None else holders(model, names)
     if not paths:
         return model
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    try:
-        apart = copy.deepcopy(model, shared)
-    except Exception as error:  # whatever a module of the user's holds
-        raise InvalidInput(
-            f"a model that cannot be copied, with {next(iter(paths))!r} to be taken apart: {error}",
-            "a model that copy.deepcopy takes",
-            "Leave out what is not nn.Linear with layers=, or keep what cannot be copied out of the model.",
-        ) from error
+    apart = copied(model, next(iter(paths)))
     made = {path: _rebuilt(apart.get_submodule(path)) for path in paths}
     if "" in made:
         return made[""]
     for path, new in made.items():
         put(apart, apart.get_submodule(path), new)
     return apart
+
+
+def copied(model: nn.Module, name: str) -> nn.Module:
+    """A copy of `model` that shares its tensors, for its module `name` to be taken apart in; raises InvalidInput where it has none.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> copied(model, "0")[0].weight is model[0].weight
+    True
+    """
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:  # whatever a module of the user's holds
+        raise InvalidInput(
+            f"a model that cannot be copied, with {name!r} to be taken apart: {error}",
+            "a model that copy.deepcopy takes",
+            "Leave out what is not nn.Linear with layers=, or keep what cannot be copied out of the model.",
+        ) from error
 
 
 def _rebuilt(module: nn.Module) -> Composite:
@@ -230,6 +240,7 @@ __all__ = [
     "axes_of",
     "composable",
     "composed",
+    "copied",
     "holders",
     "matrices",
     "parts_of",

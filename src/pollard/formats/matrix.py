@@ -121,6 +121,19 @@ class SparseMatrix:
         by_column = np.ascontiguousarray(blocks.data.transpose(0, 2, 1)).reshape(-1)
         return SparseMatrix(padded.index_select(0, _tensor(by_column, padded)), topology)
 
+    def moved(self, topology: Topology) -> SparseMatrix:
+        """The same values where `topology` keeps them too, zero where it keeps others; of the same shape and pattern.
+
+        >>> matrix = SparseMatrix(torch.tensor([1.0, 2.0]), Topology.from_positions((1, 4), "unstructured", torch.tensor([0, 2])))
+        >>> matrix.moved(Topology.from_positions((1, 4), "unstructured", torch.tensor([2, 3]))).values.tolist()
+        [2.0, 0.0]
+        """
+        change, size = self.topology.difference(topology), topology.pattern.size
+        held = self.values.detach().view(-1, size)
+        values = held.new_zeros(topology.grains, size)
+        values[change.kept_there.long()] = held[change.kept_here.long()]
+        return SparseMatrix(values.view(-1), topology)
+
     @classmethod
     def from_torch(cls, matrix: Tensor, pattern: str | Pattern = "unstructured") -> SparseMatrix:
         """From a 2-D torch CSR or COO tensor; duplicates in COO are summed, explicit zeros stay, `pattern` is `laid_on`.

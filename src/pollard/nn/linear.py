@@ -253,10 +253,9 @@ class SparseLinear(ReadableWeight, nn.Module):
 
         Raises TopologyError for another shape or pattern.
         """
-        stays = self.topology.difference(topology).kept_here.long().to(self.values.device)
         held = self.values.detach()
-        kept = held.view(-1, topology.pattern.size)[stays].view(-1) if values is None else values.to(held, copy=True)
-        self.keep_(topology, kept)
+        moved = SparseMatrix(held, self.topology).moved(topology).values
+        self.keep_(topology, moved if values is None else values.to(held, copy=True))
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from pollard.composites import matrices, put
+from pollard.composites import copied, matrices, put
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern, PatternChoice
 from pollard.formats.topology import Topology
@@ -58,8 +57,7 @@ def _dense_again(model: nn.Module, names: list[str]) -> nn.Module:
             "a module around it",
             "Wrap it, as in nn.Sequential(layer).",
         )
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    apart = copy.deepcopy(model, shared)
+    apart = copied(model, names[0])
     for name in names:
         layer: Any = apart.get_submodule(name)
         put(apart, layer, layer.to_dense())

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pollard.errors import InvalidInput
-from pollard.formats.topology import Topology
+from pollard.formats.matrix import SparseMatrix
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import sparse_layers
@@ -80,17 +80,11 @@ def _follow(average: SparseLinear | MaskedLinear, layer: SparseLinear | MaskedLi
     """Move `average` to where `layer` keeps weights."""
     if isinstance(average, SparseLinear) and isinstance(layer, SparseLinear):
         if not layer.topology.same_as(average.topology):
-            average.keep_(layer.topology, _moved(average.values.detach(), average.topology, layer.topology))
+            held = SparseMatrix(average.values.detach(), average.topology)
+            average.keep_(layer.topology, held.moved(layer.topology).values)
     elif isinstance(average, MaskedLinear) and isinstance(layer, MaskedLinear):
         average.mask.copy_(layer.mask)
         average.weight.masked_fill_(~average.mask, 0.0)
-
-
-def _moved(values: torch.Tensor, before: Topology, after: Topology) -> torch.Tensor:
-    change, rows = before.difference(after), after.pattern.size
-    moved = values.new_zeros(after.grains, rows)
-    moved[change.kept_there.long()] = values.view(-1, rows)[change.kept_here.long()]
-    return moved.view(-1)
 
 
 __all__ = ["Averaged"]

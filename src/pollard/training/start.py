@@ -24,7 +24,7 @@ from pollard.pruning.plan import Plan
 from pollard.selection import LayerFilter, linear_layers, listed, select
 from pollard.training import processes
 from pollard.training.methods import METHODS
-from pollard.training.methods.method import Method, options_of, require_free, require_options
+from pollard.training.methods.method import Method, options_of, require_options
 from pollard.training.optimizers import rebind, require_stepped
 from pollard.training.sparsifier import Sparsifier
 
@@ -75,8 +75,7 @@ def sparse_training(
         made = replace(made, allocation=allocation)
     if not sparse:
         _refuse_wrapper(model)
-        if made.resizes:
-            require_free(patterns_of(pattern), f"method {made.name}, by which layers come to keep more or less")
+        made.require_resizable(patterns_of(pattern))
         first = made.density(0) if made.density else density
         assert first is not None
         shared = "erk" if made.allocation == "global" and criterion == "random" else made.allocation

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput, TopologyError
 from pollard.formats.topology import Topology
-from pollard.kernels.code.target import host_isas
 from pollard.kernels.indices.candidates import candidates
 from strategies import grains, seeds, topologies
-
-
-@pytest.fixture(params=[*host_isas(), "reference"])
-def target(request, monkeypatch):
-    monkeypatch.setenv("POLLARD_TARGET", request.param)
-    return request.param
 
 
 def seeded(seed=0):

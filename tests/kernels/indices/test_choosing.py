@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from pollard.errors import TopologyError
 from pollard.formats.topology import Topology
-from pollard.kernels.code.target import host_isas
 from pollard.kernels.indices.choosing import choose, choose_slowly
 from strategies import seeds, topologies
-
-
-@pytest.fixture(params=[*host_isas(), "reference"])
-def target(request, monkeypatch):
-    monkeypatch.setenv("POLLARD_TARGET", request.param)
-    return request.param
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,6 @@ from pollard.errors import InvalidInput, KernelError, KernelFallback, TopologyEr
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, once
-from pollard.kernels.code.target import host_isas
 from pollard.kernels.indices.rewire import move_values, positions_of, rewire, sample_grown
 from pollard.kernels.indices.turning import even
 from pollard.kernels.products import derived
@@ -21,12 +20,6 @@ from strategies import changes, seeds, topologies
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NONE = torch.empty(0, dtype=torch.int64)
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(params=[*host_isas(), "reference"])
-def target(request, monkeypatch):
-    monkeypatch.setenv("POLLARD_TARGET", request.param)
-    return request.param
 
 
 def seeded(seed=0):

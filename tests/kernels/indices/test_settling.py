@@ -9,14 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pollard.formats.sampling import sample
-from pollard.kernels.code.target import host_isas
 from pollard.kernels.indices.settling import distinct
-
-
-@pytest.fixture(params=[*host_isas(), "reference"])
-def target(request, monkeypatch):
-    monkeypatch.setenv("POLLARD_TARGET", request.param)
-    return request.param
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -38,7 +38,9 @@ class Backend:
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
-    """The backend of products on `device` in `dtype`, and why: what those before it refused."""
+    """The backend of products on `device` in `dtype`, and why: what those before it refused, or that it was asked for."""
+    if Settings.asked_target() == "reference":
+        return BACKENDS[-1], "POLLARD_TARGET asks for the reference"
     reasons: list[str] = []
     for backend in BACKENDS[:-1]:
         refused = backend.refusal(device, dtype)
@@ -66,8 +68,6 @@ def _of_module(ways: Any, kind: Kind, topology: Topology, relu: bool) -> Call:
 
 
 def _not_generated(device: torch.device, dtype: torch.dtype) -> str | None:
-    if Settings.asked_target() == "reference":
-        return "POLLARD_TARGET asks for the reference"
     if device.type != "cpu":
         return "kernels are generated for CPUs"
     if current() is None:
@@ -76,8 +76,6 @@ def _not_generated(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
-    if Settings.asked_target() == "reference":
-        return "POLLARD_TARGET asks for the reference"
     if device.type not in torch_sparse.DEVICES:
         return f"torch is not known to have them on {device.type!r}"
     return None if dtype in torch_sparse.DTYPES else f"torch has no such products in {dtype}"

@@ -126,10 +126,14 @@ class Method:
 
     def require(self, patterns: Mapping[str, Pattern]) -> None:
         """Raises PatternError where layers of these patterns, by name, cannot be trained so."""
-        if self.resizes:
-            require_free(patterns, f"method {self.name}, by which layers come to keep more or less")
+        self.require_resizable(patterns)
         if self.density is not None and self.allocation == "global":
             require_one_pattern(patterns)
+
+    def require_resizable(self, patterns: Mapping[str, Pattern]) -> None:
+        """Raises PatternError where layers come to keep more or fewer weights, and a pattern says how many it keeps."""
+        if self.resizes:
+            require_free(patterns, f"method {self.name}, by which layers come to keep more or less")
 
     def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
         """Changes to the first topologies, by layer, before any step."""
