@@ -120,7 +120,11 @@ def _(method):
         torch.testing.assert_close(layer.to_dense().weight, expected)
 
 
-@piece(FAMILY, "`.double()`, `.half()`, `.to(torch.bfloat16)`", note="these run on plain torch, and say so")
+@piece(
+    FAMILY,
+    "`.double()`, `.half()`, `.to(torch.bfloat16)`",
+    note="half precision has kernels; float64 runs on torch's own sparse products",
+)
 def _(method):
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         model = model_of(method).to(dtype)

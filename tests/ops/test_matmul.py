@@ -3,13 +3,16 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from pollard.errors import InvalidInput, PollardError
+from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
@@ -143,11 +146,27 @@ def test_export_and_back_from_a_file():
     torch.testing.assert_close(loaded(other), model(other))
 
 
-def test_autocast_brings_operands_to_fp32():
-    with torch.autocast("cpu", torch.bfloat16):
-        y = network()(torch.randn(5, 6).bfloat16())
-    assert y.dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("watched", [False, True])
+def test_under_autocast_products_are_rounded_once_and_values_stay_float32(dtype, watched):
+    model, x = network(), torch.randn(5, 6, requires_grad=True)
+    with torch.autocast("cpu", dtype), FlopCounterMode(display=False) if watched else nullcontext():
+        y = model[0](x)
+    assert y.dtype == dtype
     y.sum().backward()
+    layer = model[0]
+    assert layer.values.grad.dtype == layer.bias.grad.dtype == torch.float32 == x.grad.dtype
+    weight = SparseMatrix(layer.values.detach(), layer.topology).to_dense()
+    rounded = x.detach().to(dtype)
+    exact = rounded.double() @ weight.double().t() + layer.bias.double()
+    torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    exact = torch.ones(5, 8).t() @ rounded.float()
+    torch.testing.assert_close(layer.values.grad, exact.flatten()[layer.topology.weight_positions()])
+
+
+def test_autocast_leaves_double_precision_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network().double()(torch.randn(5, 6).double()).dtype == torch.float64
 
 
 BAD = {

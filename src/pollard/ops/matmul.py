@@ -21,13 +21,14 @@ from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch
 from pollard.ops import operators, transforms
-from pollard.ops.operators import arrays
+from pollard.ops.operators import MASTERS, arrays, autocast
 
 
 def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x @ W.T + bias``, then ReLU if asked, for the sparse W of `values` and `topology`.
 
-    x: `(batch, in)`, any strides. Returns `(batch, out)`, features-first in memory (strides `(1, batch)`), the layout that
+    x: `(batch, in)`, any strides, of one dtype with values and bias; half precision goes with float32 values too. Sums are
+    float32, rounded once. Returns `(batch, out)`, features-first in memory (strides `(1, batch)`), the layout that
     the next sparse product reads without transposing. Differentiable in x, values and bias, any number of times.
     Raises InvalidInput on shapes, dtypes or devices that do not fit.
 
@@ -37,6 +38,9 @@ def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = 
     """
     if torch.compiler.is_compiling() or _watched() or not _plain(x, values, bias):
         return _the_long_way(x, values, bias, topology, relu)
+    if _autocast("cpu"):
+        x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
+        bias = None if bias is None else autocast("cpu", bias, stays=MASTERS)
     if torch.is_grad_enabled():
         y: Tensor = _apply(x, values, bias, topology, relu)
         return y
@@ -53,25 +57,28 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
     return _product("input_grad", grad, values, topology)
 
 
-def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
-    """``grad.T @ x`` at the kept weights only: the gradient of `linear` in values, `(nnz,)`.
+def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype | None = None) -> Tensor:
+    """``grad.T @ x`` at the kept weights only: the gradient of `linear` in values, `(nnz,)`, of x's dtype or float32.
 
     >>> topology = Topology.from_mask(torch.tensor([[True, False], [True, True]]))
     >>> value_grad(torch.tensor([[1.0, 10.0]]), torch.tensor([[2.0, 3.0]]), topology)
     tensor([ 2., 20., 30.])
     """
-    return _product("value_grad", grad, x, topology)
+    return _product("value_grad", grad, x, topology, dtype)
 
 
-_CPU = {"input_grad": dispatch.input_grad, "value_grad": dispatch.value_grad}
-
-
-def _product(kind: operators.Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _watched() and _plain(left, right):
-        return _CPU[kind](left, right, topology)
+def _product(
+    kind: operators.Kind, left: Tensor, right: Tensor, topology: Topology, dtype: torch.dtype | None = None
+) -> Tensor:
+    # Autocast is the operators' affair.
+    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched() or _autocast("cpu")
+    if not watched and _plain(left, right):
+        if kind == "input_grad":
+            return dispatch.input_grad(left, right, topology)
+        return dispatch.value_grad(left, right, topology, dtype)
     if _transformed():
-        return transforms.bilinear(kind, left, right, topology)
-    return operators.dispatched(kind, left, right, *arrays(topology))
+        return transforms.bilinear(kind, left, right, topology, dtype)
+    return operators.dispatched(kind, left, right, *arrays(topology), dtype=dtype)
 
 
 def _the_long_way(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool) -> Tensor:
@@ -89,8 +96,8 @@ def _the_long_way(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
 
 
 # Looked up once: every call asks all of them. Torch has no public names for most.
-_autocast, _modes, _functions = (
-    torch._C._is_any_autocast_enabled,  # noqa: SLF001
+_autocast = torch.is_autocast_enabled
+_modes, _functions = (
     torch._C._len_torch_dispatch_stack,  # noqa: SLF001
     torch._C._len_torch_function_stack,  # noqa: SLF001
 )
@@ -102,8 +109,8 @@ _set_tracing: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]  #
 
 
 def _watched() -> bool:
-    """Whether anybody but autograd wants to know of each operation."""
-    return bool(_autocast() or _modes() or _functions() or _tracing() or _profiling() or _transformed())
+    """Whether anybody but autograd and autocast wants to know of each operation."""
+    return bool(_modes() or _functions() or _tracing() or _profiling() or _transformed())
 
 
 def _transformed() -> bool:
@@ -202,7 +209,10 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, values, output = ctx.saved_tensors
         topology = ctx.topology
-        products = (lambda u, w: input_grad(u, w, topology), lambda u, v: value_grad(u, v, topology))
+        products = (
+            lambda u, w: input_grad(u, w, topology),
+            lambda u, v: value_grad(u, v, topology, values.dtype),
+        )
         needs = ctx.needs_input_grad[:3]
         return *operators.linear_backward(grad, x, values, output, needs, products), None, None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,8 @@ _library.define(
     "input_grad(Tensor grad, Tensor values, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern) -> Tensor"
 )
 _library.define(
-    "value_grad(Tensor grad, Tensor x, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern) -> Tensor"
+    "value_grad(Tensor grad, Tensor x, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern, "
+    "ScalarType? dtype=None) -> Tensor"
 )
 
 
@@ -47,10 +49,10 @@ ADJOINTS: dict[Kind, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Kind, Tensor
 }
 
 
-def dispatched(kind: Kind, left: Tensor, right: Tensor, *where: Any) -> Tensor:
-    """The product of that kind by torch's dispatcher, without bias and ReLU; where: what `arrays` gives."""
+def dispatched(kind: Kind, left: Tensor, right: Tensor, *where: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The product of that kind by torch's dispatcher, without bias and ReLU; where: what `arrays` gives, dtype: of values."""
     row_pointers, columns, *sizes = where
-    rest = (None, *sizes, False) if kind == "linear" else tuple(sizes)
+    rest = (None, *sizes, False) if kind == "linear" else (*sizes, *([dtype] * (kind == "value_grad")))
     product: Tensor = getattr(operators(), kind)(left, right, row_pointers, columns, *rest)
     return product
 
@@ -152,9 +154,15 @@ def _input_grad(
 
 
 def _value_grad(
-    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str
+    grad: Tensor,
+    x: Tensor,
+    row_pointers: Tensor,
+    columns: Tensor,
+    in_features: int,
+    pattern: str,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return dispatch.value_grad(grad, x, topology_of(row_pointers, columns, in_features, pattern))
+    return dispatch.value_grad(grad, x, topology_of(row_pointers, columns, in_features, pattern), dtype)
 
 
 # -- shapes without data, for compilers
@@ -180,9 +188,15 @@ def _fake_input_grad(
 
 
 def _fake_value_grad(
-    grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str
+    grad: Tensor,
+    x: Tensor,
+    row_pointers: Tensor,
+    columns: Tensor,
+    in_features: int,
+    pattern: str,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return x.new_empty(columns.shape[0] * Pattern.parse(pattern).size)
+    return x.new_empty(columns.shape[0] * Pattern.parse(pattern).size, dtype=dtype or x.dtype)
 
 
 def _fake_output(like: Tensor, features: int) -> Tensor:
@@ -203,7 +217,7 @@ def linear_backward(
     return (
         input_product(grad, values) if x_needs else None,
         value_product(grad, x) if values_need else None,
-        grad.sum(0) if bias_needs else None,
+        grad.sum(0, dtype=values.dtype) if bias_needs else None,
     )
 
 
@@ -218,14 +232,15 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
     products = (
         lambda u, w: operators().input_grad(u, w, *rest),
-        lambda u, v: operators().value_grad(u, v, *rest),
+        lambda u, v: operators().value_grad(u, v, *rest, values.dtype),
     )
     dx, dvalues, dbias = linear_backward(grad, x, values, output, (x_needs, values_need, bias_needs), products)
     return dx, dvalues, None, None, dbias, None, None, None
 
 
 def _pair_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    left, right, row_pointers, columns, *ctx.sizes = inputs
+    left, right, row_pointers, columns, *sizes = inputs
+    ctx.sizes = sizes[:2]
     ctx.save_for_backward(left, right, row_pointers, columns)
 
 
@@ -234,15 +249,42 @@ def _pair_backward(kind: Kind) -> Callable[[Any, Tensor], tuple[Any, ...]]:
         left, right, *both = ctx.saved_tensors
         adjoints = ADJOINTS[kind](upstream, left, right)
         found = [
-            dispatched(*each, *both, *ctx.sizes) if need else None
-            for each, need in zip(adjoints, ctx.needs_input_grad, strict=False)
+            dispatched(*each, *both, *ctx.sizes, dtype=of.dtype) if need else None
+            for each, of, need in zip(adjoints, (left, right), ctx.needs_input_grad, strict=False)
         ]
-        return *found, *(None,) * 4
+        return *found, *(None,) * (len(ctx.needs_input_grad) - 2)
 
     return backward
 
 
-_OPERATORS = (
+# -- autocast
+
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+def autocast(device: str, tensor: Tensor, *, stays: tuple[torch.dtype, ...] = ()) -> Tensor:
+    """`tensor` as autocast on `device` wants it, unless its dtype `stays`, as double precision does in any case."""
+    if not tensor.is_floating_point() or tensor.device.type != device or tensor.dtype in (torch.float64, *stays):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
+# Products take values of float32 beside half precision: what would be lost by rounding them is not.
+MASTERS = (torch.float32,)
+
+
+def _cast(name: Kind, device: str, left: Tensor, right: Tensor, *rest: Any, **named: Any) -> Tensor:
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST[device]))  # noqa: SLF001 - no public name
+    stays = () if name == "value_grad" else MASTERS
+    left, right = autocast(device, left), autocast(device, right, stays=stays)
+    if name == "linear" and rest[2] is not None:
+        rest = (*rest[:2], autocast(device, rest[2], stays=stays), *rest[3:])
+    with torch._C._ExcludeDispatchKeyGuard(key):  # noqa: SLF001
+        product: Tensor = getattr(operators(), name)(left, right, *rest, **named)
+        return product
+
+
+_OPERATORS: tuple[tuple[Kind, Any, Any, Any, Any], ...] = (
     ("linear", _linear, _fake_linear, _linear_backward, _linear_context),
     ("input_grad", _input_grad, _fake_input_grad, _pair_backward("input_grad"), _pair_context),
     ("value_grad", _value_grad, _fake_value_grad, _pair_backward("value_grad"), _pair_context),
@@ -251,22 +293,22 @@ for _name, _run, _fake, _backward, _context in _OPERATORS:
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pollard::{_name}", _fake, lib=_library)
     torch.library.register_autograd(f"pollard::{_name}", _backward, setup_context=_context, lib=_library)
-    # Kernels compute in fp32: under autocast their operands are brought to it.
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"pollard::{_name}", _device, torch.float32, lib=_library)
+    for _device, _key in _AUTOCAST.items():
+        _library.impl(_name, partial(_cast, _name, _device), _key)
 
 
 @register_flop_formula([operators().linear, operators().input_grad, operators().value_grad])
 def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch.Size, *rest: Any, **named: Any) -> int:
     """A multiplication and an addition for each kept weight and sample."""
     del pointers, named
-    # linear has a bias before the sizes, and whether there is a ReLU after them
-    pattern = rest[2] if len(rest) > 2 else rest[1]
+    pattern = next(each for each in rest if isinstance(each, str))
     return 2 * left[0] * columns[0] * Pattern.parse(pattern).size
 
 
 __all__ = [
+    "MASTERS",
     "arrays",
+    "autocast",
     "know",
     "linear_backward",
     "operators",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +13,17 @@ from pollard.formats.topology import Topology
 from pollard.ops.operators import ADJOINTS, Kind, arrays, dispatched
 
 
-def bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
+def bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology, dtype: torch.dtype | None = None) -> Tensor:
     """The product of that kind, which any transform may go through: grad, vmap, jvp, and each within the other.
+
+    dtype: of values that are its result.
 
     >>> topology = Topology.from_mask(torch.tensor([[True, False], [True, True]]))
     >>> x, values = torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0])
     >>> torch.func.grad(lambda w: bilinear("linear", x, w, topology).sum())(values)
     tensor([ 1.,  1., 10.])
     """
-    product: Tensor = _Bilinear.apply(kind, left, right, topology)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    product: Tensor = _Bilinear.apply(kind, left, right, topology, dtype)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return product
 
 
@@ -33,41 +36,43 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, r
 
 class _Bilinear(torch.autograd.Function):
     @staticmethod
-    def forward(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
-        return dispatched(kind, left, right, *arrays(topology))
+    def forward(kind: Kind, left: Tensor, right: Tensor, topology: Topology, dtype: torch.dtype | None) -> Tensor:
+        return dispatched(kind, left, right, *arrays(topology), dtype=dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         del output
-        ctx.kind, left, right, ctx.topology = inputs
+        ctx.kind, left, right, ctx.topology, ctx.dtype = inputs
         ctx.save_for_backward(left, right)
         ctx.save_for_forward(left, right)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         adjoints = ADJOINTS[ctx.kind](*grads, *ctx.saved_tensors)
-        needs = ctx.needs_input_grad[1:3]
-        found = [bilinear(*each, ctx.topology) if need else None for each, need in zip(adjoints, needs, strict=True)]
-        return None, *found, None
+        found = [
+            bilinear(*each, ctx.topology, of.dtype) if need else None
+            for each, of, need in zip(adjoints, ctx.saved_tensors, ctx.needs_input_grad[1:3], strict=True)
+        ]
+        return None, *found, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        _, d_left, d_right, _ = tangents
+        _, d_left, d_right, *_ = tangents
         left, right = ctx.saved_tensors
         parts: list[Tensor] = []
         if d_left is not None:
-            parts.append(bilinear(ctx.kind, d_left, right, ctx.topology))
+            parts.append(bilinear(ctx.kind, d_left, right, ctx.topology, ctx.dtype))
         if d_right is not None:
-            parts.append(bilinear(ctx.kind, left, d_right, ctx.topology))
+            parts.append(bilinear(ctx.kind, left, d_right, ctx.topology, ctx.dtype))
         return sum(parts[1:], parts[0])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
         del info
-        kind, left, right, topology = inputs
-        _, of_left, of_right, _ = in_dims
+        kind, left, right, topology, dtype = inputs
+        _, of_left, of_right, *_ = in_dims
         return batched(
-            lambda a, b: bilinear(kind, a, b, topology),
+            lambda a, b: bilinear(kind, a, b, topology, dtype),
             (left, of_left),
             (right, of_right),
             flatten=kind != "value_grad",
@@ -109,7 +114,9 @@ def _vmap_of(kind: Kind) -> Callable[..., tuple[Tensor, int]]:
     def rule(info: Any, in_dims: tuple[Any, ...], left: Tensor, right: Tensor, *rest: Any) -> tuple[Tensor, int]:
         del info
         pairs = ((left, in_dims[0]), (right, in_dims[1]))
-        return batched(lambda a, b: dispatched(kind, a, b, *rest), *pairs, flatten=kind != "value_grad"), 0
+        *where, dtype = (*rest, None) if kind == "input_grad" else rest
+        product = partial(dispatched, kind, dtype=dtype)
+        return batched(lambda a, b: product(a, b, *where), *pairs, flatten=kind != "value_grad"), 0
 
     return rule
 

@@ -187,7 +187,9 @@ def test_what_is_little_work_wakes_no_thread():
     torch.set_num_threads(2)
     little, much = (Topology.random((side, side), 0.5) for side in (8, 1024))
     threads = [
-        Product.of("gather", topology, Operand.of(torch.ones(128, topology.shape[1])), TARGETS["avx2"]).threads
+        Product.of(
+            "gather", topology, Operand.of(torch.ones(128, topology.shape[1])), TARGETS["avx2"], "float32"
+        ).threads
         for topology in (little, much)
     ]
     assert threads == [1, 2]

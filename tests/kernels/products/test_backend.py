@@ -25,11 +25,13 @@ def ordinary(monkeypatch):
     ("device", "dtype", "expected", "why"),
     [
         (CPU, torch.float32, GENERATED, "serves torch.float32 on 'cpu'"),
-        (CPU, torch.float64, TORCH_SPARSE, "kernels compute in float32"),
+        (CPU, torch.float64, TORCH_SPARSE, "no kernel computes in torch.float64"),
         (CUDA, torch.float32, TORCH_SPARSE, "kernels are generated for CPUs"),
         (CUDA, torch.float64, TORCH_SPARSE, "kernels are generated for CPUs"),
         (OTHER, torch.float32, REFERENCE, "torch is not known to have them on 'mps'"),
-        (CPU, torch.bfloat16, REFERENCE, "torch has no such products in torch.bfloat16"),
+        (CPU, torch.bfloat16, GENERATED, "serves torch.bfloat16 on 'cpu'"),
+        (CPU, torch.float16, GENERATED, "serves torch.float16 on 'cpu'"),
+        (CUDA, torch.bfloat16, REFERENCE, "torch has no such products in torch.bfloat16"),
     ],
 )
 def test_the_first_that_serves_is_chosen(ordinary, device, dtype, expected, why):

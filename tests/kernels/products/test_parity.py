@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import TARGETS, host_isas
@@ -17,6 +18,12 @@ from pollard.kernels.products.tuning import Choice, Decision
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
 BATCHES = (1, 20, 100, 300)
 LAYOUTS = ("row-major", "column-major", "strided", "broadcast")
+HALVES = (
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.float16, torch.float32),
+)
 ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "neon")
 
 
@@ -29,31 +36,34 @@ def isa(request, monkeypatch):
     return request.param
 
 
-def operand(batch, features, layout, seed):
+def operand(batch, features, layout, seed, dtype=torch.float32):
     made = torch.Generator().manual_seed(seed)
     if layout == "row-major":
-        return torch.randn(batch, features, generator=made)
+        return torch.randn(batch, features, generator=made).to(dtype)
     if layout == "column-major":
-        return torch.randn(features, batch, generator=made).t()
+        return torch.randn(features, batch, generator=made).to(dtype).t()
     if layout == "strided":
-        return torch.randn(batch, 2 * features + 1, generator=made)[:, 1::2]
-    return torch.randn(1, features, generator=made).expand(batch, features)
+        return torch.randn(batch, 2 * features + 1, generator=made).to(dtype)[:, 1::2]
+    return torch.randn(1, features, generator=made).to(dtype).expand(batch, features)
 
 
 def assert_close(fast, exactly, operands, terms):
     # Against the twin in double precision; a sum of n rounded products is off by at most n units of rounding of the
-    # sum of their magnitudes, here doubled.
+    # sum of their magnitudes, here doubled. Half precision rounds that sum once more.
     exact = exactly(*(each if each is None else each.double() for each in operands))
     size = exactly(*(each if each is None else each.double().abs() for each in operands))
     assert fast.shape == exact.shape
-    assert ((fast.double() - exact).abs() <= torch.finfo(torch.float32).eps * (terms + 2) * size + 1e-30).all()
+    allowed = torch.finfo(torch.float32).eps * (terms + 2) * size
+    if fast.dtype != torch.float32:
+        allowed += torch.finfo(fast.dtype).eps / 2 * (exact.abs() + allowed) + torch.finfo(fast.dtype).smallest_normal
+    assert ((fast.double() - exact).abs() <= allowed + 1e-30).all()
 
 
-def assert_parity(topology, batch, layout):
+def assert_parity(topology, batch, layout, dtype=torch.float32, values_dtype=torch.float32):
     out, width = topology.shape
-    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1))
-    bias = torch.randn(out, generator=torch.Generator().manual_seed(2))
-    x, grad = operand(batch, width, layout, 3), operand(batch, out, layout, 4)
+    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1)).to(values_dtype)
+    bias = torch.randn(out, generator=torch.Generator().manual_seed(2)).to(values_dtype)
+    x, grad = operand(batch, width, layout, 3, dtype), operand(batch, out, layout, 4, dtype)
     for offset, relu in ((None, False), (bias, False), (bias, True), (None, True)):
         fast = dispatch.forward(x, values, topology, offset, relu=relu)
         plain = dispatch.forward(x, values, topology, offset)
@@ -62,7 +72,8 @@ def assert_parity(topology, batch, layout):
         assert batch <= 1 or fast.stride() == (1, batch)
     fast = dispatch.input_grad(grad, values, topology)
     assert_close(fast, lambda g, v: reference.input_grad(g, v, topology), (grad, values), out)
-    fast = dispatch.value_grad(grad, x, topology)
+    fast = dispatch.value_grad(grad, x, topology, values_dtype)
+    assert fast.dtype == values_dtype
     assert_close(fast, lambda g, x: reference.value_grad(g, x, topology), (grad, x), batch)
 
 
@@ -73,6 +84,25 @@ def test_kernels_equal_their_twins(isa, pattern, batch, layout):
     for shape, density in (((48, 100), 0.3), ((16, 7), 1.0), ((32, 1), 0.6), ((16, 2100), 0.02)):
         topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(5))
         assert_parity(topology, batch, layout)
+
+
+@pytest.mark.parametrize(
+    ("batch", "layout"),
+    [
+        (1, "strided"),
+        (2, "column-major"),
+        (7, "row-major"),
+        (33, "column-major"),
+        (64, "column-major"),
+        (301, "row-major"),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16", "b4x2", "2:4"])
+@pytest.mark.parametrize("dtypes", HALVES, ids=str)
+def test_half_precision_is_rounded_once(isa, dtypes, pattern, batch, layout):
+    for shape, density in (((48, 100), 0.5), ((16, 8), 0.5), ((16, 2100), 0.5 if pattern == "2:4" else 0.02)):
+        topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(5))
+        assert_parity(topology, batch, layout, *dtypes)
 
 
 def test_no_batch_no_rows_no_columns_and_nothing_kept(isa):
@@ -112,9 +142,9 @@ def test_any_mask_any_batch(rows, columns, batch, keep, seed):
     torch.testing.assert_close(dispatch.value_grad(grad, x, topology), (grad.t() @ x)[mask], rtol=1e-4, atol=1e-4)
 
 
-def products(topology, batch):
-    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1))
-    x, grad = operand(batch, topology.shape[1], "row-major", 3), operand(batch, topology.shape[0], "row-major", 4)
+def products(topology, batch, dtype=torch.float32):
+    values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x, grad = (operand(batch, side, "row-major", 3 + side, dtype) for side in reversed(topology.shape))
     return (
         dispatch.forward(x, values, topology, relu=True),
         dispatch.input_grad(grad, values, topology),
@@ -122,14 +152,18 @@ def products(topology, batch):
     )
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "v8"])
-def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern):
+def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern, dtype):
     topology = Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
     torch.set_num_threads(1)
-    alone = products(topology, 300)
+    alone = products(topology, 300, dtype)
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
-        for ours, theirs in zip(products(topology, 300), alone, strict=True):
+        for ours, theirs in zip(products(topology, 300, dtype), alone, strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -145,8 +179,9 @@ def forced_panels(monkeypatch, choice):
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
 @pytest.mark.parametrize("batch", [1, 20, 64, 300])
-def test_dot_products_have_the_same_bits_however_many_are_taken_at_a_time(isa, pattern, batch, monkeypatch):
-    x, grad = operand(batch, 900, "column-major", 3), operand(batch, 64, "column-major", 4)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dot_products_have_the_same_bits_however_many_are_taken_at_a_time(isa, pattern, batch, dtype, monkeypatch):
+    x, grad = operand(batch, 900, "column-major", 3, dtype), operand(batch, 64, "column-major", 4, dtype)
     made = []
     for dots, width in itertools.product((4, 8, 16), (0, 16, 100)):
         if dots <= TARGETS[isa].lanes:
@@ -156,23 +191,25 @@ def test_dot_products_have_the_same_bits_however_many_are_taken_at_a_time(isa, p
     assert all(torch.equal(each, made[0]) for each in made)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
-def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, monkeypatch):
+def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, dtype, monkeypatch):
     def fresh():
         return Topology.random((64, 900), 0.2, pattern, torch.Generator().manual_seed(0))
 
-    usual = products(fresh(), 300)
+    usual = products(fresh(), 300, dtype)
     for choice in (Choice(1, 0), Choice(2, 16), Choice(3, 100), Choice(5, 899)):
         forced_panels(monkeypatch, choice)
-        for ours, theirs in zip(products(fresh(), 300), usual, strict=True):
+        for ours, theirs in zip(products(fresh(), 300, dtype), usual, strict=True):
             assert torch.equal(ours, theirs)
 
 
-def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, dtype, monkeypatch):
     def run(choice):
         forced(monkeypatch, choice)
         topology = Topology.random((70, 300), 0.2, generator=torch.Generator().manual_seed(0))
-        values, grad = torch.linspace(-1, 1, topology.nnz), operand(100, 70, "row-major", 4)
+        values, grad = torch.linspace(-1, 1, topology.nnz, dtype=dtype), operand(100, 70, "row-major", 4, dtype)
         return dispatch.input_grad(grad, values, topology)
 
     scattered = run(Choice(4, 64))
@@ -180,15 +217,16 @@ def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, monkeyp
         assert torch.equal(run(transposed), scattered)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_one_sample_has_the_bits_that_it_has_in_a_batch(isa, pattern):
+def test_one_sample_has_the_bits_that_it_has_in_a_batch(isa, pattern, dtype):
     # Rows of all lengths: those side by side end at different places.
     topology = Topology.from_mask(ragged(pattern, 112, 90), pattern)
-    values, bias = torch.linspace(-1, 1, topology.nnz), torch.linspace(-2, 2, 112)
-    x = operand(5, 90, "row-major", 3)
+    values, bias = torch.linspace(-1, 1, topology.nnz, dtype=dtype), torch.linspace(-2, 2, 112, dtype=dtype)
+    x = operand(5, 90, "row-major", 3, dtype)
     for options in ({}, {"bias": bias}, {"bias": bias, "relu": True}):
         together = dispatch.forward(x, values, topology, **options)
-        strided = torch.zeros(1, 3 * 90)[:, ::3]
+        strided = torch.zeros(1, 3 * 90, dtype=dtype)[:, ::3]
         for sample, whole in zip(x, together, strict=True):
             strided[0] = sample
             for alone in (sample[None], strided):
@@ -201,27 +239,56 @@ def ragged(pattern, rows, columns):
     return mask[::height].repeat_interleave(height, 0)
 
 
-def test_unpacked_operands_give_the_same_bits(isa, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unpacked_operands_give_the_same_bits(isa, dtype, monkeypatch):
     def run():
         topology = Topology.random((40, 300), 0.1, "unstructured", torch.Generator().manual_seed(0))
-        return dispatch.forward(operand(100, 300, "column-major", 1), torch.linspace(-1, 1, topology.nnz), topology)
+        x, values = operand(96, 300, "column-major", 1, dtype), torch.linspace(-1, 1, topology.nnz, dtype=dtype)
+        return dispatch.forward(x, values, topology)
 
     usual = run()
     forced(monkeypatch, Choice(4, 0, packed=False))
     assert torch.equal(run(), usual)
 
 
-def test_nan_and_infinity_pass_through(isa):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinity_pass_through_and_stay_in_their_sample(isa, dtype):
     topology = Topology.full((2, 2))
-    x = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0]])
-    y = dispatch.forward(x, torch.ones(4), topology, relu=True)
+    x = torch.ones(4, 2, dtype=dtype)
+    x[0, 0], x[2, 0] = float("nan"), float("inf")
+    y = dispatch.forward(x, torch.ones(4, dtype=dtype), topology, relu=True)
     assert y[0].isnan().all()
-    assert y[1].isinf().all()
+    assert y[2].isinf().all()
+    assert y[1::2].tolist() == [[2.0] * 2] * 2
 
 
-def test_other_dtypes_run_on_the_twin(isa):
-    topology = Topology.full((3, 2))
-    for dtype in (torch.float64, torch.bfloat16):
-        y = dispatch.forward(torch.ones(4, 2, dtype=dtype), torch.ones(6, dtype=dtype), topology)
-        assert y.dtype == dtype
-        assert y.tolist() == [[2.0] * 3] * 4
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_as_torch_does(isa, dtype):
+    # Every number in half precision, and all that lies half way between two of them.
+    bits = torch.arange(1 << 16).to(torch.int32)
+    halves = bits.to(torch.uint16).view(dtype).float()
+    tiny = torch.finfo(torch.float32).smallest_normal  # smaller ones kernels flush to zero
+    numbers = torch.cat((halves, (halves + halves.roll(-1)) / 2))
+    numbers = numbers[~numbers.isnan() & ((numbers == 0) | (numbers.abs() >= tiny))]
+    # Each one is a bias, a value of float32 beside nothing that is kept but a weight of 0.
+    topology = Topology.full((len(numbers), 1))
+    for batch in (1, 3, 40):
+        y = dispatch.forward(torch.zeros(batch, 1, dtype=dtype), torch.zeros(len(numbers)), topology, numbers)
+        assert torch.equal(y, numbers.to(dtype).expand(batch, -1))
+
+
+def test_double_precision_is_torchs(isa):
+    y = dispatch.forward(torch.ones(4, 2).double(), torch.ones(6).double(), Topology.full((3, 2)))
+    assert y.dtype == torch.float64
+    assert y.tolist() == [[2.0] * 3] * 4
+
+
+@pytest.mark.parametrize("wrong", [torch.float16, torch.float64])
+def test_values_are_of_the_inputs_dtype_or_float32(isa, wrong):
+    topology, x = Topology.full((3, 2)), torch.ones(4, 2, dtype=torch.bfloat16)
+    with pytest.raises(InvalidInput, match="or float32"):
+        dispatch.forward(x, torch.ones(6, dtype=wrong), topology)
+    with pytest.raises(InvalidInput, match="bias"):
+        dispatch.forward(x, torch.ones(6), topology, torch.ones(3, dtype=torch.bfloat16))
+    with pytest.raises(InvalidInput, match="gradient of values"):
+        dispatch.value_grad(torch.ones(4, 3, dtype=torch.bfloat16), x, topology, wrong)

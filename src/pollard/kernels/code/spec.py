@@ -30,6 +30,7 @@ class KernelSpec:
     one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
     permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
+    numbers: of dense operands and results, as they lie in memory. values: of W, and of the bias.
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
     >>> str(spec)
@@ -50,6 +51,8 @@ class KernelSpec:
     bias: bool = False
     relu: bool = False
     size: int = 4
+    numbers: str = "float32"
+    values: str = "float32"
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
@@ -59,8 +62,14 @@ class KernelSpec:
                 "Report this as a defect.",
             )
 
+    @property
+    def rests(self) -> bool:
+        """Whether sums rest between tiles beside the result, which could not hold them without rounding (``gather``)."""
+        return self.operation == "gather" and self.tiled and self.numbers != "float32"
+
     def __str__(self) -> str:
         flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
-        return ".".join(parts + sizes + [flag for flag in flags if getattr(self, flag)])
+        kinds = [self.numbers] * (self.numbers != "float32") + [f"w{self.values}"] * (self.values != "float32")
+        return ".".join(parts + sizes + kinds + [flag for flag in flags if getattr(self, flag)])

@@ -18,8 +18,8 @@ TRIPLES = {
     "neon": "aarch64-unknown-linux-gnu",
 }
 FEATURES = {
-    "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+bmi,+bmi2,-prefer-256-bit",
-    "avx2": "+avx2,+fma,+bmi,+bmi2",
+    "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+f16c,+bmi,+bmi2,-prefer-256-bit",
+    "avx2": "+avx2,+fma,+f16c,+bmi,+bmi2",
     "neon": "+neon",
 }
 
@@ -58,7 +58,7 @@ def host_isas() -> tuple[str, ...]:
     found = []
     if all(features.get(name) for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl")):
         found.append("avx512")
-    if features.get("avx2") and features.get("fma"):
+    if all(features.get(name) for name in ("avx2", "fma", "f16c")):
         found.append("avx2")
     return tuple(found)
 

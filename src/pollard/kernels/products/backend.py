@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +14,25 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.once import warn_once
 from pollard.kernels.code.target import current
 from pollard.kernels.products import generated, reference, torch_sparse
+from pollard.kernels.products.task import HALVES, Call, Task
 from pollard.settings import Settings
-
-Kind = Literal["forward", "input_grad", "value_grad"]
-# Takes the tensors of a product: x or the gradient, then values or x, and of a forward product a bias where there is one.
-Call = Callable[..., Tensor]
-HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """Computes products that it does not refuse.
 
-    refusal: why it does not serve a device and a dtype; None where it does. call: of a kind of product, a topology of grains
-    one column wide, whether a ReLU follows, and the tensors of the first call, what computes it for all of such shapes,
-    strides and dtypes; may raise KernelError. tuned: whether it is one of ours for that device, or torch's own, of which it is told.
+    refusal: why it does not serve a device and a dtype; None where it does. call: of a task, a topology of grains one column
+    wide, and the tensors of the first call, what computes it for all of such shapes, strides and dtypes; may raise
+    KernelError. tuned: whether it is one of ours for that device, or torch's own, of which it is told. mixed: whether values
+    may be float32 where all else is in half precision.
     """
 
     name: str
     refusal: Callable[[torch.device, torch.dtype], str | None]
-    call: Callable[[Kind, Topology, bool, tuple[Tensor, ...]], Call]
+    call: Callable[[Task, Topology, tuple[Tensor, ...]], Call]
     tuned: bool = False
+    mixed: bool = False
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
@@ -60,10 +58,10 @@ def tell_untuned(device: torch.device) -> None:
         )
 
 
-def _of_module(ways: Any, kind: Kind, topology: Topology, relu: bool) -> Call:
+def _of_module(ways: Any, task: Task, topology: Topology) -> Call:
     """The product of that kind by a module that has functions for all three."""
-    product: Call = getattr(ways, kind)
-    options = {"relu": relu} if kind == "forward" else {}
+    product: Call = getattr(ways, task.kind)
+    options = {"relu": task.relu} if task.kind == "forward" else {}
     return lambda left, right, *bias: product(left, right, topology, *bias, **options)
 
 
@@ -72,7 +70,7 @@ def _not_generated(device: torch.device, dtype: torch.dtype) -> str | None:
         return "kernels are generated for CPUs"
     if current() is None:
         return "no kernel is generated for this CPU"
-    return None if dtype is torch.float32 else "kernels compute in float32"
+    return None if dtype in (torch.float32, *HALVES) else f"no kernel computes in {dtype}"
 
 
 def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -81,24 +79,9 @@ def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in torch_sparse.DTYPES else f"torch has no such products in {dtype}"
 
 
-GENERATED = Backend("generated kernels", _not_generated, generated.call, tuned=True)
-TORCH_SPARSE = Backend(
-    "torch.sparse", _not_sparse, lambda kind, topology, relu, _: _of_module(torch_sparse, kind, topology, relu)
-)
-REFERENCE = Backend(
-    "reference", lambda *_: None, lambda kind, topology, relu, _: _of_module(reference, kind, topology, relu)
-)
+GENERATED = Backend("generated kernels", _not_generated, generated.call, tuned=True, mixed=True)
+TORCH_SPARSE = Backend("torch.sparse", _not_sparse, lambda task, topology, _: _of_module(torch_sparse, task, topology))
+REFERENCE = Backend("reference", lambda *_: None, lambda task, topology, _: _of_module(reference, task, topology))
 BACKENDS = (GENERATED, TORCH_SPARSE, REFERENCE)
 
-__all__ = [
-    "BACKENDS",
-    "GENERATED",
-    "HALVES",
-    "REFERENCE",
-    "TORCH_SPARSE",
-    "Backend",
-    "Call",
-    "Kind",
-    "choose",
-    "tell_untuned",
-]
+__all__ = ["BACKENDS", "GENERATED", "REFERENCE", "TORCH_SPARSE", "Backend", "choose", "tell_untuned"]

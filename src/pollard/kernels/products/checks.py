@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
+
+HALF = 2  # bytes of a number in half precision
 
 
 def check_matrix(name: str, tensor: Tensor, features: int) -> None:
@@ -17,12 +20,23 @@ def check_matrix(name: str, tensor: Tensor, features: int) -> None:
         )
 
 
-def check_vector(name: str, tensor: Tensor, length: int, like: Tensor) -> None:
-    """Raises InvalidInput unless `tensor` is `(length,)`, of the dtype and on the device of `like`."""
-    if tensor.shape != (length,) or tensor.dtype != like.dtype or tensor.device != like.device:
+def check_dtype(name: str, dtype: torch.dtype, like: Tensor) -> None:
+    """Raises InvalidInput unless `dtype` is that of `like`, or float32 where that is half precision."""
+    if dtype == like.dtype or (dtype == torch.float32 and like.dtype.itemsize == HALF):
+        return
+    raise InvalidInput(
+        f"{name} of {dtype} beside {like.dtype}",
+        f"{like.dtype}" + (", or float32" if like.dtype.itemsize == HALF else ""),
+        "Convert the input or the layer with .to(dtype).",
+    )
+
+
+def check_vector(name: str, tensor: Tensor, length: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises InvalidInput unless `tensor` is `(length,)`, of `dtype` and on `device`."""
+    if tensor.shape != (length,) or tensor.dtype != dtype or tensor.device != device:
         raise InvalidInput(
             f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}",
-            f"shape ({length},), {like.dtype}, on {like.device}: one number each, as the input is",
+            f"shape ({length},), {dtype}, on {device}: one number each",
             "Convert the input or the layer with .to(dtype), or .to(device); a layer's in_features must be the input's last dimension.",
         )
 

@@ -16,18 +16,10 @@ from pollard.errors import KernelError
 from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import warn, warn_without_kernels
 from pollard.kernels.code.target import current
-from pollard.kernels.products.backend import (
-    GENERATED,
-    HALVES,
-    REFERENCE,
-    Backend,
-    Call,
-    Kind,
-    choose,
-    tell_untuned,
-)
-from pollard.kernels.products.checks import check_matrix, check_pair, check_vector, extent, freed
+from pollard.kernels.products.backend import GENERATED, REFERENCE, Backend, choose, tell_untuned
+from pollard.kernels.products.checks import check_dtype, check_matrix, check_pair, check_vector, extent, freed
 from pollard.kernels.products.derived import calls
+from pollard.kernels.products.task import HALVES, Call, Kind, Task
 from pollard.settings import Settings
 
 # Shapes and layouts whose calls are found at once; the others look their choice up again.
@@ -35,8 +27,9 @@ RECENT = 64
 
 
 def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory.
+    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, of x's dtype, features-first in memory.
 
+    Values and bias are of x's dtype, or float32 where that is half precision; sums are float32, rounded once.
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
     """
     key = (
@@ -51,13 +44,13 @@ def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None =
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
-    """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, features-first in memory."""
-    return _bilinear("input_grad", grad, values, topology)
+    """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, of grad's dtype, features-first in memory."""
+    return _bilinear("input_grad", grad, values, topology, None)
 
 
-def value_grad(grad: Tensor, x: Tensor, topology: Topology) -> Tensor:
-    """``(grad.T @ x)`` at the kept weights: one number a value."""
-    return _bilinear("value_grad", grad, x, topology)
+def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype | None = None) -> Tensor:
+    """``(grad.T @ x)`` at the kept weights: one number a value, of x's dtype, or float32 where that is asked for."""
+    return _bilinear("value_grad", grad, x, topology, dtype)
 
 
 class _Way(NamedTuple):
@@ -73,9 +66,9 @@ Key = tuple[Any, ...]
 _threads, _asked = torch.get_num_threads, Settings.asked_target
 
 
-def _bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
+def _bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology, dtype: torch.dtype | None) -> Tensor:
     key = (
-        kind, False, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
+        kind, dtype, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
         right.shape, right.stride(), right.dtype, right.is_cpu or right.device,
     )  # fmt: skip
     return _product(key, topology, (left, right))
@@ -86,7 +79,7 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
     recent = calls(topology).recent
     way = recent.get(key)
     if way is None:
-        way = _way(key[0], topology, key[1], tensors)
+        way = _way(key[0], key[1], topology, tensors)
         if len(recent) >= RECENT:
             recent.clear()
         recent[key] = way
@@ -99,22 +92,29 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
     return y
 
 
-def _way(kind: Kind, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]) -> _Way:
-    _check(kind, topology, tensors)
-    first, topology = tensors[0], topology.vectors
+def _way(kind: Kind, option: Any, topology: Topology, tensors: tuple[Tensor, ...]) -> _Way:
+    # The option is a ReLU, or the dtype of a gradient.
+    first, second = tensors[:2]
+    task = Task(kind, kind == "forward" and option, second.dtype)
+    if kind == "value_grad":
+        task = Task(kind, False, option or second.dtype)
+    _check(task, topology, tensors)
+    topology = topology.vectors
     # On other devices memory is torch's own affair.
     needed = tuple(extent(each) for each in tensors) if first.is_cpu else ()
-    if 0 in (len(first), topology.grains):
-        return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
-    backend, _ = choose(first.device, first.dtype)
-    if backend is REFERENCE and first.dtype in HALVES and _asked() != "reference":
-        return _Way(_rounded(kind, topology, relu), needed)
-    _tell(backend, first.device)
+    nothing = 0 in (len(first), topology.grains)
+    backend = REFERENCE if nothing else choose(first.device, first.dtype)[0]
+    if first.dtype in HALVES and (backend is REFERENCE or (task.values != first.dtype and not backend.mixed)):
+        return _Way(_rounded(task, topology), needed)
+    if not nothing:
+        _tell(backend, first.device)
     try:
-        return _Way(backend.call(kind, topology, relu, tensors), needed)
+        return _Way(backend.call(task, topology, tensors), needed)
     except KernelError as refused:
         warn(str(refused))
-        return _Way(REFERENCE.call(kind, topology, relu, tensors), needed)
+        return _Way(
+            _rounded(task, topology) if first.dtype in HALVES else REFERENCE.call(task, topology, tensors), needed
+        )
 
 
 def _tell(backend: Backend, device: torch.device) -> None:
@@ -124,27 +124,28 @@ def _tell(backend: Backend, device: torch.device) -> None:
         warn_without_kernels()
 
 
-def _check(kind: Kind, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
-    (out, width), (first, second, *bias) = topology.shape, tensors
+def _check(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
+    (out, width), (first, second, *bias), kind = topology.shape, tensors, task.kind
     names = {"forward": ("x", "values", "bias"), "input_grad": ("grad", "values"), "value_grad": ("grad", "x")}[kind]
     check_matrix(names[0], first, width if kind == "forward" else out)
     if kind == "value_grad":
         check_matrix(names[1], second, width)
         check_pair(first, second)
+        check_dtype("a gradient of values", task.values, first)
         return
-    check_vector(names[1], second, topology.nnz, first)
+    check_dtype(names[1], second.dtype, first)
+    check_vector(names[1], second, topology.nnz, first.device, second.dtype)
     for each in bias:
-        check_vector(names[2], each, out, first)
+        check_vector(names[2], each, out, first.device, second.dtype)
 
 
-def _rounded(kind: Kind, topology: Topology, relu: bool) -> Call:
+def _rounded(task: Task, topology: Topology) -> Call:
     """Half precision: through float32, rounded once."""
-    product, options = _PRODUCTS[kind], {"relu": relu} if kind == "forward" else {}
+    product, options = _PRODUCTS[task.kind], {"relu": task.relu} if task.kind == "forward" else {}
 
     def call(left: Tensor, right: Tensor, *bias: Tensor) -> Tensor:
-        return product(left.float(), right.float(), topology, *(each.float() for each in bias), **options).to(
-            left.dtype
-        )
+        result = product(left.float(), right.float(), topology, *(each.float() for each in bias), **options)
+        return result.to(task.values if task.kind == "value_grad" else left.dtype)
 
     return call
 

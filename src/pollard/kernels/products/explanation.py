@@ -17,12 +17,11 @@ from pollard.kernels.code.target import current
 from pollard.kernels.products import dispatch
 from pollard.kernels.products.backend import GENERATED, choose
 from pollard.kernels.products.generated import KERNELS, ONE_SAMPLE
-from pollard.kernels.products.operand import Operand
+from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.tuning import Choice
 
-# In which each is computed: half precision in float32.
-DTYPES = dict.fromkeys(("float32", "bfloat16", "float16"), torch.float32) | {"float64": torch.float64}
+DTYPES = {name_of(each): each for each in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ def explain(
 ) -> Explanation:
     """Choose, tuning if need be, for a random topology of `shape` (out, in, batch), a row-major operand and torch's threads.
 
-    operation: forward, input_grad or value_grad. dtype: float32, float64, or one in half precision, which goes through
-    float32. device: as torch names it. Raises InvalidInput on others.
+    operation: forward, input_grad or value_grad. dtype: float32, float64, bfloat16 or float16. device: as torch names it.
+    Raises InvalidInput on others.
     """
     if operation not in KERNELS:
         raise InvalidInput(f"operation {operation!r}", "one of " + ", ".join(KERNELS), "Name the product to explain.")
@@ -73,9 +72,8 @@ def explain(
     out, width, batch = shape
     topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
     values, x, grad = (
-        torch.randn(topology.nnz, dtype=torch.float32, device="cpu"),
-        torch.randn(batch, width, dtype=torch.float32, device="cpu"),
-        torch.randn(batch, out, dtype=torch.float32, device="cpu"),
+        torch.randn(size, dtype=torch.float32, device="cpu").to(DTYPES[dtype])
+        for size in ((topology.nnz,), (batch, width), (batch, out))
     )
     runs: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {
         "forward": (x, lambda: dispatch.forward(x, values, topology)),
@@ -85,7 +83,7 @@ def explain(
     operand, run = runs[operation]
     kernel = ONE_SAMPLE if operation == "forward" and batch == 1 else KERNELS[operation]
     run()
-    product = Product.of(kernel, topology.vectors, Operand.of(operand), target)
+    product = Product.of(kernel, topology.vectors, Operand.of(operand), target, dtype)
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

@@ -1,4 +1,4 @@
-"""The three products by generated kernels: float32 on a CPU that they are generated for."""
+"""The three products by generated kernels: float32 and half precision on a CPU that they are generated for."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from torch import Tensor
 
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import current
-from pollard.kernels.products.operand import Operand
+from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.prepared import Call, prepared
 from pollard.kernels.products.product import Product
+from pollard.kernels.products.task import Task
 
 # Of each kind of product, the operation that computes it; one sample has a forward product of its own.
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 ONE_SAMPLE = "matvec"
 
 
-def call(kind: str, topology: Topology, relu: bool, tensors: tuple[Tensor, ...]) -> Call:
+def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     """The call for tensors of such shapes and strides; which kernel it is is found by running it on these, once.
 
     Raises KernelError where a kernel does not compile.
@@ -28,13 +29,13 @@ def call(kind: str, topology: Topology, relu: bool, tensors: tuple[Tensor, ...])
     def ready(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True))
 
-    operation: str = KERNELS[kind]
+    operation: str = KERNELS[task.kind]
     variant: tuple[bool, ...] = ()
-    if kind == "forward":
+    if task.kind == "forward":
         operation = ONE_SAMPLE if len(tensors[0]) == 1 else operation
-        variant = (len(tensors) > 2, relu)
-    elif kind == "value_grad":
+        variant = (len(tensors) > 2, task.relu)
+    elif task.kind == "value_grad":
         variant = (matrices[0].features_first,)
-    product = Product.of(operation, topology, matrices[-1], target)
+    product = Product.of(operation, topology, matrices[-1], target, name_of(task.values))
     found = prepared(product, matrices, variant, lambda: ready(tensors))
     return (lambda *given: found(*ready(given))) if any(copied) else found

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pollard.kernels.code.emit.numbers import NUMBERS, Numbers
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
@@ -15,17 +16,32 @@ from pollard.kernels.code.target import Target
 from pollard.kernels.products.workspace import workspace
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name of `dtype`, as kernels have it.
+
+    >>> name_of(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def words(count: int, numbers: Numbers) -> int:
+    """How many float32 numbers take as much memory as `count` of these."""
+    return -(-count * numbers.bytes // 4)
+
+
 class Operand(NamedTuple):
     """The layout of a dense `(batch, features)` tensor.
 
     features_first: a feature's batch is contiguous, features are `stride` apart. Otherwise rows of the batch are.
-    copied: the tensor lies in neither way; this is the layout of a contiguous copy.
+    dtype: of its numbers. copied: the tensor lies in neither way; this is the layout of a contiguous copy.
     """
 
     batch: int
     features: int
     features_first: bool
     stride: int
+    dtype: str
     copied: bool = False
 
     @classmethod
@@ -33,11 +49,12 @@ class Operand(NamedTuple):
         """Read the layout of `tensor` off its strides."""
         batch, features = tensor.shape
         by_batch, by_feature = tensor.stride()
+        dtype = name_of(tensor.dtype)
         if (by_batch == 1 or batch == 1) and (by_feature >= batch or features == 1):
-            return cls(batch, features, True, by_feature)
+            return cls(batch, features, True, by_feature, dtype)
         if (by_feature == 1 or features == 1) and (by_batch >= features or batch == 1):
-            return cls(batch, features, False, by_batch)
-        return cls(batch, features, False, features, copied=True)
+            return cls(batch, features, False, by_batch, dtype)
+        return cls(batch, features, False, features, dtype, copied=True)
 
     @property
     def layout(self) -> str:
@@ -55,10 +72,17 @@ class Packing:
     def __init__(
         self, target: Target, operand: Operand, kind: tuple[int, bool, bool], threads: int, *, purpose: str
     ) -> None:
-        self._features, self._lanes, self._purpose = operand.features, target.lanes, purpose
+        self._numbers = NUMBERS[operand.dtype]
+        self._features, self._unit, self._purpose = operand.features, self._numbers.unit(target.lanes), purpose
         vectors, wide, ragged = kind if operand.features_first else (1, False, False)
         spec = KernelSpec(
-            "pack", target.isa, vectors=vectors, wide=wide, ragged=ragged, packed=not operand.features_first
+            "pack",
+            target.isa,
+            vectors=vectors,
+            wide=wide,
+            ragged=ragged,
+            packed=not operand.features_first,
+            numbers=operand.dtype,
         )
         self._chunks = max(1, min(threads, self._features))
         bounds = equal_runs(self._features, self._chunks)
@@ -73,7 +97,8 @@ class Packing:
             panels.count * self._chunks, BATCH=operand.batch, LDX=operand.stride, PANELS=panels.count, WIDE=panels.wide,
             LAST=panels.last, VECTORS=panels.vectors,
         )  # fmt: skip
-        purpose, size = self._purpose, panels.columns(self._lanes) * self._features
+        purpose = self._purpose
+        size = words(panels.columns(self._unit) * self._features, self._numbers)
 
         def pack(tensor: Tensor) -> Tensor:
             out = workspace(purpose, size)

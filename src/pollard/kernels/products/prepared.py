@@ -44,8 +44,10 @@ def prepared(
         tensors = take()
         return lambda: call(*tensors)
 
-    layout = product.operand.features_first
-    kind = (product.operation, layout, variant, product.threads, product.target.isa)
+    operand = product.operand
+    kind = (
+        product.operation, operand.features_first, operand.dtype, product.values, variant, product.threads, product.target.isa
+    )  # fmt: skip
     choices, near = calls(product.topology).choices, (*kind, near_batch(product.batch, product.target))
     choice = choices.get(near)
     if choice is None:
@@ -71,7 +73,7 @@ def _walk_by_columns(product: Product, turned: ByColumns, choice: Choice) -> dic
     # Here grains come in one stream, from wherever it is. A block may be longer: until its sums, at rest between tiles, fill
     # half of L2. The dense operand is then fetched less often.
     topology, chunks = product.topology, product.threads
-    resting = caches().l2 // 2 / (4 * product.target.lanes * choice.vectors)
+    resting = caches().l2 // 2 / (4 * product.unit * choice.vectors)
     passes = _passes(topology.shape[1], chunks, max(_block(topology), resting))
     return {
         "columns": turned.rows, "bounds": turned.bounds(chunks * passes), "PASSES": passes, **_tiles(turned.tiling)
@@ -102,13 +104,15 @@ def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = F
         walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
     kind = product.panels(choice).kind
     packing = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
-    launch = Launch(
-        product.spec(choice, bias=bias, relu=relu), threads, threads, **walk, IN=width, CHUNKS=threads,
-    )  # fmt: skip
+    spec = product.spec(choice, bias=bias, relu=relu)
+    # Rows of the longest run, whose sums rest between tiles.
+    cuts = walk["bounds"]
+    longest = int(cuts.diff().max()) * spec.rows if spec.rests and isinstance(cuts, Tensor) else 0
+    launch = Launch(spec, threads, threads, **walk, IN=width, CHUNKS=threads, ROOM=longest)
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
         operand = matrices[0]
-        batch = operand.batch
+        batch, columns = operand.batch, panels.columns(product.unit)
         run = launch.at(
             panels.count * threads,
             LDX=operand.stride,
@@ -116,14 +120,16 @@ def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = F
             PANELS=panels.count,
             WIDE=panels.wide,
             LAST=panels.last,
+            WIDTH=columns,
         )
         pack = packing.at(operand, panels) if packing else None
-        room = _features_first(batch, out)
+        room, resting = _features_first(batch, out, operand.dtype), columns * threads * longest
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y = room(x)
             panelled, read = x if pack is None else pack(x), values if arrange is None else arrange(values)
-            run(read.data_ptr(), panelled.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
+            sums = workspace("sums", resting) if resting else None
+            run(read.data_ptr(), panelled.data_ptr(), y.data_ptr(), _address(offset), _address(sums))
             return y
 
         return call
@@ -136,7 +142,7 @@ def _ordering(product: Product, turned: ByColumns) -> Callable[[Tensor], Tensor]
     threads, grains = product.threads, product.topology.grains
     bounds = torch.tensor(equal_runs(grains, threads), dtype=torch.int32, device="cpu")
     launch = Launch(
-        KernelSpec("order", product.target.isa),
+        KernelSpec("order", product.target.isa, values=product.values),
         threads,
         threads,
         permutation=turned.permutation,
@@ -161,11 +167,11 @@ def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
         run = launch.at(threads, LDX=matrices[0].stride)
-        room = _features_first(1, out)
+        room = _features_first(1, out, matrices[0].dtype)
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y = room(x)
-            run(values.data_ptr(), x.data_ptr(), y.data_ptr(), 0 if offset is None else offset.data_ptr())
+            run(values.data_ptr(), x.data_ptr(), y.data_ptr(), _address(offset))
             return y
 
         return call
@@ -178,7 +184,7 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     # workspace. Both add in the order of rows, so both give the same bits.
     if choice.transposed:
         return _gather(product, choice)
-    width, threads, lanes = product.topology.shape[1], product.threads, product.target.lanes
+    width, threads = product.topology.shape[1], product.threads
     packing = Packing(product.target, product.operand, product.panels(choice).kind, threads, purpose="operand")
     tiles = tiling(product.topology, choice.width or width)
     chunks = min(threads, tiles.tiles)
@@ -190,9 +196,9 @@ def _scatter(product: Product, choice: Choice) -> Fit:
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
         batch = matrices[0].batch
-        pack, size = packing.at(matrices[0], panels), width * panels.columns(lanes)
+        pack, size = packing.at(matrices[0], panels), width * panels.columns(product.unit)
         run = launch.at(panels.count * chunks, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
-        room = _features_first(batch, width)
+        room = _features_first(batch, width, matrices[0].dtype)
 
         def call(grad: Tensor, values: Tensor) -> Tensor:
             dx, panelled, sums = room(grad), pack(grad), workspace("sums", size)
@@ -205,9 +211,9 @@ def _scatter(product: Product, choice: Choice) -> Fit:
 
 
 def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
-    topology, target, threads = product.topology, product.target, product.threads
+    topology, target, threads, unit = product.topology, product.target, product.threads, product.unit
     # Of the gradient only its layout counts here.
-    upstream = Operand(product.batch, topology.shape[0], upstream_first, 0)
+    upstream = Operand(product.batch, topology.shape[0], upstream_first, 0, product.operand.dtype)
     packings = [
         None if each.features_first else Packing(target, each, (1, False, False), threads, purpose=purpose)
         for each, purpose in ((upstream, "upstream"), (product.operand, "operand"))
@@ -219,20 +225,21 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
         batch = matrices[0].batch
-        whole = Panels.cut(batch, target.lanes, batch)
+        whole = Panels.cut(batch, unit, batch)
         turns = [packing.at(each, whole) if packing else None for each, packing in zip(matrices, packings, strict=True)]
         strides = [
-            each.stride if turn is None else whole.columns(target.lanes)
-            for each, turn in zip(matrices, turns, strict=True)
+            each.stride if turn is None else whole.columns(unit) for each, turn in zip(matrices, turns, strict=True)
         ]
         run = launch.at(threads, BATCH=batch, LDY=strides[0], LDX=strides[1])
         (turn_grad, turn_x), room = turns, results.room((topology.nnz,), (1,))
+        wanted: torch.dtype = getattr(torch, product.values)
 
         def call(grad: Tensor, x: Tensor) -> Tensor:
             dw = room(grad)
             turned, turned_grad = turn_x(x) if turn_x else x, turn_grad(grad) if turn_grad else grad
             run(dw.data_ptr(), turned.data_ptr(), turned_grad.data_ptr())
-            return dw
+            # Summed in several steps, of which only the last may be rounded.
+            return dw if wanted is torch.float32 else dw.to(wanted)
 
         return call
 
@@ -242,9 +249,13 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
 _MAKERS: dict[str, Callable[..., Fit]] = {"gather": _gather, "matvec": _matvec, "scatter": _scatter, "sddmm": _sddmm}
 
 
-def _features_first(batch: int, features: int) -> Callable[[Tensor], Tensor]:
+def _features_first(batch: int, features: int, dtype: str) -> Callable[[Tensor], Tensor]:
     # Makes room for a result: a tensor of its own, no view, so that it may be written to.
-    return results.room((batch, features), (1, batch))
+    return results.room((batch, features), (1, batch), getattr(torch, dtype))
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 __all__ = ["Call", "prepared"]

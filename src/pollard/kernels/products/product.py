@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.numbers import NUMBERS, Numbers
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.once import one_at_a_time
@@ -41,18 +42,29 @@ class Product:
     operand: Operand
     target: Target
     threads: int
+    values: str  # their dtype
 
     @classmethod
-    def of(cls, operation: str, topology: Topology, operand: Operand, target: Target) -> Product:
+    def of(cls, operation: str, topology: Topology, operand: Operand, target: Target, values: str) -> Product:
         """The product on as many of torch's threads as it has work for."""
         work = (topology.nnz + operand.features) * -(-operand.batch // target.lanes)
         threads = min(torch.get_num_threads(), max(1, work // SHARE))
-        return cls(operation, topology, operand, target, threads)
+        return cls(operation, topology, operand, target, threads, values)
 
     @property
     def batch(self) -> int:
         """Columns of the dense operand."""
         return self.operand.batch
+
+    @property
+    def numbers(self) -> Numbers:
+        """How the numbers of the dense operands lie in memory."""
+        return NUMBERS[self.operand.dtype]
+
+    @property
+    def unit(self) -> int:
+        """Columns of the batch that one load brings."""
+        return self.numbers.unit(self.target.lanes)
 
     @property
     def block(self) -> int:
@@ -65,8 +77,9 @@ class Product:
     def decide(self, build: Build | None) -> Decision:
         """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
         key = tuning.problem(
-            self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads
-        )
+            self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads,
+            dtypes=(self.operand.dtype, self.values),
+        )  # fmt: skip
         known = tuning.known(key, self._candidates)
         if known is not None:
             return known
@@ -91,22 +104,27 @@ class Product:
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
             # waste less of the short runs of tiles that fit in L1.
             fewer = [dots for dots in (lanes // 2, lanes // 4) if dots >= 4 * self.block]
-            row = 4 * min(self.batch, BATCH_STEP)
+            row = self.numbers.bytes * min(self.batch, BATCH_STEP)
             return [
                 choice
                 for dots in (lanes, *fewer)
                 for choice in tuning.candidates(self.topology, [(dots, row)], run=dots / self.block)
             ]
-        parts = -(-self.batch // lanes)
-        options = VECTORS[self.target.isa][self.block]
-        most = dict.fromkeys(min(option, parts) for option in options)
+        whole, parts = -(-self.batch // self.unit), self.numbers.parts
+        options = [max(1, option // parts) for option in VECTORS[self.target.isa][self.block]]
+        most = dict.fromkeys(min(option, whole) for option in options)
         panels = [(vectors, 4 * lanes * vectors) for vectors in most]
         if self.operation == "gather":
-            return tuning.candidates(self.topology, panels, direct=self.operand.features_first)
+            return tuning.candidates(self.topology, panels, direct=self.operand.features_first and self._unbroken)
         scattered = tuning.candidates(self.topology, panels)
         if self.topology.pattern.rows > 1:
             return scattered
         return tuning.candidates(self.topology, panels, transposed=True) + scattered
+
+    @property
+    def _unbroken(self) -> bool:
+        # Where the last vector is partly filled, half precision takes several loads for it: in panels it is whole.
+        return self.numbers.parts == 1 or self.batch % self.unit == 0
 
     def panels(self, choice: Choice) -> Panels:
         """How `choice` cuts the batch; one sample is whole. Dot products take it whole where rows of it fit in registers, and
@@ -115,9 +133,10 @@ class Product:
         if self.operation == "matvec":
             return Panels(count=1, vectors=1, wide=0, last=0)
         if self.operation != "sddmm":
-            return Panels.cut(self.batch, self.target.lanes, choice.vectors)
-        whole = Panels.cut(self.batch, self.target.lanes, self.batch)
-        fits = self.batch <= BATCH_STEP and whole.vectors * self.block + choice.vectors <= self.target.registers - SPARE
+            return Panels.cut(self.batch, self.unit, choice.vectors)
+        whole = Panels.cut(self.batch, self.unit, self.batch)
+        held = whole.vectors * self.numbers.parts * self.block
+        fits = self.batch <= BATCH_STEP and held + choice.vectors <= self.target.registers - SPARE
         return whole if fits else Panels(count=1, vectors=0, wide=0, last=0)
 
     def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
@@ -136,4 +155,7 @@ class Product:
             packed=choice.packed,
             bias=bias,
             relu=relu,
+            numbers=self.operand.dtype,
+            # Those of a transpose were put in order, as float32.
+            values="float32" if choice.transposed else self.values,
         )

@@ -46,28 +46,28 @@ class _Own(threading.local):
 _own = _Own()
 
 
-def room(size: Sequence[int], stride: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """What makes a tensor of any content for a float32 result, given an operand of it: no view of another.
+def room(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    """What makes a tensor of any content for a result, given an operand of it: no view of another.
 
     >>> room((2, 3), (1, 2))(torch.ones(1)).stride()
     (1, 2)
     """
-    plain = methodcaller("new_empty_strided", size, stride)
-    if not LEAST <= 4 * prod(size) <= MOST:
+    plain = methodcaller("new_empty_strided", size, stride, dtype=dtype)
+    if not LEAST <= dtype.itemsize * prod(size) <= MOST:
         return plain
 
     def large(like: Tensor) -> Tensor:
-        found = outside(prod(size))
+        found = outside(prod(size), dtype)
         made: Tensor = plain(like) if found is None else found.as_strided_(size, stride)
         return made
 
     return large
 
 
-def outside(count: int) -> Tensor | None:
-    """`count` float32 numbers of any content outside the heap, the caller's as long as anybody holds them; None where not."""
-    span = _span(4 * count)
-    return None if span is None else torch.frombuffer(span, dtype=torch.float32, count=count)
+def outside(count: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """`count` numbers of any content outside the heap, the caller's as long as anybody holds them; None where not."""
+    span = _span(dtype.itemsize * count)
+    return None if span is None else torch.frombuffer(span, dtype=dtype, count=count)
 
 
 def held_bytes() -> int:

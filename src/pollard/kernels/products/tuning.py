@@ -22,7 +22,7 @@ from pollard.kernels.code.target import Target, caches
 from pollard.settings import Settings
 
 SMALL = 4e6  # multiply-adds below which choices differ by less than the noise of measuring them
-VERSION = 2
+VERSION = 3
 ROUNDS = 10
 MOST = 1 << 24  # bytes of the file: ten thousand kinds of problem
 PATIENCE = 5.0  # seconds that a process waits for another one to write
@@ -56,12 +56,24 @@ _decisions: dict[str, Decision] = {}
 _read: dict[Path, Entries] = {}  # what the file held when this process first looked, or last wrote
 
 
-def problem(operation: str, target: Target, topology: Topology, batch: int, *, layout: str, threads: int) -> str:
-    """The kind of problem a decision is remembered for: shapes exactly, density and large batches to a factor of about 1.2."""
+def problem(
+    operation: str,
+    target: Target,
+    topology: Topology,
+    batch: int,
+    *,
+    layout: str,
+    threads: int,
+    dtypes: tuple[str, str] = ("float32", "float32"),
+) -> str:
+    """The kind of problem a decision is remembered for: shapes exactly, density and large batches to a factor of about 1.2.
+
+    dtypes: of the dense operands, and of the values.
+    """
     out, width = topology.shape
     density = round(4 * math.log2(max(topology.density, 1e-9)))
-    near = near_batch(batch, target)
-    return f"{operation} {target.isa} {topology.pattern} {out}x{width} batch {near} density 2^{density / 4} {layout} threads {threads}"
+    size, numbers = f"{out}x{width} batch {near_batch(batch, target)} density 2^{density / 4}", " by ".join(dtypes)
+    return f"{operation} {target.isa} {topology.pattern} {size} {layout} {numbers} threads {threads}"
 
 
 def near_batch(batch: int, target: Target) -> float:

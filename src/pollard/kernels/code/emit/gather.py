@@ -5,6 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_module
 from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
@@ -12,8 +13,8 @@ from pollard.kernels.code.spec import KernelSpec
 
 # Lower case: pointers; upper case: integers, in elements. What each call gives comes first.
 ARGUMENTS = (
-    "values", "x", "y", "bias", "tiles", "columns", "bounds",
-    "PASSES", "TILES", "STRIDE", "END", "IN", "LDX", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
+    "values", "x", "y", "bias", "resting", "tiles", "columns", "bounds",
+    "PASSES", "TILES", "STRIDE", "END", "IN", "LDX", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS", "ROOM", "WIDTH",
 )  # fmt: skip
 # Grains a turn in a long row: an unstructured one is over in a few cycles. In short runs the rest would cost more.
 UNROLL = 2
@@ -33,67 +34,97 @@ class _Gather:
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
         self.code, self.spec, self.arguments, self.panel = code, spec, arguments, panel
-        self.y = code.floats(arguments["y"], panel.start)
+        self.numbers, self.values = NUMBERS[spec.numbers], NUMBERS[spec.values]
+        self.y = self.numbers.at(code, arguments["y"], panel.start)
         if spec.packed:
-            self.x = code.floats(arguments["x"], code.mul(panel.start, arguments["IN"]))
+            self.x = self.numbers.at(code, arguments["x"], code.mul(panel.start, arguments["IN"]))
             self.ldx = code.integer(panel.width)
         else:
-            self.x, self.ldx = code.floats(arguments["x"], panel.start), arguments["LDX"]
+            self.x, self.ldx = self.numbers.at(code, arguments["x"], panel.start), arguments["LDX"]
 
     def run(self, chunk: Value, turn: Value) -> None:
         """The row groups that `chunk` takes in `turn`."""
         code, arguments = self.code, self.arguments
         groups = run_of_groups(code, arguments, chunk, turn)
+        if self.spec.rests:
+            # A place of its own for each unit of work, as long as the longest run of rows.
+            place = code.mul(code.add(code.mul(chunk, arguments["WIDTH"]), self.panel.start), arguments["ROOM"])
+            start = code.mul(code.mul(groups[0], self.spec.rows), self.panel.width)
+            self.resting = code.floats(arguments["resting"], code.sub(place, start))
         each_tile(code, self.spec, arguments, groups, self._row_group)
 
     def _row_group(self, tile: Tile, group: Value, grains: tuple[Value, Value]) -> None:
         code, spec, panel = self.code, self.spec, self.panel
         for offset in range(0, spec.rows, spec.block):
             rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
-            targets = [code.floats(self.y, code.mul(row, self.arguments["LDY"])) for row in rows]
-            sums = self._accumulate(grains, offset, self._start(tile, rows, targets))
-            if spec.relu:
-                sums = [code.ir.select(tile.is_last, code.relu(total, panel.lanes), total) for total in sums]
-            for r, target in enumerate(targets):
-                panel.store(sums[r * panel.vectors : (r + 1) * panel.vectors], target, masked=True)
+            sums = self._accumulate(grains, offset, self._start(tile, rows))
+            if not spec.rests:
+                self._finish(tile, rows, sums)
+                continue
+            with code.ir.if_else(tile.is_last) as (last, others):
+                with last:
+                    self._finish(tile, rows, sums)
+                with others:
+                    for row, own in zip(rows, self._by_row(sums), strict=True):
+                        panel.put_to_rest(own, self._resting(row))
 
-    def _start(self, tile: Tile, rows: list[Value], targets: list[Value]) -> list[Value]:
-        # The first tile starts from the bias or zero, the others from what the tile before left in Y.
+    def _finish(self, tile: Tile, rows: list[Value], sums: list[Value]) -> None:
+        code, panel = self.code, self.panel
+        if self.spec.relu:
+            sums = [code.ir.select(tile.is_last, code.relu(total, panel.lanes), total) for total in sums]
+        for row, own in zip(rows, self._by_row(sums), strict=True):
+            panel.store(own, self._target(row), masked=True)
+
+    def _start(self, tile: Tile, rows: list[Value]) -> list[Value]:
+        # The first tile starts from the bias or zero, the others from what the tile before left.
         code, spec, panel = self.code, self.spec, self.panel
         if spec.bias:
-            biases = [code.load(code.floats(self.arguments["bias"], row), 1) for row in rows]
-            fresh = [code.splat(bias, panel.lanes) for bias in biases for _ in range(panel.vectors)]
+            biases = [self.values.one(code, self.values.at(code, self.arguments["bias"], row)) for row in rows]
+            fresh = [code.splat(bias, panel.lanes) for bias in biases for _ in range(panel.count)]
         else:
-            fresh = [code.zero(panel.lanes)] * (spec.block * panel.vectors)
+            fresh = [code.zero(panel.lanes)] * (spec.block * panel.count)
         if not spec.tiled:
             return fresh
         before = code.ir.block
         with code.ir.if_then(code.ir.not_(tile.is_first)):
-            left = [vector for target in targets for vector in panel.load(target, masked=True)]
+            left = [vector for row in rows for vector in self._left(row)]
             inside = code.ir.block
         return [code.either(pair, (before, inside)) for pair in zip(fresh, left, strict=True)]
 
+    def _left(self, row: Value) -> list[Value]:
+        if self.spec.rests:
+            return self.panel.rest(self._resting(row))
+        return self.panel.load(self._target(row), masked=True)
+
+    def _target(self, row: Value) -> Value:
+        return self.numbers.at(self.code, self.y, self.code.mul(row, self.arguments["LDY"]))
+
+    def _resting(self, row: Value) -> Value:
+        return self.code.floats(self.resting, self.code.mul(row, self.panel.width))
+
+    def _by_row(self, sums: list[Value]) -> list[list[Value]]:
+        size = self.panel.count
+        return [sums[first : first + size] for first in range(0, len(sums), size)]
+
     def _accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
-        code, (start, end) = self.code, grains
-        if self.spec.block == 1 and not self.spec.tiled:
+        code, spec, (start, end) = self.code, self.spec, grains
+        # Values of half precision are read two at a time in any case.
+        if spec.block == 1 and (not spec.tiled or self.values.parts > 1):
             with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
-                running = several.carried
-                for step in range(UNROLL):
-                    running = self._grain(code.add(several.index, step), offset, running)
-                several.carry(running)
+                several.carry(self._grains(several.index, UNROLL, offset, several.carried))
             start, sums = several.index, several.carried
         with code.loop(start, end, carried=sums) as single:
-            single.carry(self._grain(single.index, offset, single.carried))
+            single.carry(self._grains(single.index, 1, offset, single.carried))
         return single.carried
 
-    def _grain(self, position: Value, offset: int, sums: list[Value]) -> list[Value]:
-        code, spec, panel = self.code, self.spec, self.panel
-        column = code.index_at(self.arguments["columns"], position)
-        vectors = panel.load(code.floats(self.x, code.mul(column, self.ldx)), masked=not spec.packed)
-        weights = code.floats(self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
-        following = []
-        for r in range(spec.block):
-            weight = code.splat(code.load(code.floats(weights, r), 1), panel.lanes)
-            own = sums[r * panel.vectors : (r + 1) * panel.vectors]
-            following += [code.fma(weight, vector, total) for vector, total in zip(vectors, own, strict=True)]
-        return following
+    def _grains(self, first: Value, count: int, offset: int, sums: list[Value]) -> list[Value]:
+        code, spec, panel, values = self.code, self.spec, self.panel, self.values
+        place = values.at(code, self.arguments["values"], code.add(code.mul(first, spec.rows), offset))
+        weights = values.splats(code, place, count * spec.block, panel.lanes)
+        for grain in range(count):
+            column = code.index_at(self.arguments["columns"], code.add(first, grain))
+            vectors = panel.load(self.numbers.at(code, self.x, code.mul(column, self.ldx)), masked=not spec.packed)
+            own = weights[grain * spec.block : (grain + 1) * spec.block]
+            pairs = [(weight, vector) for weight in own for vector in vectors]
+            sums = [code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+        return sums

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.tiles import run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
@@ -36,6 +37,7 @@ class _Rows:
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, groups: list[Value]) -> None:
         self.code, self.spec, self.arguments, self.groups = code, spec, arguments, groups
+        self.numbers, self.values = NUMBERS[spec.numbers], NUMBERS[spec.values]
         self.parts = range(0, spec.rows, spec.block)
 
     def run(self) -> None:
@@ -71,19 +73,20 @@ class _Rows:
         if not spec.bias:
             return code.zero(spec.block)
         place = code.add(code.mul(group, spec.rows), part)
-        return code.load(code.floats(self.arguments["bias"], place), spec.block)
+        return self.values.few(code, self.values.at(code, self.arguments["bias"], place), spec.block)
 
     def _grain(self, position: Value, sums: list[Value]) -> list[Value]:
-        code, spec, arguments = self.code, self.spec, self.arguments
+        code, spec, arguments, values = self.code, self.spec, self.arguments, self.values
         column = code.index_at(arguments["columns"], position)
-        feature = code.load(code.floats(arguments["x"], code.mul(column, arguments["LDX"])), 1)
-        spread = code.splat(feature, spec.block)
-        weights = code.floats(arguments["values"], code.mul(position, spec.rows))
-        loaded = [code.load(code.floats(weights, part), spec.block) for part in self.parts]
+        place = self.numbers.at(code, arguments["x"], code.mul(column, arguments["LDX"]))
+        spread = code.splat(self.numbers.one(code, place), spec.block)
+        weights = values.at(code, arguments["values"], code.mul(position, spec.rows))
+        loaded = [values.few(code, values.at(code, weights, part), spec.block) for part in self.parts]
         return [code.fma(weight, spread, total) for weight, total in zip(loaded, sums, strict=True)]
 
     def _store(self, group: Value, sums: list[Value]) -> None:
         code, spec = self.code, self.spec
         for part, total in zip(self.parts, sums, strict=True):
             result = code.relu(total, spec.block) if spec.relu else total
-            code.store(result, code.floats(self.arguments["y"], code.add(code.mul(group, spec.rows), part)))
+            place = code.add(code.mul(group, spec.rows), part)
+            self.numbers.store_few(code, result, self.numbers.at(code, self.arguments["y"], place))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_extent, panel_module
 from pollard.kernels.code.emit.tiles import run_of_groups
 from pollard.kernels.code.simd import Code, Value
@@ -28,40 +29,42 @@ def pack(spec: KernelSpec) -> ir.Module:
         index, turn = work
         panel = code.ir.sdiv(index, arguments["CHUNKS"])
         chunk = code.ir.srem(index, arguments["CHUNKS"])
-        lanes = TARGETS[spec.isa].lanes
-        extent = panel_extent(code, panel, arguments["WIDE"], arguments["VECTORS"], lanes)
-        _transpose(code, arguments, extent, run_of_groups(code, arguments, chunk, turn), lanes)
+        extent = panel_extent(code, spec, panel, arguments["WIDE"], arguments["VECTORS"])
+        _transpose(code, spec, arguments, extent, run_of_groups(code, arguments, chunk, turn))
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
 def _copy(code: Code, arguments: Arguments, panel: Panel, work: tuple[Value, Value]) -> None:
-    source = code.floats(arguments["x"], panel.start)
-    target = code.floats(arguments["y"], code.mul(panel.start, arguments["FEATURES"]))
+    numbers = panel.numbers
+    source = numbers.at(code, arguments["x"], panel.start)
+    target = numbers.at(code, arguments["y"], code.mul(panel.start, arguments["FEATURES"]))
     with code.loop(*run_of_groups(code, arguments, *work)) as feature:
-        vectors = panel.load(code.floats(source, code.mul(feature.index, arguments["LDX"])), masked=True)
-        panel.store(vectors, code.floats(target, code.mul(feature.index, panel.width)), masked=False)
+        row = numbers.at(code, source, code.mul(feature.index, arguments["LDX"]))
+        panel.copy(row, numbers.at(code, target, code.mul(feature.index, panel.width)))
 
 
 def _transpose(
-    code: Code, arguments: Arguments, extent: tuple[Value, Value], features: tuple[Value, Value], lanes: int
+    code: Code, spec: KernelSpec, arguments: Arguments, extent: tuple[Value, Value], features: tuple[Value, Value]
 ) -> None:
     (start, width), (first, last) = extent, features
-    target = code.floats(arguments["y"], code.mul(start, arguments["FEATURES"]))
+    numbers, lanes = NUMBERS[spec.numbers], TARGETS[spec.isa].lanes
+    unit = numbers.unit(lanes)
+    target = numbers.at(code, arguments["y"], code.mul(start, arguments["FEATURES"]))
     final = code.sub(arguments["BATCH"], 1)
-    with code.loop(0, width, lanes) as part:
+    with code.loop(0, width, unit) as part:
         # Beyond the batch the last row is read again: no branch, no access out of bounds.
-        columns = [code.minimum(code.add(start, code.add(part.index, lane)), final) for lane in range(lanes)]
-        sources = [code.floats(arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
+        columns = [code.minimum(code.add(start, code.add(part.index, c)), final) for c in range(unit)]
+        sources = [numbers.at(code, arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
 
         def place(feature: Value) -> Value:
-            return code.floats(target, code.add(code.mul(feature, width), part.index))
+            return numbers.at(code, target, code.add(code.mul(feature, width), part.index))
 
         with code.loop(first, code.sub(last, lanes - 1), lanes) as block:
-            square = [code.load(code.floats(source, block.index), lanes) for source in sources]
-            for lane, vector in enumerate(code.transpose(square, lanes)):
-                code.store(vector, place(code.add(block.index, lane)))
+            square = numbers.side_by_side(code, [numbers.at(code, source, block.index) for source in sources], lanes)
+            for lane, words in enumerate(code.transpose(square, lanes)):
+                numbers.put_words(code, words, place(code.add(block.index, lane)))
         with code.loop(block.index, last) as single:
-            for lane, source in enumerate(sources):
-                value = code.load(code.floats(source, single.index), 1)
-                code.store(value, code.floats(place(single.index), lane))
+            for c, source in enumerate(sources):
+                there = numbers.at(code, place(single.index), c)
+                numbers.copy_one(code, numbers.at(code, source, single.index), there)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_module
 from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
@@ -35,9 +36,10 @@ class _Scatter:
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
         self.code, self.spec, self.arguments, self.panel = code, spec, arguments, panel
+        self.numbers, self.values = NUMBERS[spec.numbers], NUMBERS[spec.values]
         rows = code.mul(arguments["GROUPS"], spec.rows)
-        self.upstream = code.floats(arguments["x"], code.mul(panel.start, rows))
-        self.target = code.floats(arguments["y"], panel.start)
+        self.upstream = self.numbers.at(code, arguments["x"], code.mul(panel.start, rows))
+        self.target = self.numbers.at(code, arguments["y"], panel.start)
         self.scratch = code.floats(arguments["scratch"], code.mul(panel.start, arguments["IN"]))
 
     def run(self, chunk: Value, turn: Value) -> None:
@@ -57,31 +59,28 @@ class _Scatter:
 
     def _clear(self, first: Value, last: Value) -> None:
         with self.code.loop(first, last) as each:
-            self.panel.store(
-                [self.code.zero(self.panel.lanes)] * self.panel.vectors, self._row(each.index), masked=False
-            )
+            self.panel.put_to_rest([self.code.zero(self.panel.lanes)] * self.panel.count, self._row(each.index))
 
     def _copy_out(self, first: Value, last: Value) -> None:
         code, panel = self.code, self.panel
         with code.loop(first, last) as each:
-            target = code.floats(self.target, code.mul(each.index, self.arguments["LDY"]))
-            panel.store(panel.load(self._row(each.index), masked=False), target, masked=True)
+            target = self.numbers.at(code, self.target, code.mul(each.index, self.arguments["LDY"]))
+            panel.store(panel.rest(self._row(each.index)), target, masked=True)
 
     def _row_group(self, _: Tile, group: Value, grains: tuple[Value, Value]) -> None:
         code, spec, panel = self.code, self.spec, self.panel
         for offset in range(0, spec.rows, spec.block):
             rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
-            sources = [code.floats(self.upstream, code.mul(row, panel.width)) for row in rows]
+            sources = [self.numbers.at(code, self.upstream, code.mul(row, panel.width)) for row in rows]
             upstream = [panel.load(source, masked=False) for source in sources]
             with code.loop(*grains) as grain:
                 self._add(grain.index, offset, upstream)
 
     def _add(self, position: Value, offset: int, upstream: list[list[Value]]) -> None:
-        code, spec, panel = self.code, self.spec, self.panel
+        code, spec, panel, values = self.code, self.spec, self.panel, self.values
         target = self._row(code.index_at(self.arguments["columns"], position))
-        weights = code.floats(self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
-        sums = panel.load(target, masked=False)
-        for r in range(spec.block):
-            weight = code.splat(code.load(code.floats(weights, r), 1), panel.lanes)
+        weights = values.at(code, self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
+        sums = panel.rest(target)
+        for r, weight in enumerate(values.splats(code, weights, spec.block, panel.lanes)):
             sums = [code.fma(weight, vector, total) for vector, total in zip(upstream[r], sums, strict=True)]
-        panel.store(sums, target, masked=False)
+        panel.put_to_rest(sums, target)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS, Mask
 from pollard.kernels.code.emit.panels import Panel
 from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
@@ -51,10 +50,10 @@ class _Sddmm:
         self.code, self.spec, self.arguments, self.offset = code, spec, arguments, offset
         self.lanes = TARGETS[spec.isa].lanes
         self.grains = spec.dots // spec.block
-        self.upstream = [code.floats(arguments["dy"], code.mul(row, arguments["LDY"])) for row in rows]
-        filled = code.ir.srem(arguments["BATCH"], code.integer(self.lanes))
-        mask = code.lane_mask(filled, self.lanes) if spec.ragged else None
-        self.panel = Panel(code, code.integer(0), spec.vectors, self.lanes, mask)
+        self.numbers = NUMBERS[spec.numbers]
+        self.upstream = [self.numbers.at(code, arguments["dy"], code.mul(row, arguments["LDY"])) for row in rows]
+        filled = code.ir.srem(arguments["BATCH"], code.integer(self.numbers.unit(self.lanes))) if spec.ragged else None
+        self.panel = Panel(code, spec, code.integer(0), spec.vectors, filled)
         self.held = [self.panel.load(row, masked=True) for row in self.upstream]
 
     def run(self, grains: tuple[Value, Value], batch: tuple[Value, Value]) -> None:
@@ -73,35 +72,38 @@ class _Sddmm:
     def _dots(self, positions: list[Value], batch: tuple[Value, Value]) -> Value:
         code, arguments = self.code, self.arguments
         columns = [code.index_at(arguments["columns"], position) for position in positions]
-        inputs = [code.floats(arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
+        inputs = [self.numbers.at(code, arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
         return code.sum_each(self._at_once(inputs) if self.spec.vectors else self._walk(inputs, batch), self.lanes)
 
     def _at_once(self, inputs: list[Value]) -> list[Value]:
         sums = [self.code.zero(self.lanes)] * self.spec.dots
-        loaded = [self.panel.load(pointer, masked=True) for pointer in inputs]
-        for upstream, vectors in zip(zip(*self.held, strict=True), zip(*loaded, strict=True), strict=True):
-            sums = self._multiply(sums, upstream, vectors)
-        return sums
+        return self._multiply(sums, self.held, [self.panel.load(pointer, masked=True) for pointer in inputs])
 
     def _walk(self, inputs: list[Value], batch: tuple[Value, Value]) -> list[Value]:
-        code, lanes = self.code, self.lanes
+        code, lanes, numbers, unit = self.code, self.lanes, self.numbers, self.panel.unit
 
-        def multiply(sums: list[Value], load: Callable[[Value], Value]) -> list[Value]:
-            return self._multiply(sums, *([load(pointer) for pointer in each] for each in (self.upstream, inputs)))
+        def multiply(sums: list[Value], index: Value, mask: Mask | None) -> list[Value]:
+            upstream, loaded = (
+                [numbers.load(code, numbers.at(code, pointer, index), lanes, mask) for pointer in each]
+                for each in (self.upstream, inputs)
+            )
+            return self._multiply(sums, upstream, loaded)
 
         first, last = batch
-        with code.loop(first, code.sub(last, lanes - 1), lanes, [code.zero(lanes)] * self.spec.dots) as step:
-            step.carry(multiply(step.carried, lambda pointer: code.load(code.floats(pointer, step.index), lanes)))
+        with code.loop(first, code.sub(last, unit - 1), unit, [code.zero(lanes)] * self.spec.dots) as step:
+            step.carry(multiply(step.carried, step.index, None))
         before, sums = code.ir.block, step.carried
         with code.ir.if_then(code.less(step.index, last)):
-            mask = code.lane_mask(code.sub(last, step.index), lanes)
-            rest = multiply(sums, lambda pointer: code.masked_load(code.floats(pointer, step.index), mask, lanes))
+            rest = multiply(sums, step.index, Mask.of(code, code.sub(last, step.index), numbers, lanes))
             inside = code.ir.block
         return [code.either(pair, (before, inside)) for pair in zip(sums, rest, strict=True)]
 
-    def _multiply(self, sums: list[Value], upstream: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
-        pairs = [(vector, row) for vector in inputs for row in upstream]
-        return [self.code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+    def _multiply(self, sums: list[Value], upstream: list[list[Value]], inputs: list[list[Value]]) -> list[Value]:
+        # Of each row, its vectors one after another.
+        for held, loaded in zip(zip(*upstream, strict=True), zip(*inputs, strict=True), strict=True):
+            pairs = [(vector, row) for vector in loaded for row in held]
+            sums = [self.code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+        return sums
 
     def _store(self, dots: Value, position: Value, count: Value | None, first: Value) -> None:
         # Lane c * block + r is row r of grain c. A block that is the whole grain lies in one piece.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
@@ -54,16 +55,17 @@ def run_of_groups(code: Code, arguments: Arguments, chunk: Value, turn: Value) -
 
 
 def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
-    # Every row of an output has to be written once, though it keeps nothing: by its first tile, and with ReLU by its last.
+    # Every row of an output has to be written once, though it keeps nothing: by its first tile, by its last where that does more.
     if spec.operation != "gather":
         return grains
     needed = code.ir.or_(grains, tile.is_first)
-    return code.ir.or_(needed, tile.is_last) if spec.relu else needed
+    return code.ir.or_(needed, tile.is_last) if spec.relu or spec.rests else needed
 
 
 def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
     # The next tile goes on where this one ends in each row: short runs, too far apart for the hardware's prefetcher.
     code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, 4)), LINE - 4))
-    values = code.offset(code.floats(arguments["values"], code.mul(end, spec.rows)), LINE - 4)
-    for line in range(min(spec.rows, 4)):
+    size = NUMBERS[spec.values].bytes
+    values = code.offset(code.offset(arguments["values"], code.mul(end, spec.rows * size)), LINE - 4)
+    for line in range(max(1, min(spec.rows, 4) * size // 4)):
         code.prefetch(code.offset(values, line * LINE))

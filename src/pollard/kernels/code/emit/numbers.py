@@ -1,0 +1,229 @@
+"""Numbers as they lie in memory: float32, or a half precision of which two share what one float32 takes. In registers all are
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from pollard.kernels.code.simd import F32, I32, I64, VOID, Code, Value, vector
+
+HALF = ir.HalfType()
+I16 = ir.IntType(16)
+HIGH = I32(-(1 << 16))
+QUIET = I32(0x00400000)  # the bit that every NaN of torch's has
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which of a unit are there: whole 32-bit words, and where the count of halves is odd, the lower half of the next word."""
+
+    words: Value
+    filled: Value
+    count: Value
+
+    @classmethod
+    def of(cls, code: Code, filled: Value, numbers: Numbers, lanes: int) -> Mask:
+        """The first `filled` numbers of a unit, at least one."""
+        words = code.ir.lshr(filled, code.integer(numbers.parts - 1))
+        return cls(code.lane_mask(words, lanes), filled, words)
+
+
+class Numbers:
+    """float32: a unit, what one load brings, is a vector of `parts` = 1."""
+
+    bytes, parts = 4, 1
+
+    def unit(self, lanes: int) -> int:
+        """Numbers of a unit, where a vector has so many float32 `lanes`."""
+        return self.parts * lanes
+
+    def at(self, code: Code, pointer: Value, count: Value | int) -> Value:
+        """`pointer` moved by `count` numbers."""
+        return code.offset(pointer, code.mul(count, self.bytes))
+
+    def one(self, code: Code, pointer: Value) -> Value:
+        """The number at `pointer`."""
+        return code.load(pointer, 1)
+
+    def splats(self, code: Code, pointer: Value, count: int, lanes: int) -> list[Value]:
+        """The `count` numbers from `pointer` on, each in all lanes of a vector."""
+        return [code.splat(self.one(code, self.at(code, pointer, each)), lanes) for each in range(count)]
+
+    def load(self, code: Code, pointer: Value, lanes: int, mask: Mask | None = None) -> list[Value]:
+        """The `parts` vectors of the unit at `pointer`, in the order that `store` takes; zero, and untouched, outside `mask`."""
+        return self.widened(code, self.words(code, pointer, lanes, mask), lanes)
+
+    def store(self, code: Code, values: Sequence[Value], pointer: Value, lanes: int, mask: Mask | None = None) -> None:
+        """Write the unit of `values` to `pointer`, rounded once; nothing outside `mask`."""
+        self.put_words(code, self.narrowed(code, values, lanes), pointer, mask)
+
+    def words(self, code: Code, pointer: Value, lanes: int, mask: Mask | None = None) -> Value:
+        """The unit at `pointer` as it lies there, 32 bits a lane; zero, and untouched, outside `mask`."""
+        return code.load(pointer, lanes) if mask is None else code.masked_load(pointer, mask.words, lanes)
+
+    def put_words(self, code: Code, words: Value, pointer: Value, mask: Mask | None = None) -> None:
+        """Write what `words` gave, or a part of it."""
+        if mask is None:
+            code.store(words, pointer)
+        else:
+            code.masked_store(words, pointer, mask.words, code.lanes_of(words))
+
+    def widened(self, code: Code, words: Value, lanes: int) -> list[Value]:  # noqa: ARG002 - float32 is what it is
+        """The `parts` vectors of float32 that are in a vector of words."""
+        return [words]
+
+    def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:  # noqa: ARG002
+        """The words that `widened` makes `values` of, rounded."""
+        return values[0]
+
+    def side_by_side(self, code: Code, pointers: Sequence[Value], lanes: int) -> list[Value]:
+        """Of a unit's rows of the batch, at `pointers`, `lanes` features each: vectors of words that, transposed, are the units
+        of those features.
+        """
+        return [self.words(code, pointer, lanes) for pointer in pointers]
+
+    def copy_one(self, code: Code, source: Value, target: Value) -> None:
+        """Copy a number, as it lies there."""
+        code.store_one(code.load(source, 1), target)
+
+    def few(self, code: Code, pointer: Value, lanes: int) -> Value:
+        """A vector of as many numbers as it has `lanes`, in their order."""
+        return code.load(pointer, lanes)
+
+    def store_few(self, code: Code, values: Value, pointer: Value) -> None:
+        """Write the lanes of `values` to `pointer`, in their order."""
+        code.store(values, pointer)
+
+
+class _Halves(Numbers):
+    """Two numbers a 32-bit word: a unit is a vector of words, which makes two of float32."""
+
+    bytes, parts = 2, 2
+
+    def words(self, code: Code, pointer: Value, lanes: int, mask: Mask | None = None) -> Value:
+        kind = ir.VectorType(I32, lanes)
+        if mask is None:
+            return _get(code, pointer, kind)
+        zero = ir.Constant(kind, [0] * lanes)
+        words = code.call(f"llvm.masked.load.v{lanes}i32.p0", kind, [pointer, I32(2), mask.words, zero])
+        # The last number again, which is there whatever their count: where that is odd, it is the lower half of the next word.
+        last = code.ir.zext(_get(code, code.offset(pointer, code.mul(code.sub(mask.filled, 1), 2)), I16), I64)
+        tail = code.splat_index(code.mul(last, code.ir.and_(mask.filled, I64(1))), lanes)
+        next_word = ir.Constant(kind, list(range(lanes)))
+        place = code.ir.icmp_signed("==", next_word, code.splat_index(mask.count, lanes))
+        return code.ir.or_(words, code.ir.select(place, tail, zero))
+
+    def put_words(self, code: Code, words: Value, pointer: Value, mask: Mask | None = None) -> None:
+        if mask is None:
+            _put(code, words, pointer)
+            return
+        code.call(f"llvm.masked.store.v{words.type.count}i32.p0", VOID, [words, pointer, I32(2), mask.words])
+        with code.when(code.equal(code.ir.and_(mask.filled, I64(1)), 1)):
+            half = code.ir.trunc(code.ir.extract_element(words, code.ir.trunc(mask.count, I32)), I16)
+            _put(code, half, code.offset(pointer, code.mul(mask.count, 4)))
+
+    def copy_one(self, code: Code, source: Value, target: Value) -> None:
+        _put(code, _get(code, source, I16), target)
+
+    def side_by_side(self, code: Code, pointers: Sequence[Value], lanes: int) -> list[Value]:
+        kind, wide = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
+        low, high = ([code.ir.zext(_get(code, each, kind), wide) for each in pointers[half::2]] for half in (0, 1))
+        return [
+            code.ir.or_(below, code.ir.shl(above, _each(I32(16), lanes)))
+            for below, above in zip(low, high, strict=True)
+        ]
+
+
+class _BFloat16(_Halves):
+    """The upper half of a float32: of a vector of words the even numbers come first, then the odd ones, and no lane moves."""
+
+    def one(self, code: Code, pointer: Value) -> Value:
+        return code.ir.bitcast(code.ir.shl(code.ir.zext(_get(code, pointer, I16), I32), I32(16)), F32)
+
+    def splats(self, code: Code, pointer: Value, count: int, lanes: int) -> list[Value]:
+        # To broadcast a word is a load and no more; it brings two of them.
+        splats: list[Value] = []
+        for each in range(0, count - 1, 2):
+            word = code.ir.zext(_get(code, self.at(code, pointer, each), I32), I64)
+            splats += self.widened(code, code.splat_index(word, lanes), lanes)
+        return splats if count % 2 == 0 else splats + super().splats(code, self.at(code, pointer, count - 1), 1, lanes)
+
+    def widened(self, code: Code, words: Value, lanes: int) -> list[Value]:
+        even = code.ir.shl(words, _each(I32(16), lanes))
+        odd = code.ir.and_(words, _each(HIGH, lanes))
+        return [code.ir.bitcast(half, vector(lanes)) for half in (even, odd)]
+
+    def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
+        even, odd = (_rounded(code, value, lanes) for value in values)
+        return code.ir.or_(code.ir.lshr(even, _each(I32(16), lanes)), code.ir.and_(odd, _each(HIGH, lanes)))
+
+    def few(self, code: Code, pointer: Value, lanes: int) -> Value:
+        if lanes == 1:
+            return self.one(code, pointer)
+        halves = _get(code, pointer, ir.VectorType(I16, lanes))
+        words = code.ir.shl(code.ir.zext(halves, ir.VectorType(I32, lanes)), _each(I32(16), lanes))
+        return code.ir.bitcast(words, vector(lanes))
+
+    def store_few(self, code: Code, values: Value, pointer: Value) -> None:
+        lanes = code.lanes_of(values)
+        upper = code.ir.lshr(_rounded(code, values, lanes), _each(I32(16), lanes))
+        _put(code, code.ir.trunc(upper, I16 if lanes == 1 else ir.VectorType(I16, lanes)), pointer)
+
+
+class _Float16(_Halves):
+    """What every CPU that kernels are generated for converts to float32 and back."""
+
+    def one(self, code: Code, pointer: Value) -> Value:
+        return code.ir.fpext(_get(code, pointer, HALF), F32)
+
+    def widened(self, code: Code, words: Value, lanes: int) -> list[Value]:
+        both = code.ir.bitcast(words, ir.VectorType(HALF, 2 * lanes))
+        pieces = (code.shuffle(both, both, range(start, start + lanes)) for start in (0, lanes))
+        return [code.ir.fpext(piece, vector(lanes)) for piece in pieces]
+
+    def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
+        first, second = (code.ir.fptrunc(value, ir.VectorType(HALF, lanes)) for value in values)
+        return code.ir.bitcast(code.shuffle(first, second, range(2 * lanes)), ir.VectorType(I32, lanes))
+
+    def few(self, code: Code, pointer: Value, lanes: int) -> Value:
+        if lanes == 1:
+            return self.one(code, pointer)
+        return code.ir.fpext(_get(code, pointer, ir.VectorType(HALF, lanes)), vector(lanes))
+
+    def store_few(self, code: Code, values: Value, pointer: Value) -> None:
+        lanes = code.lanes_of(values)
+        _put(code, code.ir.fptrunc(values, HALF if lanes == 1 else ir.VectorType(HALF, lanes)), pointer)
+
+
+NUMBERS: dict[str, Numbers] = {"float32": Numbers(), "bfloat16": _BFloat16(), "float16": _Float16()}
+
+
+def _each(word: Value, lanes: int) -> Value:
+    return word if lanes == 1 else ir.Constant(ir.VectorType(I32, lanes), [word.constant] * lanes)
+
+
+def _get(code: Code, pointer: Value, kind: Any) -> Value:
+    return code.ir.load(code.ir.bitcast(pointer, kind.as_pointer()), align=2)
+
+
+def _put(code: Code, value: Value, pointer: Value) -> None:
+    code.ir.store(value, code.ir.bitcast(pointer, value.type.as_pointer()), align=2)
+
+
+def _rounded(code: Code, value: Value, lanes: int) -> Value:
+    """The bits of float32 numbers, of which the upper halves are those of bfloat16: to nearest, ties to even."""
+    kind = I32 if lanes == 1 else ir.VectorType(I32, lanes)
+    bits = code.ir.bitcast(value, kind)
+    odd = code.ir.and_(code.ir.lshr(bits, _each(I32(16), lanes)), _each(I32(1), lanes))
+    nearest = code.ir.add(code.ir.add(bits, _each(I32(0x7FFF), lanes)), odd)
+    # What is added would carry a NaN over to another number.
+    is_nan = code.ir.fcmp_unordered("uno", value, value)
+    return code.ir.select(is_nan, code.ir.or_(bits, _each(QUIET, lanes)), nearest)
+
+
+__all__ = ["NUMBERS", "Mask", "Numbers"]
