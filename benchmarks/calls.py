@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pollard.nn import SparseLinear
-from pollard.report.bench import interleaved
+from pollard.report.timing import interleaved
 
 RECORD = Path(__file__).parent / "records" / "calls.json"
 LAYERS = (

@@ -1,4 +1,4 @@
-"""Makes the committed records: layers and whole training steps against dense torch and the peers, on one thread and on two.
+"""Makes the committed records: layers and whole training steps against dense torch in all its ways and the peers, on one thread and on two.
 
     python benchmarks/run.py [SUITE ...] [--rounds 15] [--out benchmarks/records]
 
@@ -18,8 +18,8 @@ from rich.console import Console
 
 from pollard.formats.store import write_atomic
 from pollard.report.bench import ROUNDS, cases, measure, network_cases
-from pollard.report.contenders import Case
-from pollard.report.render import bench_table
+from pollard.report.case import Case
+from pollard.report.render import bench_tables
 
 PRODUCTS = ("forward", "input_grad", "value_grad", "forward+backward")
 PATTERNS = ("unstructured", "v4")
@@ -39,6 +39,11 @@ def layers(threads: int) -> list[Case]:
     return grid
 
 
+def bfloat16_layers(threads: int) -> list[Case]:
+    """The same layers in bfloat16, where dense torch has instructions of its own for it or has not."""
+    return cases(PRODUCTS, LAYERS, patterns=PATTERNS, densities=(0.1,), threads=(threads,), dtypes=("bfloat16",))
+
+
 def small_layers(threads: int) -> list[Case]:
     """Layers so small that calling costs as much as computing."""
     return cases((*PRODUCTS, "step"), SMALL, patterns=PATTERNS, densities=(0.1, 0.05), threads=(threads,))
@@ -51,7 +56,9 @@ def networks(threads: int) -> list[Case]:
     return wide + network_cases((784, 1024, 1024, 10), 128, optimizer="momentum", **grid)
 
 
-SUITES: dict[str, Callable[[int], list[Case]]] = {"layers": layers, "small_layers": small_layers, "networks": networks}
+SUITES: dict[str, Callable[[int], list[Case]]] = {
+    one.__name__: one for one in (layers, bfloat16_layers, small_layers, networks)
+}
 
 
 def main() -> None:
@@ -73,7 +80,7 @@ def main() -> None:
                 records.append(measure(case, rounds=given.rounds).as_json())
             lines = ",\n".join(json.dumps(record) for record in records)
             write_atomic(given.out / f"{name}_{threads}_threads.json", f"[\n{lines}\n]\n".encode())
-            console.print(bench_table(records))
+            console.print(*bench_tables(records), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much faster two threads are than one, ours and dense: all four take turns in one process.
+"""How much faster two threads are than one, ours, nn.Linear and the fastest dense way: all take turns in one process.
 
     python benchmarks/scaling.py [--rounds 31]
 
@@ -19,8 +19,12 @@ from typing import Any
 
 import torch
 
-from pollard.report.bench import cases, interleaved, network_cases, verify
-from pollard.report.contenders import Case, contest
+from pollard.report.bench import cases, network_cases, verified
+from pollard.report.case import Case
+from pollard.report.contenders import POLLARD, contest
+from pollard.report.dense_ways import NN_LINEAR
+from pollard.report.machine import machine
+from pollard.report.timing import interleaved
 
 RECORD = Path(__file__).parent / "records" / "scaling.json"
 THREADS = (1, 2)
@@ -48,15 +52,19 @@ def on(threads: int, call: Callable[[], object]) -> Callable[[], object]:
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """Medians on one and on two threads, and their ratios."""
-    contenders = contest(case, peers=False, seed=0).contenders
-    verify(case, contenders)
+    prepared = contest(case, peers=False, seed=0)
+    contenders = verified(prepared)
     calls = {f"{one.name} {threads}": on(threads, one.call) for threads, one in product(THREADS, contenders)}
-    ms = {name: median(samples) for name, samples in interleaved(calls, rounds).items()}
+    samples = interleaved(calls, rounds)
+    ms = [{one.name: median(samples[f"{one.name} {threads}"]) for one in contenders} for threads in THREADS]
+    best = [prepared.dense.best(each) for each in ms]
     return {
         "op": case.op, "pattern": case.pattern, "shape": list(case.shape), "network": list(case.network),
-        "density": case.density, "rounds": rounds,
-        "ms": [ms["pollard 1"], ms["pollard 2"]], "dense_ms": [ms["dense 1"], ms["dense 2"]],
-        "ratio": ms["pollard 1"] / ms["pollard 2"], "dense_ratio": ms["dense 1"] / ms["dense 2"],
+        "density": case.density, "rounds": rounds, "machine": machine(),
+        "ms": [each[POLLARD] for each in ms], "dense_ms": [each[NN_LINEAR] for each in ms],
+        "best_dense_ms": [time for time, _ in best], "best_dense": [way for _, way in best],
+        "ratio": ms[0][POLLARD] / ms[1][POLLARD], "dense_ratio": ms[0][NN_LINEAR] / ms[1][NN_LINEAR],
+        "best_dense_ratio": best[0][0] / best[1][0],
     }  # fmt: skip
 
 
@@ -69,7 +77,10 @@ def main() -> None:
     records = []
     for case in grid():
         record = measure(case, given.rounds)
-        print(f"{record['ratio']:.2f}x, dense {record['dense_ratio']:.2f}x: {case}", file=sys.stderr)
+        print(
+            f"{record['ratio']:.2f}x, nn.Linear {record['dense_ratio']:.2f}x, best dense {record['best_dense_ratio']:.2f}x: {case}",
+            file=sys.stderr,
+        )
         records.append(record)
     given.out.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", "utf-8")
 

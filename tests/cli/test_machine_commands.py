@@ -21,7 +21,13 @@ FIELDS = {
     "ms",
     "gflops",
     "dense_ms",
+    "best_dense_ms",
+    "best_dense",
+    "bf16_dense_ms",
     "speedup",
+    "nn_linear_speedup",
+    "bf16_speedup",
+    "machine",
     "torch_sparse_ms",
     "target",
 }
@@ -54,6 +60,15 @@ def test_bench_writes_records_and_shows_a_table(tmp_path):
     assert ("dense wins" in shown) == record["dense_wins"]
 
 
+def test_bench_times_every_precision_asked_for():
+    records = json.loads(invoke(*BENCH, "--op", "forward", "--dtype", "float32,bfloat16", "--json").stdout)
+    assert [one["dtype"] for one in records] == ["float32", "bfloat16"]
+    shown = invoke(*BENCH, "--op", "forward", "--dtype", "float32,bfloat16").stdout
+    assert "32x24x8, unstructured, bfloat16, 1 thread" in shown
+    for column in ("best dense", "nn.Linear", "bf16", "best peer"):
+        assert column in shown
+
+
 def test_bench_times_a_whole_network():
     words = ["bench", "--step-network", "24-16-10", "--batch", "4", "--rounds", "2", "--pattern", "v4", "--json"]
     [record] = json.loads(invoke(*words).stdout)
@@ -63,7 +78,7 @@ def test_bench_times_a_whole_network():
 def test_doctor_tells_facts_and_checks_every_kernel():
     told = json.loads(invoke("doctor", "--json").stdout)
     assert told["healthy"]
-    assert {"cpu", "torch", "cache folder"} <= set(told["facts"])
+    assert {"cpu", "torch", "dense float32", "cache folder"} <= set(told["facts"])
     assert len(told["checks"]) == 15
     shown = invoke("doctor").stdout
     assert "FAIL" not in shown

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pollard.report.plot import Bars, Figure, Series, svg, ticks
-from pollard.report.render import bench_table, plain_table, quantity_bytes, quantity_seconds, terminal_plot
+from pollard.report.render import bench_tables, plain_table, quantity_bytes, quantity_seconds, terminal_plot
 from pollard.report.summary import accuracy_curves, comparison_table, held_bytes, run_figure
 
 NUMBERS = st.floats(min_value=-1e6, max_value=1e6)
@@ -156,8 +156,11 @@ def test_a_benchmark_table_marks_what_dense_wins():
         "density": 0.5,
         "threads": 1,
         "ms": 2.0,
-        "dense_ms": 1.0,
+        "dtype": "float32",
+        "best_dense": "oneDNN packed",
         "speedup": 0.5,
+        "nn_linear_speedup": 0.75,
+        "bf16_speedup": None,
         "dense_wins": True,
         "torch_sparse_ms": None,
         "mkl_ms": 123.4,
@@ -166,8 +169,21 @@ def test_a_benchmark_table_marks_what_dense_wins():
         "network": [],
     }
     network = record | {"network": [4, 8, 2], "op": "step", "dense_wins": False}
-    text = printed(bench_table([record, network]))
-    assert text.count("dense wins") == 1
-    assert "8x4x2" in text
-    assert "4-8-2, batch 2" in text
-    assert "123" in text
+    text = "".join(printed(table) for table in bench_tables([record, record | {"density": 0.1}, network]))
+    assert text.count("4-8-2, batch 2") == text.count("8x4x2, v4, float32, 1 thread") == 1
+    assert text.count("0.50x oneDNN packed, dense wins") == 2
+    assert "0.75x" in text
+    assert "1.50x SciPy" in text
+
+
+def test_a_benchmark_table_fits_a_narrow_terminal():
+    record = {
+        "op": "forward+backward", "pattern": "unstructured", "shape": [4096, 4096, 128], "network": [], "dtype": "bfloat16",
+        "density": 0.025, "threads": 2, "ms": 1234.5, "gflops": 123.4, "best_dense": "products alone", "speedup": 61.5,
+        "nn_linear_speedup": 123.4, "bf16_speedup": 12.3, "dense_wins": False, "torch_sparse_ms": 9e4, "mkl_ms": None,
+        "scipy_ms": None,
+    }  # fmt: skip
+    [table] = bench_tables([record])
+    lines = printed(table).splitlines()
+    assert max(map(len, map(str.rstrip, lines))) <= 100
+    assert "61.5x products alone" in lines[-1]

@@ -14,8 +14,8 @@ from pollard.cli import values
 from pollard.cli.output import emit, progress_bar
 from pollard.formats.store import write_atomic
 from pollard.report.bench import ROUNDS, cases, measure, network_cases
-from pollard.report.contenders import OPERATIONS, Case
-from pollard.report.render import bench_table
+from pollard.report.case import DTYPES, OPERATIONS, Case
+from pollard.report.render import bench_tables
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 STDOUT = "-"
@@ -29,7 +29,10 @@ pollard bench --shape 1024x1024x256 --op step --optimizer momentum --threads 1,2
 
 pollard bench --step-network 3072-4096-4096-10 --batch 128 --density 0.1
 
-Every contender is verified against dense torch before it is timed; a case that dense wins is marked.
+pollard bench --shape 4096x4096x128 --op forward --dtype float32,bfloat16
+
+Every contender is verified before it is timed. Dense torch competes in every way it has here, nn.Linear and oneDNN among
+them, in the same precision and in bfloat16; a case that the fastest way in the same precision wins is marked.
 """
 
 
@@ -61,6 +64,7 @@ def bench(
     op: Annotated[
         str, typer.Option(help="forward, input_grad, value_grad, forward+backward, step (with the optimizer).")
     ] = ",".join(OPERATIONS),
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}, separated by commas.")] = "float32",
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
     rounds: Annotated[
         int, typer.Option(min=1, help="Samples a contender, taken in turns; the figures are medians.")
@@ -71,7 +75,9 @@ def bench(
         typer.Option(metavar="WIDTHS", help="Time whole training steps of this ReLU network, as in 784-1024-1024-10."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a batch of --step-network.")] = 128,
-    peers: Annotated[bool, typer.Option(help="Run torch.sparse, SciPy and MKL (where installed) beside dense.")] = True,
+    peers: Annotated[
+        bool, typer.Option(help="Run torch.sparse, SciPy and MKL (where installed) too; they have no half precision.")
+    ] = True,
     json: Annotated[
         str | None,
         typer.Option(
@@ -79,28 +85,30 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Time sparse layers and whole training steps against dense torch, torch.sparse, SciPy and MKL.
+    """Time sparse layers and whole training steps against dense torch at its best, torch.sparse, SciPy and MKL.
 
     Times are milliseconds a call, medians of rounds in which the contenders take turns. Layers are timed as a user calls
     them: batch first in and out, with whatever packing that takes.
     """
-    patterns, densities = values.words(pattern, "pattern"), values.numbers(density, "density")
-    counts = values.counts(threads, "threads")
+    grid: dict[str, Any] = {
+        "patterns": values.words(pattern, "pattern"),
+        "densities": values.numbers(density, "density"),
+        "dtypes": values.words(dtype, "dtype"),
+        "threads": values.counts(threads, "threads"),
+        "optimizer": optimizer,
+    }
     todo: list[Case] = []
     if shape is not None or step_network is None:
         shapes = [values.shape(one) for one in values.words(shape or DEFAULT_SHAPE, "shape")]
         ops = values.words(op, "op")
-        todo += cases(ops, shapes, patterns=patterns, densities=densities, threads=counts, optimizer=optimizer)
+        todo += cases(ops, shapes, **grid)
     if step_network is not None:
-        widths = values.widths(step_network)
-        todo += network_cases(
-            widths, batch, patterns=patterns, densities=densities, threads=counts, optimizer=optimizer
-        )
+        todo += network_cases(values.widths(step_network), batch, **grid)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with progress_bar(*columns) as progress:
         timed = progress.track(todo, description="timing")
         records = [measure(case, rounds=rounds, peers=peers).as_json() for case in timed]
-    # The table first: a file that cannot be written must not take an hour of timings with it.
-    emit(records, [bench_table(records)], as_json=json == STDOUT)
+    # The tables first: a file that cannot be written must not take an hour of timings with it.
+    emit(records, [part for table in bench_tables(records) for part in (table, "")], as_json=json == STDOUT)
     if json is not None and json != STDOUT:
         write_atomic(Path(json), (jsonlib.dumps(records, indent=1) + "\n").encode())

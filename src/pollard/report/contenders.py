@@ -1,252 +1,157 @@
-"""Who competes in a benchmark: Pollard, dense torch, and the sparse libraries that happen to be installed.
+"""Who competes in a benchmark: Pollard, dense torch in every way it has, and the sparse libraries that happen to be installed.
 
 Every contender of a case computes the same function of the same weights, batch first in and out, as a user would call it;
-what a contender spends on packing, transposing or wrapping is its own time. Peers are spared whatever they could prepare
-once: their transposed copy of the weights is made beforehand, though training would have to make it at every step.
+what a contender spends on packing, transposing or wrapping is its own time.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 
-import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pollard.errors import InvalidInput
-from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
-from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.ops import matmul
+from pollard.report.case import DTYPES, OPTIMIZERS, PRODUCTS, RESULTS, Case, Contender, Operands, Reference
+from pollard.report.dense_ways import NN_LINEAR, DenseWays, has_products, layers_of, ways_to
+from pollard.report.peers import peers as peers_of
 
-OPERATIONS = ("forward", "input_grad", "value_grad", "forward+backward", "step")
-OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed: an operation on a weight of `shape` `(M, K)` = (out, in) with a batch of N, at `density` and `threads`.
-
-    A case with `network` widths times a whole step of that network; its shape is then the largest layer's.
-    Raises InvalidInput or PatternError for a case that cannot exist.
-
-    >>> Case("forward", "v4", (64, 32, 8), 0.1)
-    Case(op='forward', pattern='v4', shape=(64, 32, 8), density=0.1, threads=1, network=(), optimizer='adam')
-    """
-
-    op: str
-    pattern: str
-    shape: tuple[int, int, int]
-    density: float
-    threads: int = 1
-    network: tuple[int, ...] = ()
-    optimizer: str = "adam"
-
-    def __post_init__(self) -> None:
-        _require_one_of(OPERATIONS, "operation", self.op)
-        _require_one_of(tuple(OPTIMIZERS), "optimizer", self.optimizer)
-        if not 0 < self.density <= 1:
-            raise InvalidInput(
-                f"density {self.density}", "a density in (0, 1]", "Density is the fraction kept: 0.1 is 90 % sparse."
-            )
-        if min(*self.shape, *self.network, self.threads) < 1:
-            sizes = "-".join(map(str, self.network)) or "x".join(map(str, self.shape))
-            raise InvalidInput(f"{sizes} on {self.threads} threads", "sizes of at least 1", "Shapes read OUTxINxBATCH.")
-        pattern = Pattern.parse(self.pattern)
-        if not self.network:
-            pattern.grid(self.shape[:2])
-
-
-def _require_one_of(allowed: tuple[str, ...], what: str, got: str) -> None:
-    if got not in allowed:
-        raise InvalidInput(f"{what} {got!r}", "one of " + ", ".join(allowed), f"Choose the {what} from that list.")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A named call, and what of its result can be compared with the other contenders' (by name)."""
-
-    name: str
-    call: Callable[[], Any]
-    comparable: Callable[[Any], dict[str, Tensor]]
+POLLARD = "pollard"
+BFLOAT16 = "bfloat16 "
 
 
 @dataclass(frozen=True)
 class Contest:
-    """The contenders of one case, Pollard first and dense second, and the floating-point operations of the kept weights."""
+    """The contenders of one case, and the floating-point operations of the kept weights.
 
-    contenders: list[Contender]
+    dense: in the case's precision. bfloat16: the same in bfloat16; without ways where torch has only loops for it here.
+    """
+
+    pollard: Contender
+    dense: DenseWays
+    bfloat16: DenseWays
+    peers: list[Contender]
     flops: int
 
-
-@dataclass(frozen=True)
-class Operands:
-    """One layer's numbers: batch `x` `(N, K)`, output gradient `grad` `(N, M)`, and the weight, sparse and dense."""
-
-    x: Tensor
-    grad: Tensor
-    values: Tensor
-    topology: Topology
-    weight: Tensor
-
-    @classmethod
-    def draw(cls, case: Case, generator: torch.Generator) -> Operands:
-        """Random operands of `case`, normal, the weights scaled as a layer's would be."""
-        rows, columns, batch = case.shape
-        topology = Topology.random((rows, columns), case.density, case.pattern, generator=generator)
-        fan_in = max(1.0, case.density * columns)
-        values = torch.randn(topology.nnz, generator=generator, dtype=torch.float32, device="cpu") / fan_in**0.5
-        return cls(
-            x=torch.randn(batch, columns, generator=generator, dtype=torch.float32, device="cpu"),
-            grad=torch.randn(batch, rows, generator=generator, dtype=torch.float32, device="cpu"),
-            values=values,
-            topology=topology,
-            weight=SparseMatrix(values, topology).to_dense(),
-        )
-
-    def kept(self, dense: Tensor) -> Tensor:
-        """The entries of `dense` `(M, K)` that the topology keeps, in the order of values."""
-        return dense.flatten()[self.topology.weight_positions()]
+    def __iter__(self) -> Iterator[Contender]:
+        """Each contender once, Pollard first."""
+        dense = chain.from_iterable(ways.values() for ways in (*self.dense, *self.bfloat16))
+        yield from {one.name: one for one in (self.pollard, *dense, *self.peers)}.values()
 
 
 def contest(case: Case, *, peers: bool = True, seed: int = 0) -> Contest:
     """The contenders of `case` on random operands drawn from `seed`; optional libraries take part where `peers`."""
     generator = torch.Generator().manual_seed(seed)
-    if case.network:
-        return _network(case, generator)
-    operands = Operands.draw(case, generator)
-    if case.op == "step":
-        contenders = _trained(operands, bias=True, optimizer=OPTIMIZERS[case.optimizer])
+    return _network(case, generator) if case.network else _layer(case, generator, peers=peers)
+
+
+def _layer(case: Case, generator: torch.Generator, *, peers: bool) -> Contest:
+    task = _Layer.of(case, Operands.draw(case, generator))
+    dense = task.dense(always=(NN_LINEAR,))
+    if case.dtype == "bfloat16":
+        bfloat16 = dense
+    elif case.op in PRODUCTS or has_products(torch.bfloat16):
+        bfloat16 = _Layer.of(case, task.operands.to(torch.bfloat16)).dense(BFLOAT16)
     else:
-        contenders = _LAYER[case.op](operands)
-    products = 3 if case.op in ("forward+backward", "step") else 1
-    flops = 2 * products * operands.topology.nnz * case.shape[2]
-    return Contest(contenders + (_peers(operands, case.op) if peers else []), flops)
+        bfloat16 = DenseWays({})
+    products = 1 if case.op in PRODUCTS else 3
+    return Contest(
+        task.sparse(),
+        dense,
+        bfloat16,
+        peers_of(task.operands, case.op, task.reference) if peers else [],
+        flops=2 * products * task.operands.topology.nnz * case.shape[2],
+    )
 
 
-def _forward(operands: Operands) -> list[Contender]:
-    sparse, dense = _pair(operands, bias=False)
+@dataclass(frozen=True)
+class _Layer:
+    """An operation on one layer, the numbers it is done on, and what must come of it."""
 
-    @torch.no_grad()
-    def run(module: nn.Module) -> Tensor:
-        out: Tensor = module(operands.x)
-        return out
+    case: Case
+    operands: Operands
+    reference: Reference
 
-    return [
-        Contender("pollard", lambda: run(sparse), _named("output")),
-        Contender("dense", lambda: run(dense), _named("output")),
-    ]
+    @classmethod
+    def of(cls, case: Case, operands: Operands) -> _Layer:
+        return cls(case, operands, Reference.of(operands))
 
+    def sparse(self) -> Contender:
+        """Pollard's."""
+        operands, op = self.operands, self.case.op
+        rows, columns = operands.topology.shape
+        layer = SparseLinear(columns, rows, operands.topology, operands.bias is not None, dtype=operands.values.dtype)
+        layer.values = nn.Parameter(operands.values.clone())
+        if operands.bias is not None:
+            layer.bias = nn.Parameter(operands.bias.clone())
+        if op not in PRODUCTS:
+            return self._trained(POLLARD, layer, lambda: _gradient(layer.values))
+        x, grad, values, topology = operands.x, operands.grad, operands.values, operands.topology
+        calls: dict[str, Callable[[], Tensor]] = {
+            "forward": torch.no_grad()(lambda: layer(x)),
+            "input_grad": lambda: matmul.input_grad(grad, values, topology),
+            "value_grad": lambda: matmul.value_grad(grad, x, topology),
+        }
+        return Contender(POLLARD, calls[op], lambda result: {RESULTS[op]: result}, self.reference)
 
-def _input_grad(operands: Operands) -> list[Contender]:
-    grad, values, topology, weight = operands.grad, operands.values, operands.topology, operands.weight
-    return [
-        Contender("pollard", lambda: matmul.input_grad(grad, values, topology), _named("input gradient")),
-        Contender("dense", lambda: grad @ weight, _named("input gradient")),
-    ]
+    def dense(self, prefix: str = "", *, always: tuple[str, ...] = ()) -> DenseWays:
+        """Torch's, each name with `prefix`; those named in `always` take part even where they are loops."""
+        operands, op = self.operands, self.case.op
+        if op in PRODUCTS:
+            return DenseWays(ways_to(op, operands, self.reference, prefix=prefix, always=always))
 
+        def trained(name: str, kind: type[nn.Linear]) -> Contender:
+            layer = _linear(kind, operands.weight, operands.bias)
+            return self._trained(name, layer, lambda: operands.kept(_gradient(layer.weight)))
 
-def _value_grad(operands: Operands) -> list[Contender]:
-    grad, x, topology = operands.grad, operands.x, operands.topology
-    return [
-        Contender("pollard", lambda: matmul.value_grad(grad, x, topology), _named("value gradient")),
-        Contender("dense", lambda: grad.T @ x, lambda full: {"value gradient": operands.kept(full)}),
-    ]
+        whole = {way: trained(prefix + way, kind) for way, kind in layers_of(operands.x.dtype).items()}
+        if op == "step":
+            return DenseWays(whole)
+        products = (ways_to(one, operands, self.reference, prefix=f"{prefix}{one} by ") for one in PRODUCTS)
+        return DenseWays(whole, tuple(products))
 
-
-def _forward_backward(operands: Operands) -> list[Contender]:
-    return _trained(operands, bias=False, optimizer=None)
-
-
-def _trained(
-    operands: Operands, *, bias: bool, optimizer: Callable[[Any], torch.optim.Optimizer] | None
-) -> list[Contender]:
-    """Both modules forward and backward, as a hidden layer: the input wants its gradient too; then the optimizer's step."""
-    sparse, dense = _pair(operands, bias=bias)
-
-    def contender(name: str, module: nn.Module, values_of: Callable[[], Tensor]) -> Contender:
-        x = operands.x.clone().requires_grad_()
-        stepper = optimizer(module.parameters()) if optimizer else None
+    def _trained(self, name: str, module: nn.Module, value_gradient: Callable[[], Tensor]) -> Contender:
+        """A module forward and backward, as a hidden layer: the input wants its gradient too; then the optimizer's step."""
+        x, grad = self.operands.x.clone().requires_grad_(), self.operands.grad
+        stepper = OPTIMIZERS[self.case.optimizer](module.parameters()) if self.case.op == "step" else None
 
         def call() -> Tensor:
             x.grad = None
             module.zero_grad(set_to_none=True)
             out: Tensor = module(x)
-            out.backward(operands.grad)
+            out.backward(grad)
             if stepper:
                 stepper.step()
             return out
 
         def comparable(out: Tensor) -> dict[str, Tensor]:
-            assert x.grad is not None
-            return {"output": out.detach(), "input gradient": x.grad, "value gradient": values_of()}
+            return {"output": out.detach(), "input gradient": _gradient(x), "value gradient": value_gradient()}
 
-        return Contender(name, call, comparable)
-
-    return [
-        contender("pollard", sparse, lambda: _gradient(sparse.values)),
-        contender("dense", dense, lambda: operands.kept(_gradient(dense.weight))),
-    ]
-
-
-_LAYER: dict[str, Callable[[Operands], list[Contender]]] = {
-    "forward": _forward,
-    "input_grad": _input_grad,
-    "value_grad": _value_grad,
-    "forward+backward": _forward_backward,
-}
+        return Contender(name, call, comparable, self.reference)
 
 
 def _network(case: Case, generator: torch.Generator) -> Contest:
     """Whole steps of a ReLU network on random labels; layers whose rows the pattern does not divide are unstructured."""
-    widths, batch = case.network, case.shape[2]
-    layers = [_sparse_layer(case, shape, generator) for shape in pairwise(widths)]
-    x = torch.randn(batch, widths[0], generator=generator, dtype=torch.float32, device="cpu")
+    dtype, widths, batch = DTYPES[case.dtype], case.network, case.shape[2]
+    layers = [_sparse_layer(case, shape, generator).to(dtype) for shape in pairwise(widths)]
+    x = torch.randn(batch, widths[0], generator=generator, dtype=torch.float32, device="cpu").to(dtype)
     labels = torch.randint(widths[-1], (batch,), generator=generator, dtype=torch.int64, device="cpu")
-
-    def contender(name: str, modules: Sequence[nn.Module], gradients: Callable[[], list[Tensor]]) -> Contender:
-        model = nn.Sequential(*(part for module in modules for part in (module, nn.ReLU())))[:-1]
-        stepper = OPTIMIZERS[case.optimizer](model.parameters())
-
-        def call() -> Tensor:
-            stepper.zero_grad(set_to_none=True)
-            out: Tensor = model(x)
-            functional.cross_entropy(out, labels).backward()
-            stepper.step()
-            return out
-
-        def comparable(out: Tensor) -> dict[str, Tensor]:
-            return {"output": out.detach()} | {f"gradient of layer {i}": g for i, g in enumerate(gradients())}
-
-        return Contender(name, call, comparable)
-
-    twins = [layer.to_dense() for layer in layers]
-    kept = [layer.topology.weight_positions() for layer in layers]
-    contenders = [
-        contender("pollard", layers, lambda: [_gradient(layer.values) for layer in layers]),
-        contender(
-            "dense",
-            twins,
-            lambda: [_gradient(twin.weight).flatten()[at] for twin, at in zip(twins, kept, strict=True)],
-        ),
-    ]
+    task = _Network.of(case, x, labels, layers)
+    dense = task.dense()
+    if case.dtype == "bfloat16":
+        bfloat16 = dense
+    elif has_products(torch.bfloat16):
+        bfloat16 = task.to(torch.bfloat16).dense(BFLOAT16)
+    else:
+        bfloat16 = DenseWays({})
     # The first layer's input is data: it needs no gradient.
     products = 3 * sum(layer.topology.nnz for layer in layers) - layers[0].topology.nnz
-    return Contest(contenders, 2 * products * batch)
+    return Contest(task.sparse(layers), dense, bfloat16, [], flops=2 * products * batch)
 
 
 def _sparse_layer(case: Case, shape: tuple[int, int], generator: torch.Generator) -> SparseLinear:
@@ -256,89 +161,84 @@ def _sparse_layer(case: Case, shape: tuple[int, int], generator: torch.Generator
     return SparseLinear.random(in_features, out_features, density=case.density, pattern=pattern, generator=generator)
 
 
-def _pair(operands: Operands, *, bias: bool) -> tuple[SparseLinear, nn.Linear]:
-    """The sparse module and its dense twin, with the same weights."""
-    rows, columns = operands.topology.shape
-    sparse = SparseLinear(columns, rows, operands.topology, bias=bias)
-    with torch.no_grad():
-        sparse.values.copy_(operands.values)
-    return sparse, sparse.to_dense()
+@dataclass(frozen=True)
+class _Network:
+    """A step of a network: its batch and labels, dense twins of its layers, where their kept weights stand, and what must come of it."""
+
+    case: Case
+    x: Tensor
+    labels: Tensor
+    twins: list[nn.Linear]
+    kept: list[Tensor]
+    reference: Reference
+
+    @classmethod
+    def of(cls, case: Case, x: Tensor, labels: Tensor, layers: Sequence[SparseLinear]) -> _Network:
+        twins, kept = [layer.to_dense() for layer in layers], [layer.topology.weight_positions() for layer in layers]
+        return cls(case, x, labels, twins, kept, Reference({}, 0.0)).to(x.dtype)
+
+    def to(self, dtype: torch.dtype) -> _Network:
+        """The same step, of numbers rounded to `dtype`.
+
+        A ReLU whose input is one rounding error from zero may open for one contender only, and then a sample's whole share
+        of a gradient differs: a network is held to 1 % of the norm, in half precision to what several roundings explain.
+        """
+        x = self.x.to(dtype)
+        twins = [_linear(nn.Linear, twin.weight.to(dtype), twin.bias.to(dtype)) for twin in self.twins]
+        exact = [_linear(nn.Linear, twin.weight.double(), twin.bias.double()) for twin in twins]
+        out = _through(exact, x.double())
+        functional.cross_entropy(out, self.labels).backward()
+        reference = Reference(self._results(out, self._kept(exact)), max(1e-2, 16 * torch.finfo(dtype).eps), order=2)
+        return replace(self, x=x, twins=twins, reference=reference)
+
+    def sparse(self, layers: Sequence[SparseLinear]) -> Contender:
+        """Pollard's."""
+        return self._stepped(POLLARD, layers, lambda: [_gradient(layer.values) for layer in layers])
+
+    def dense(self, prefix: str = "") -> DenseWays:
+        """Torch's, each name with `prefix`."""
+
+        def stepped(name: str, kind: type[nn.Linear]) -> Contender:
+            layers = [_linear(kind, twin.weight, twin.bias) for twin in self.twins]
+            return self._stepped(name, layers, lambda: self._kept(layers))
+
+        return DenseWays({way: stepped(prefix + way, kind) for way, kind in layers_of(self.x.dtype).items()})
+
+    def _stepped(self, name: str, layers: Sequence[nn.Module], gradients: Callable[[], list[Tensor]]) -> Contender:
+        stepper = OPTIMIZERS[self.case.optimizer]([one for layer in layers for one in layer.parameters()])
+
+        def call() -> Tensor:
+            stepper.zero_grad(set_to_none=True)
+            out = _through(layers, self.x)
+            functional.cross_entropy(out, self.labels).backward()
+            stepper.step()
+            return out
+
+        return Contender(name, call, lambda out: self._results(out, gradients()), self.reference)
+
+    def _kept(self, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        return [_gradient(layer.weight).flatten()[at] for layer, at in zip(layers, self.kept, strict=True)]
+
+    @staticmethod
+    def _results(out: Tensor, gradients: list[Tensor]) -> dict[str, Tensor]:
+        return {"output": out.detach()} | {f"gradient of layer {i}": grad for i, grad in enumerate(gradients)}
 
 
-def _peers(operands: Operands, op: str) -> list[Contender]:
-    """torch.sparse CSR, MKL through sparse_dot_mkl and SciPy, where they are installed and have the operation."""
-    makers = (_torch_sparse, _scipy, _mkl)
-    return [peer for make in makers if (peer := make(operands, op)) is not None]
+def _through(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    *hidden, last = layers
+    for layer in hidden:
+        x = functional.relu(layer(x))
+    out: Tensor = last(x)
+    return out
 
 
-def _torch_sparse(operands: Operands, op: str) -> Contender | None:
-    grad, x = operands.grad, operands.x
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        weight = SparseMatrix(operands.values, operands.topology).to_torch_csr()
-        back = operands.weight.T.contiguous().to_sparse_csr() if op in ("input_grad", "forward+backward") else weight
-    rows = torch.arange(weight.shape[0], dtype=torch.int64, device="cpu").repeat_interleave(
-        weight.crow_indices().diff()
-    )
-    positions = rows * weight.shape[1] + weight.col_indices()
-    # The sampled product comes row by row, the values of a coarser grain do not.
-    by_grain = torch.searchsorted(positions, operands.topology.weight_positions())
-
-    def sampled() -> Tensor:
-        out: Tensor = torch.sparse.sampled_addmm(weight, grad.T, x, beta=0.0).values()
-        return out
-
-    calls: dict[str, tuple[Callable[[], Any], Callable[[Any], dict[str, Tensor]]]] = {
-        "forward": (lambda: (weight @ x.T).T, _named("output")),
-        "input_grad": (lambda: (back @ grad.T).T, _named("input gradient")),
-        "value_grad": (sampled, lambda out: {"value gradient": out[by_grain]}),
-        "forward+backward": (
-            lambda: ((weight @ x.T).T, (back @ grad.T).T, sampled()),
-            lambda out: {"output": out[0], "input gradient": out[1], "value gradient": out[2][by_grain]},
-        ),
-    }
-    if op not in calls:
-        return None
-    call, comparable = calls[op]
-    try:
-        call()
-    except RuntimeError:
-        # A torch that was built without MKL has no CSR product on the CPU: nothing to compare with.
-        return None
-    return Contender("torch_sparse", call, comparable)
-
-
-def _scipy(operands: Operands, op: str) -> Contender | None:
-    return _with_arrays("scipy", operands, op, lambda weight, batch: weight @ batch)
-
-
-def _mkl(operands: Operands, op: str) -> Contender | None:
-    # MKL brings a thread pool of its own, whose idle threads would spin on the cores that the next contender needs.
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
-    try:
-        library = importlib.import_module("sparse_dot_mkl")
-    except ImportError:
-        return None
-    library.mkl_set_num_threads(torch.get_num_threads())
-    # With the batch strided MKL takes twice as long as it and a copy together.
-    return _with_arrays(
-        "mkl", operands, op, lambda weight, batch: library.dot_product_mkl(weight, np.ascontiguousarray(batch))
-    )
-
-
-def _with_arrays(name: str, operands: Operands, op: str, product: Callable[[Any, Any], Any]) -> Contender | None:
-    """A contender that multiplies a SciPy CSR by a NumPy matrix, features first: the transposes are views."""
-    if op == "forward":
-        weight, batch, result = csr_array(operands.weight.numpy()), operands.x.numpy().T, "output"
-    elif op == "input_grad":
-        weight, batch, result = csr_array(operands.weight.numpy().T), operands.grad.numpy().T, "input gradient"
-    else:
-        return None
-    return Contender(name, lambda: product(weight, batch).T, lambda out: {result: torch.from_numpy(out)})
-
-
-def _named(name: str) -> Callable[[Any], dict[str, Tensor]]:
-    return lambda result: {name: result}
+def _linear(kind: type[nn.Linear], weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A dense layer with copies of the weights: each contender trains its own."""
+    layer = kind(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 def _gradient(parameter: Tensor) -> Tensor:

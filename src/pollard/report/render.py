@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +13,7 @@ from pollard.report.plot import Series, ticks
 from pollard.tables import PrintedTable
 
 SERIES_STYLES = ("bold green", "white", "yellow", "blue")
+VS_DENSE, VS_PEER = "vs\nbest dense", "vs\nbest peer"
 BRAILLE = 0x2800
 # Bit of each of the 4 x 2 dots of a braille letter, by row and column.
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -111,48 +112,24 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def bench_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """Benchmark records as rows; a row that dense wins says so, in red.
+def bench_tables(records: Sequence[Mapping[str, Any]]) -> list[PrintedTable]:
+    """Benchmark records as rows, a table for each layer or network, pattern, precision and number of threads.
 
-    Peers are milliseconds too: what the same product takes with torch.sparse CSR, MKL and SciPy.
+    Ratios say how many times as fast Pollard is: as the fastest dense way in the same precision, which is named, as
+    `nn.Linear`, as the fastest bfloat16 way, and as the fastest of the peers. A row that dense wins says so, in red.
     """
-    table = plain_table(
-        "median milliseconds, all contenders interleaved in one process",
-        (
-            "op",
-            "pattern",
-            "out x in x batch",
-            "density",
-            "threads",
-            "ms",
-            "dense",
-            "speedup",
-            "",
-            "torch.sparse",
-            "MKL",
-            "SciPy",
-            "GFLOP/s",
-        ),
-        [],
-        left=3,
-    )
+    tables: dict[str, PrintedTable] = {}
     for record in records:
-        wins = record["dense_wins"]
-        table.add_row(
-            record["op"],
-            record["pattern"],
-            _shape(record),
-            f"{record['density']:g}",
-            str(record["threads"]),
-            _milliseconds(record["ms"]),
-            _milliseconds(record["dense_ms"]),
-            f"{record['speedup']:.2f}x",
-            "dense wins" if wins else "",
-            *(_milliseconds(record[peer]) for peer in ("torch_sparse_ms", "mkl_ms", "scipy_ms")),
-            f"{record['gflops']:.1f}",
-            style="red" if wins else None,
-        )
-    return table
+        threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+        heading = ", ".join([_shape(record), record["pattern"], record["dtype"], threads])
+        table = tables.setdefault(heading, plain_table(heading, list(_BENCH_COLUMNS), []))
+        cells = [tell(record) for tell in _BENCH_COLUMNS.values()]
+        table.add_row(*cells, style="red" if record["dense_wins"] else None)
+    for column in chain.from_iterable(table.columns for table in tables.values()):
+        if column.header in (VS_DENSE, VS_PEER):
+            column.justify = "left"
+        column.no_wrap = column.header != VS_DENSE
+    return list(tables.values())
 
 
 def _shape(record: Mapping[str, Any]) -> str:
@@ -161,8 +138,35 @@ def _shape(record: Mapping[str, Any]) -> str:
     return "x".join(map(str, record["shape"]))
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+def _best_dense(record: Mapping[str, Any]) -> str:
+    wins = ", dense wins" if record["dense_wins"] else ""
+    return f"{_ratio(record['speedup']):>5} {record['best_dense']}{wins}"
+
+
+def _best_peer(record: Mapping[str, Any]) -> str:
+    peers = {"torch": "torch_sparse_ms", "MKL": "mkl_ms", "SciPy": "scipy_ms"}
+    timed = [(record[field], peer) for peer, field in peers.items() if record[field] is not None]
+    return f"{_ratio(min(timed)[0] / record['ms']):>5} {min(timed)[1]}" if timed else "    -"
+
+
+_BENCH_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "op": lambda record: record["op"],
+    "density": lambda record: f"{record['density']:g}",
+    "ms": lambda record: _milliseconds(record["ms"]),
+    "GF/s": lambda record: f"{record['gflops']:.1f}",
+    VS_DENSE: _best_dense,
+    "vs\nnn.Linear": lambda record: _ratio(record["nn_linear_speedup"]),
+    "vs\nbf16": lambda record: _ratio(record["bf16_speedup"]),
+    VS_PEER: _best_peer,
+}
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{_three_digits(value)}x"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def terminal_plot(series: Sequence[Series], *, width: int = 60, height: int = 12) -> Text:

@@ -1,0 +1,172 @@
+"""Every way that torch itself has to compute a dense layer on this machine: nobody shall call the baseline weak.
+
+`nn.Linear` is what a user gets, and it need not be the fastest: it multiplies with the BLAS that torch was built with, where
+oneDNN, in the same torch, may be faster. So a case is timed against all of them, and the fastest is its baseline.
+
+A way is a value: given the operands it prepares what could be prepared once, a transposed or packed weight, for free, and
+gives the call that is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pollard.report.case import PRODUCTS, RESULTS, Case, Contender, Operands, Reference
+from pollard.report.timing import seconds_once
+
+Call = Callable[[], Tensor]
+Way = Callable[[Operands], Call]
+
+NN_LINEAR, PACKED = "nn.Linear", "oneDNN packed"
+PARTS_ALONE = "products alone"
+# Where a CPU has no half precision, torch may run a plain loop: many times slower than a product in blocks.
+LOOP = 4.0
+TRIAL = (512, 512, 32)
+
+
+# torch has no public names for these operators of oneDNN and MKL, which torch.compile puts in.
+def _onednn(left: Tensor, right: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")  # noqa: SLF001
+    return out
+
+
+def _packed(right: Tensor, batch: int) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._reorder_linear_weight(right, batch)  # noqa: SLF001
+    return out
+
+
+def _mkldnn_linear(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = torch._C._nn.mkldnn_linear(left.to_mkldnn(), right, bias).to_dense()  # noqa: SLF001
+    return out
+
+
+def _mkl_packed(left: Tensor, right: Tensor) -> Call:
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(right, len(left))  # noqa: SLF001
+    return lambda: torch.ops.mkl._mkl_linear(left, packed, right, None, len(left))  # noqa: SLF001
+
+
+def _features_first(left: Tensor, right: Tensor) -> Call:
+    first, right = left.T.contiguous(), right.contiguous()
+    return lambda: torch.mm(right, first).T
+
+
+# Ways to `left @ right.T` where `right` is a weight.
+WITH_WEIGHT: dict[str, Callable[[Tensor, Tensor], Call]] = {
+    "linear": lambda left, right: partial(linear, left, right.contiguous()),
+    "mm": lambda left, right: partial(torch.mm, left, right.T.contiguous()),
+    "features first": _features_first,
+    "oneDNN": lambda left, right: partial(_onednn, left, right.contiguous()),
+    PACKED: lambda left, right: partial(_onednn, left, _packed(right.contiguous(), len(left))),
+    "mkldnn_linear": lambda left, right: partial(_mkldnn_linear, left, right.contiguous()),
+    "MKL packed": lambda left, right: _mkl_packed(left, right.contiguous()),
+}
+
+
+def _with_weight(sides: Callable[[Operands], tuple[Tensor, Tensor]], own: str) -> dict[str, Way]:
+    """Those of WITH_WEIGHT on two `sides` of the operands, of which `own` is what nn.Linear does."""
+
+    def way(make: Callable[[Tensor, Tensor], Call]) -> Way:
+        return lambda operands: make(*sides(operands))
+
+    return {NN_LINEAR if name == own else name: way(make) for name, make in WITH_WEIGHT.items()}
+
+
+def _on_features(operands: Operands) -> Call:
+    grad, x = operands.grad.T.contiguous(), operands.x.T.contiguous()
+    return lambda: torch.mm(grad, x.T)
+
+
+# Product -> name -> way.
+WAYS: dict[str, dict[str, Way]] = {
+    "forward": _with_weight(lambda o: (o.x, o.weight), own="linear"),
+    "input_grad": _with_weight(lambda o: (o.grad, o.weight.T), own="mm"),
+    # Both sides are new in each step: what is packed is packed within the call.
+    "value_grad": {
+        NN_LINEAR: lambda o: lambda: torch.mm(o.grad.T, o.x),
+        "features first": _on_features,
+        "oneDNN": lambda o: lambda: _onednn(o.grad.T, o.x.T),
+        PACKED: lambda o: lambda: _onednn(o.grad.T, _packed(o.x.T, o.grad.shape[1])),
+    },
+}
+
+
+class MkldnnLinear(nn.Linear):
+    """A linear layer that oneDNN computes, forward and backward, with torch's own derivatives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product, for x of shape `(N, in_features)`."""
+        return _mkldnn_linear(x, self.weight, self.bias)
+
+
+# Name -> layer, of what is trained as a whole.
+LAYERS: dict[str, type[nn.Linear]] = {NN_LINEAR: nn.Linear, "mkldnn_linear": MkldnnLinear}
+
+
+@dataclass(frozen=True)
+class DenseWays:
+    """Contenders of one precision by the name of their way: such that do the whole case, and such that do one product of it."""
+
+    whole: dict[str, Contender]
+    parts: tuple[dict[str, Contender], ...] = ()
+
+    def __iter__(self) -> Iterator[dict[str, Contender]]:
+        yield from (self.whole, *self.parts)
+
+    def best(self, ms: Mapping[str, float]) -> tuple[float, str]:
+        """The fewest of the milliseconds `ms`, in which ways may be lacking but not all, and the way.
+
+        The best of each product, added up, are less than any whole could take: no step can do without them.
+        """
+        timed = [{way: ms[one.name] for way, one in ways.items() if one.name in ms} for ways in self]
+        whole, *parts = timed
+        figures = [(time, way) for way, time in whole.items()]
+        if parts and all(parts):
+            figures.append((sum(min(part.values()) for part in parts), PARTS_ALONE))
+        return min(figures)
+
+
+def ways_to(
+    op: str, operands: Operands, reference: Reference, *, prefix: str = "", always: tuple[str, ...] = ()
+) -> dict[str, Contender]:
+    """The usable ways to one product of `operands`, and those that take part `always`; `prefix` tells their names from others'."""
+
+    def comparable(result: Tensor) -> dict[str, Tensor]:
+        return {RESULTS[op]: operands.kept(result) if op == "value_grad" else result}
+
+    usable = usable_ways(op, operands.x.dtype)
+    return {
+        way: Contender(prefix + way, make(operands), comparable, reference)
+        for way, make in WAYS[op].items()
+        if way in (*usable, *always)
+    }
+
+
+@cache
+def usable_ways(op: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """The names of the ways to a product that this torch has on this CPU, and that are more than a plain loop."""
+    case = Case(op, "unstructured", TRIAL, 1.0)
+    operands = Operands.draw(case, torch.Generator().manual_seed(0)).to(dtype)
+    seconds = {}
+    for way, make in WAYS[op].items():
+        # Without oneDNN an operator is missing; without the instructions it wants, it says so.
+        try:
+            seconds[way] = seconds_once(make(operands))
+        except (RuntimeError, AttributeError):
+            continue
+    return tuple(way for way, time in seconds.items() if time < LOOP * min(seconds.values()))
+
+
+def layers_of(dtype: torch.dtype) -> dict[str, type[nn.Linear]]:
+    """The layers of `dtype` that this torch has on this CPU; `nn.Linear` it has always."""
+    return {name: kind for name, kind in LAYERS.items() if name in (NN_LINEAR, *usable_ways("forward", dtype))}
+
+
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether the three products of `nn.Linear` in `dtype` are more than plain loops here."""
+    return all(NN_LINEAR in usable_ways(op, dtype) for op in PRODUCTS)
