@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 
 from pollard.errors import KernelError, KernelFallback
 from pollard.formats.pattern import ROWS
 from pollard.ops import matmul
-from pollard.report.doctor import Check, Diagnosis, examine, kernel_checks
+from pollard.report import doctor
+from pollard.report.dense_ways import PACKED, WITH_WEIGHT
+from pollard.report.doctor import Check, Diagnosis, dense_compared, dense_float32, examine, kernel_checks
 
 
 def failing(monkeypatch, broken) -> dict[str, str]:
@@ -66,3 +69,31 @@ def test_a_read_only_folder_is_told(monkeypatch, tmp_path):
 @pytest.mark.parametrize("oks", [(), (True,), (True, False)])
 def test_healthy_means_every_check(oks):
     assert Diagnosis({}, [Check("c", ok=ok, detail="") for ok in oks]).healthy == all(oks)
+
+
+def test_dense_torch_is_measured_on_one_thread_and_threads_are_put_back(monkeypatch):
+    before, used = torch.get_num_threads(), []
+
+    def timed(calls, rounds):
+        used.append(torch.get_num_threads())
+        return {way: [1.0] * rounds for way in calls}
+
+    monkeypatch.setattr(doctor, "interleaved", timed)
+    assert "nn.Linear" in dense_float32()
+    assert used in ([1], [])
+    assert torch.get_num_threads() == before
+
+
+def test_a_slow_nn_linear_is_told_with_what_to_do():
+    assert "freezing" not in dense_compared(100.0, 124.0)
+    told = dense_compared(100.0, 220.0)
+    assert "2.20 times as long" in told
+    assert "torch._inductor.config.freezing" in told
+
+
+def test_a_torch_without_onednn_is_told(monkeypatch):
+    def missing(*_):
+        raise AttributeError
+
+    monkeypatch.setitem(WITH_WEIGHT, PACKED, missing)
+    assert "no oneDNN" in dense_float32()

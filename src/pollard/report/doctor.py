@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -21,11 +23,17 @@ from pollard.formats.pattern import ROWS, Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
 from pollard.ops import matmul
+from pollard.report.dense_ways import NN_LINEAR, PACKED, WITH_WEIGHT
+from pollard.report.machine import cpu_name, machine
+from pollard.report.timing import interleaved, on_threads
 from pollard.settings import Settings
 
 # Not multiples of any vector or tile: the tails of every kernel run too.
 SHAPE, BATCH = (48, 83), 37
 DENSITY = 0.2
+# Of dense torch: large enough for its blocks, small enough for a tenth of a second in all.
+DENSE_SHAPE, DENSE_ROUNDS = (1024, 1024, 64), 5
+FAR_FASTER = 1.25
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,39 @@ def examine() -> Diagnosis:
     Raises SettingsError or KernelError where an environment variable asks for what cannot be.
     """
     isa = target.current()
-    return Diagnosis(_machine(isa) | _versions() | _folders(Settings.read()), kernel_checks())
+    facts = _machine(isa) | _versions() | {"dense float32": dense_float32()} | _folders(Settings.read())
+    return Diagnosis(facts, kernel_checks())
+
+
+def dense_float32(seed: int = 0) -> str:
+    """How fast dense torch multiplies on one thread, as `nn.Linear` and as oneDNN with a packed weight, and what to do about it."""
+    rows, columns, batch = DENSE_SHAPE
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, columns, generator=generator, dtype=torch.float32, device="cpu")
+    weight = torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
+    try:
+        calls = {NN_LINEAR: WITH_WEIGHT["linear"](x, weight), PACKED: WITH_WEIGHT[PACKED](x, weight)}
+    except (RuntimeError, AttributeError):
+        return f"{NN_LINEAR} alone: this torch has no oneDNN for it"
+    with on_threads(1):
+        ms = {way: statistics.median(samples) for way, samples in interleaved(calls, DENSE_ROUNDS).items()}
+    return dense_compared(*(2e-6 * math.prod(DENSE_SHAPE) / ms[way] for way in (NN_LINEAR, PACKED)))
+
+
+def dense_compared(nn_linear: float, packed: float) -> str:
+    """The sentence about dense torch that reaches so many GFLOP/s.
+
+    >>> print(dense_compared(60.0, 63.0))
+    nn.Linear 60 GFLOP/s on a thread, oneDNN packed 63
+    """
+    told = f"{NN_LINEAR} {nn_linear:.0f} GFLOP/s on a thread, {PACKED} {packed:.0f}"
+    if packed < FAR_FASTER * nn_linear:
+        return told
+    return (
+        f"{told}: nn.Linear takes {packed / nn_linear:.2f} times as long as torch could. Compare sparse layers with the best dense "
+        "way (pollard bench does). For inference, torch.compile(model, dynamic=True) under torch.no_grad() with "
+        "torch._inductor.config.freezing = True packs float32 weights for oneDNN; without dynamic=True it packs them for MKL."
+    )
 
 
 def kernel_checks(seed: int = 0) -> list[Check]:
@@ -123,7 +163,7 @@ def _kernel_check(name: str, pattern: Pattern, seed: int) -> Check:
 def _machine(isa: target.Target | None) -> dict[str, str]:
     caches = target.caches()
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": f"{os.cpu_count() or 1} visible, {torch.get_num_threads()} threads in use (torch.set_num_threads)",
         "instruction sets": ", ".join(target.host_isas()) or "none that Pollard generates code for",
         "kernels": f"generated for {isa.isa}" if isa else "plain torch (the reference twin)",
@@ -132,24 +172,16 @@ def _machine(isa: target.Target | None) -> dict[str, str]:
     }
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
 def _versions() -> dict[str, str]:
     try:
         own = version("pollard")
     except PackageNotFoundError:
         own = "not installed, running from source"
+    built = machine()
     return {
         "pollard": own,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": f"{built['torch']}, {built['torch_capability']}, MKL {built['mkl']}, oneDNN {built['onednn']}",
         "llvmlite": version("llvmlite"),
     }
 
