@@ -35,17 +35,24 @@ def points(study: str) -> list[dict[str, Any]]:
 
 
 def speed() -> str:
-    """Ratios to dense torch of single layers and of whole training steps, on one thread."""
-    found: dict[tuple[str, str, str], dict[float, str]] = {}
+    """Ratios to dense torch of single layers and of whole training steps, on one thread; a record without `best_dense` is an older one."""
+    found: dict[tuple[str, str, str, str], dict[float, str]] = {}
     for record in load("layers_1_threads.json") + load("networks_1_threads.json"):
         if record["op"] in ("input_grad", "value_grad"):
             continue  # the parts of a backward pass: in the record, too many for a page
         shape = "-".join(map(str, record["network"])) or "x".join(map(str, record["shape"]))
         op = f"step, {record['optimizer']}" if record["network"] else record["op"]
-        found.setdefault((op, shape, record["pattern"]), {})[record["density"]] = f"{record['speedup']:.1f}x"
+        over = "best dense" if "best_dense" in record else "nn.Linear"
+        found.setdefault((op, shape, record["pattern"], over), {})[record["density"]] = f"{record['speedup']:.1f}x"
     kept = sorted({density for each in found.values() for density in each}, reverse=True)
-    head = ["operation", "out x in x batch, or network", "pattern", *(f"{100 * d:g} % kept" for d in kept)]
-    return markdown(head, [[*key, *(each.get(d, "") for d in kept)] for key, each in found.items()], left=3)
+    head = [
+        "operation",
+        "out x in x batch, or network",
+        "pattern",
+        "times as fast as",
+        *(f"{100 * d:g} % kept" for d in kept),
+    ]
+    return markdown(head, [[*key, *(each.get(d, "") for d in kept)] for key, each in found.items()], left=4)
 
 
 def memory() -> str:
@@ -186,10 +193,15 @@ def other_weights() -> str:
     """Convolutions, an LSTM and attention beside torch's own."""
     rows = [
         [record["case"], f"{100 * record['density']:g} %", str(record["threads"])]
-        + [f"{record[op]['speedup']:.1f}x" for op in ("forward", "forward+backward")]
+        + [_beside_torch(record[op]) for op in ("forward", "forward+backward")]
         for record in load("other_weights.json")
     ]
     return markdown(["module", "kept", "threads", "forward", "forward+backward"], rows)
+
+
+def _beside_torch(found: Mapping[str, Any]) -> str:
+    way = found.get("best_dense", "as it is")
+    return f"{found['speedup']:.1f}x" + ("" if way == "as it is" else f" ({way})")
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
