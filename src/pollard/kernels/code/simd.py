@@ -148,6 +148,24 @@ class Code:
         """`lanes` fp32 numbers from `pointer`, no alignment asked."""
         return self.ir.load(self.ir.bitcast(pointer, vector(lanes).as_pointer()), align=4)
 
+    def gathered(self, pointer: Value, indices: Value, isa: str) -> Value:
+        """The fp32 numbers at the 32-bit `indices` from `pointer` on, a lane each."""
+        lanes = int(indices.type.count)
+        if (isa, lanes) == ("avx512", 16):
+            every = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1] * lanes)
+            name = "llvm.x86.avx512.mask.gather.dps.512"
+            return self.call(name, vector(lanes), [self.zero(lanes), pointer, indices, every, I32(4)])
+        if (isa, lanes) == ("avx2", 8):
+            every = ir.Constant(indices.type, [-1] * lanes)
+            mask = self.ir.bitcast(every, vector(lanes))
+            name = "llvm.x86.avx2.gather.d.ps.256"
+            return self.call(name, vector(lanes), [self.zero(lanes), pointer, indices, mask, BYTE(4)])
+        result = self.zero(lanes)
+        for lane in range(lanes):
+            index = self.ir.sext(self.ir.extract_element(indices, I32(lane)), I64)
+            result = self.ir.insert_element(result, self.load(self.floats(pointer, index), 1), I32(lane))
+        return result
+
     def store(self, value: Value, pointer: Value) -> None:
         """Write the lanes of `value` to `pointer`, no alignment asked."""
         self.ir.store(value, self.ir.bitcast(pointer, value.type.as_pointer()), align=4)
@@ -195,6 +213,15 @@ class Code:
         """max(value, 0), NaN kept."""
         zero = self.zero(lanes)
         return self.ir.select(self.ir.fcmp_ordered("<", value, zero), zero, value)
+
+    def sum_of(self, value: Value) -> Value:
+        """The sum of the lanes of `value`: of its halves, of theirs, and so on."""
+        lanes = self.lanes_of(value)
+        while lanes > 1:
+            lanes //= 2
+            halves = [self.shuffle(value, value, range(start, start + lanes)) for start in (0, lanes)]
+            value = self.ir.fadd(*halves)
+        return self.ir.extract_element(value, I32(0))
 
     def sum_each(self, values: Sequence[Value], lanes: int) -> Value:
         """The lane sums of 4 vectors or more, a power of two and at most `lanes`: the sum of `values[i]` in lane i.

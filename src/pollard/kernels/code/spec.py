@@ -30,6 +30,7 @@ class KernelSpec:
     one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
     permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
+    chains: sums of a row that run side by side, where there are too few of other rows and columns (``gather``).
     numbers: of dense operands and results, as they lie in memory. values: of W, and of the bias.
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
@@ -51,6 +52,7 @@ class KernelSpec:
     bias: bool = False
     relu: bool = False
     size: int = 4
+    chains: int = 1
     numbers: str = "float32"
     values: str = "float32"
 
@@ -71,5 +73,6 @@ class KernelSpec:
         flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
+        sizes += [f"x{self.chains}"] * (self.chains > 1)
         kinds = [self.numbers] * (self.numbers != "float32") + [f"w{self.values}"] * (self.values != "float32")
         return ".".join(parts + sizes + kinds + [flag for flag in flags if getattr(self, flag)])

@@ -46,7 +46,8 @@ def prepared(
 
     operand = product.operand
     kind = (
-        product.operation, operand.features_first, operand.dtype, product.values, variant, product.threads, product.target.isa
+        product.operation, operand.features_first, operand.dtype, product.values, variant, product.chains, product.threads,
+        product.target.isa,
     )  # fmt: skip
     choices, near = calls(product.topology).choices, (*kind, near_batch(product.batch, product.target))
     choice = choices.get(near)
@@ -166,12 +167,13 @@ def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
-        run = launch.at(threads, LDX=matrices[0].stride)
-        room = _features_first(1, out, matrices[0].dtype)
+        run, room = launch.at(threads), _features_first(1, out, matrices[0].dtype)
+        # One sample is looked up a number at a time: it may as well be widened and side by side.
+        ready = matrices[0].dtype == "float32" and matrices[0].stride == 1
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
-            y = room(x)
-            run(values.data_ptr(), x.data_ptr(), y.data_ptr(), _address(offset))
+            y, sample = room(x), x if ready else x.float().contiguous()
+            run(values.data_ptr(), sample.data_ptr(), y.data_ptr(), _address(offset))
             return y
 
         return call

@@ -29,6 +29,9 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
 # Registers for what is neither a sum nor held.
 SPARE = 2
 
+# Sums that keep a core busy: an addition takes about as long as the loads of so many.
+CHAINS = 4
+
 # Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
 SHARE = 1 << 15
 
@@ -73,6 +76,12 @@ class Product:
         most = self.target.lanes if self.operation == "matvec" else min(4, self.target.lanes)
         return min(self.topology.pattern.rows, most)
 
+    @property
+    def chains(self) -> int:
+        """Sums of a row that run side by side. It depends on nothing that is tuned, since they are added in another order."""
+        abreast = self.block * self.numbers.parts * -(-self.batch // self.unit)
+        return max(1, CHAINS // abreast) if self.operation == "gather" else 1
+
     @one_at_a_time
     def decide(self, build: Build | None) -> Decision:
         """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
@@ -114,6 +123,9 @@ class Product:
         options = [max(1, option // parts) for option in VECTORS[self.target.isa][self.block]]
         most = dict.fromkeys(min(option, whole) for option in options)
         panels = [(vectors, 4 * lanes * vectors) for vectors in most]
+        if self.chains > 1:
+            # In tiles its sums would be added in another order.
+            return [Choice(vectors, 0) for vectors, _ in panels]
         if self.operation == "gather":
             return tuning.candidates(self.topology, panels, direct=self.operand.features_first and self._unbroken)
         scattered = tuning.candidates(self.topology, panels)
@@ -155,6 +167,7 @@ class Product:
             packed=choice.packed,
             bias=bias,
             relu=relu,
+            chains=1 if choice.transposed else self.chains,
             numbers=self.operand.dtype,
             # Those of a transpose were put in order, as float32.
             values="float32" if choice.transposed else self.values,

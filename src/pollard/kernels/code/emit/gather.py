@@ -109,13 +109,31 @@ class _Gather:
     def _accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
         code, spec, (start, end) = self.code, self.spec, grains
         # Values of half precision are read two at a time in any case.
-        if spec.block == 1 and (not spec.tiled or self.values.parts > 1):
+        if spec.block == 1 and spec.chains == 1 and (not spec.tiled or self.values.parts > 1):
             with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
                 several.carry(self._grains(several.index, UNROLL, offset, several.carried))
             start, sums = several.index, several.carried
+        elif spec.chains > 1:
+            start, sums = self._in_chains(grains, offset, sums)
         with code.loop(start, end, carried=sums) as single:
             single.carry(self._grains(single.index, 1, offset, single.carried))
         return single.carried
+
+    def _in_chains(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> tuple[Value, list[Value]]:
+        """As many grains as there are chains at a time, each added to sums of its own; where that ends, and all sums added."""
+        code, (chains, width) = self.code, (self.spec.chains, len(sums))
+        fresh = [code.zero(self.panel.lanes)] * width
+        with code.loop(grains[0], code.sub(grains[1], chains - 1), chains, sums + fresh * (chains - 1)) as several:
+            following = []
+            for chain in range(chains):
+                own = several.carried[chain * width : (chain + 1) * width]
+                following += self._grains(code.add(several.index, chain), 1, offset, own)
+            several.carry(following)
+        total = several.carried[:width]
+        for chain in range(1, chains):
+            own = several.carried[chain * width : (chain + 1) * width]
+            total = [code.ir.fadd(*pair) for pair in zip(total, own, strict=True)]
+        return several.index, total
 
     def _grains(self, first: Value, count: int, offset: int, sums: list[Value]) -> list[Value]:
         code, spec, panel, values = self.code, self.spec, self.panel, self.values

@@ -1,4 +1,6 @@
-"""``y = W x`` for one sample: several rows at a time, since a sum alone waits for each of its additions."""
+"""``y = W x`` for one sample, whose numbers are float32 side by side: a row alone by vectors of its grains, or the rows of grains
+side by side, several at a time, since a sum alone waits for each of its additions.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,26 @@ from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.tiles import run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import TARGETS
 
-# x has its features LDX apart, y lies in one piece.
-ARGUMENTS = ("values", "x", "y", "bias", "pointers", "columns", "bounds", "PASSES", "LDX")
+ARGUMENTS = ("values", "x", "y", "bias", "pointers", "columns", "bounds", "PASSES")
 SUMS = 4  # that run side by side: an addition takes about as long as the loads of so many
+VECTORS = 2  # of sums of a row alone: looking numbers up takes longer than adding them
 
 
 def matvec(spec: KernelSpec) -> ir.Module:
     """The module of a matrix-vector kernel; a unit of work is a chunk of row groups.
 
-    Each row is summed in the order of its columns, as `gather` does: the same bits whatever the batch.
+    The rows of a grain are each summed in the order of their columns. A row alone is summed in the lanes of vectors: taking
+    several rows in turns would read as many places of memory at once as there are rows, each for a short while.
     """
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         first, last = run_of_groups(code, arguments, *work)
+        if spec.rows == 1:
+            with code.loop(first, last) as row:
+                _Row(code, spec, arguments, row.index).run()
+            return
         abreast = max(1, SUMS * spec.block // spec.rows)
         with code.loop(first, code.sub(last, abreast - 1), abreast) as several:
             _Rows(code, spec, arguments, [code.add(several.index, g) for g in range(abreast)]).run()
@@ -30,6 +38,52 @@ def matvec(spec: KernelSpec) -> ir.Module:
             _Rows(code, spec, arguments, [single.index]).run()
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+
+
+class _Row:
+    """One row: its grains a vector at a time, the last few by themselves."""
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
+        self.code, self.spec, self.arguments, self.row = code, spec, arguments, row
+        self.values, self.lanes = NUMBERS[spec.values], TARGETS[spec.isa].lanes
+
+    def run(self) -> None:
+        """Sum and store."""
+        code, lanes, arguments = self.code, self.lanes, self.arguments
+        start = code.index_at(arguments["pointers"], self.row)
+        end = code.index_at(arguments["pointers"], code.add(self.row, 1))
+        step = VECTORS * lanes
+        with code.loop(start, code.sub(end, step - 1), step, [code.zero(lanes)] * VECTORS) as several:
+            places = [code.add(several.index, vector * lanes) for vector in range(VECTORS)]
+            several.carry([self._vector(*pair) for pair in zip(places, several.carried, strict=True)])
+        sums = code.ir.fadd(*several.carried)
+        with code.loop(several.index, code.sub(end, lanes - 1), lanes, [sums]) as whole:
+            whole.carry([self._vector(whole.index, whole.carried[0])])
+        with code.loop(whole.index, end, carried=[self._bias()]) as single:
+            single.carry([self._grain(single.index, single.carried[0])])
+        total = code.ir.fadd(single.carried[0], code.sum_of(whole.carried[0]))
+        result = code.relu(total, 1) if self.spec.relu else total
+        numbers = NUMBERS[self.spec.numbers]
+        numbers.store_few(code, result, numbers.at(code, arguments["y"], self.row))
+
+    def _bias(self) -> Value:
+        code = self.code
+        if not self.spec.bias:
+            return code.zero(1)
+        return self.values.one(code, self.values.at(code, self.arguments["bias"], self.row))
+
+    def _vector(self, position: Value, sums: Value) -> Value:
+        code, arguments = self.code, self.arguments
+        columns = code.indices(arguments["columns"], position, self.lanes)
+        features = code.gathered(arguments["x"], columns, self.spec.isa)
+        weights = self.values.few(code, self.values.at(code, arguments["values"], position), self.lanes)
+        return code.fma(weights, features, sums)
+
+    def _grain(self, position: Value, total: Value) -> Value:
+        code, arguments = self.code, self.arguments
+        feature = code.load(code.floats(arguments["x"], code.index_at(arguments["columns"], position)), 1)
+        weight = self.values.one(code, self.values.at(code, arguments["values"], position))
+        return code.fma(weight, feature, total)
 
 
 class _Rows:
@@ -78,8 +132,7 @@ class _Rows:
     def _grain(self, position: Value, sums: list[Value]) -> list[Value]:
         code, spec, arguments, values = self.code, self.spec, self.arguments, self.values
         column = code.index_at(arguments["columns"], position)
-        place = self.numbers.at(code, arguments["x"], code.mul(column, arguments["LDX"]))
-        spread = code.splat(self.numbers.one(code, place), spec.block)
+        spread = code.splat(code.load(code.floats(arguments["x"], column), 1), spec.block)
         weights = values.at(code, arguments["values"], code.mul(position, spec.rows))
         loaded = [values.few(code, values.at(code, weights, part), spec.block) for part in self.parts]
         return [code.fma(weight, spread, total) for weight, total in zip(loaded, sums, strict=True)]
