@@ -11,6 +11,7 @@ from torch import nn
 import pollard
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.topology import Topology
+from pollard.kernels.code.target import current
 from pollard.nn import SparseLinear, initialise
 
 
@@ -58,6 +59,19 @@ def test_a_chain_of_layers_reads_features_first_without_transposing():
     hidden = first(torch.randn(9, 20)).relu()
     assert hidden.stride() == (1, 9)
     assert second(hidden).stride() == (1, 9)
+
+
+@pytest.mark.skipif(current() is None, reason="plain torch leaves features first")
+def test_outputs_of_more_dimensions_and_their_gradients_have_contiguous_rows():
+    block, x = SparseLinear.random(32, 16, 0.3), torch.randn(3, 5, 32)
+    inner = x.clone().requires_grad_()
+    y = block(inner)
+    assert y.is_contiguous()
+    flat = x.reshape(15, 32).requires_grad_()
+    assert torch.equal(y, block(flat).reshape(3, 5, 16))
+    (given,) = torch.autograd.grad(y.square().sum(), inner)
+    assert given.is_contiguous()
+    assert torch.equal(given, torch.autograd.grad(block(flat).square().sum(), flat)[0].reshape(3, 5, 32))
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,8 @@ class SparseLinear(ReadableWeight, nn.Module):
         if not isinstance(x, Proxy) and x.dim() == 2:
             return matmul.linear(x, values, topology, bias, relu=self.relu)
         matmul.refuse(x)
-        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, relu=self.relu)
+        # Who has more dimensions than a batch works on rows next: norms, attention, what goes past a layer.
+        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, relu=self.relu, rows=True)
         return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
 
     def reset_parameters(self) -> None:

@@ -24,12 +24,21 @@ from pollard.ops import operators, transforms
 from pollard.ops.operators import MASTERS, arrays, autocast
 
 
-def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+def linear(
+    x: Tensor,
+    values: Tensor,
+    topology: Topology,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    rows: bool = False,
+) -> Tensor:
     """``x @ W.T + bias``, then ReLU if asked, for the sparse W of `values` and `topology`.
 
     x: `(batch, in)`, any strides, of one dtype with values and bias; half precision goes with float32 values too. Sums are
     float32, rounded once. Returns `(batch, out)`, features-first in memory (strides `(1, batch)`), the layout that
-    the next sparse product reads without transposing. Differentiable in x, values and bias, any number of times.
+    the next sparse product reads without transposing; with `rows`, row after row where that is to be had, which is what
+    torch's own operations on rows want, and so the gradient in x. Differentiable in x, values and bias, any number of times.
     Raises InvalidInput on shapes, dtypes or devices that do not fit.
 
     >>> topology = Topology.from_mask(torch.tensor([[True, False], [True, True]]))
@@ -42,19 +51,19 @@ def linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = 
         x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
         bias = None if bias is None else autocast("cpu", bias, stays=MASTERS)
     if torch.is_grad_enabled():
-        y: Tensor = _apply(x, values, bias, topology, relu)
+        y: Tensor = _apply(x, values, bias, topology, relu, rows)
         return y
-    return dispatch.forward(x, values, topology, bias, relu=relu)
+    return dispatch.forward(x, values, topology, bias, relu=relu, rows=rows)
 
 
-def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
-    """``grad @ W``: the gradient of `linear` in x, for `grad` `(batch, out)`; `(batch, in)`, features-first.
+def input_grad(grad: Tensor, values: Tensor, topology: Topology, *, rows: bool = False) -> Tensor:
+    """``grad @ W``: the gradient of `linear` in x, for `grad` `(batch, out)`; `(batch, in)`, laid out as `linear` does.
 
     >>> topology = Topology.from_mask(torch.tensor([[True, False], [True, True]]))
     >>> input_grad(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), topology)
     tensor([[21., 30.]])
     """
-    return _product("input_grad", grad, values, topology)
+    return _product("input_grad", grad, values, topology, rows=rows)
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype | None = None) -> Tensor:
@@ -68,13 +77,19 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype |
 
 
 def _product(
-    kind: operators.Kind, left: Tensor, right: Tensor, topology: Topology, dtype: torch.dtype | None = None
+    kind: operators.Kind,
+    left: Tensor,
+    right: Tensor,
+    topology: Topology,
+    dtype: torch.dtype | None = None,
+    *,
+    rows: bool = False,
 ) -> Tensor:
     # Autocast is the operators' affair.
     watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched() or _autocast("cpu")
     if not watched and _plain(left, right):
         if kind == "input_grad":
-            return dispatch.input_grad(left, right, topology)
+            return dispatch.input_grad(left, right, topology, rows=rows)
         return dispatch.value_grad(left, right, topology, dtype)
     if _transformed():
         return transforms.bilinear(kind, left, right, topology, dtype)
@@ -199,9 +214,11 @@ class _Eager(torch.autograd.Function):
     """`linear` without torch's dispatcher, the same numbers; derivatives of derivatives take the operators."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool) -> Tensor:
-        y = dispatch.forward(x, values, topology, bias, relu=relu)
-        ctx.topology, ctx.relu = topology, relu
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool, rows: bool
+    ) -> Tensor:
+        y = dispatch.forward(x, values, topology, bias, relu=relu, rows=rows)
+        ctx.topology, ctx.relu, ctx.rows = topology, relu, rows
         ctx.save_for_backward(x, values, y if relu else None)
         return y
 
@@ -210,11 +227,11 @@ class _Eager(torch.autograd.Function):
         x, values, output = ctx.saved_tensors
         topology = ctx.topology
         products = (
-            lambda u, w: input_grad(u, w, topology),
+            lambda u, w: input_grad(u, w, topology, rows=ctx.rows),
             lambda u, v: value_grad(u, v, topology, values.dtype),
         )
         needs = ctx.needs_input_grad[:3]
-        return *operators.linear_backward(grad, x, values, output, needs, products), None, None
+        return *operators.linear_backward(grad, x, values, output, needs, products), None, None, None
 
 
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.

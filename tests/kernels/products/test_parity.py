@@ -253,6 +253,30 @@ def test_unpacked_operands_give_the_same_bits(isa, dtype, monkeypatch):
     assert torch.equal(run(), usual)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 7, 130, 300])
+def test_contiguous_rows_hold_the_same_numbers(isa, batch, dtype, threads):
+    torch.set_num_threads(threads)
+    topology = Topology.random((96, 160), 0.3, generator=torch.Generator().manual_seed(0))
+    x, grad = (operand(batch, side, "row-major", 3, dtype) for side in reversed(topology.shape))
+    values, bias = torch.linspace(-1, 1, topology.nnz, dtype=dtype), torch.linspace(-2, 2, 96, dtype=dtype)
+    for run in (
+        lambda **asked: dispatch.forward(x, values, topology, bias, relu=True, **asked),
+        lambda **asked: dispatch.input_grad(grad, values, topology, **asked),
+    ):
+        usual, by_rows = run(), run(rows=True)
+        assert torch.equal(usual, by_rows)
+        assert by_rows.is_contiguous()
+        assert batch == 1 or usual.stride() == (1, batch)
+
+
+def test_rows_that_are_no_whole_vectors_stay_features_first(isa):
+    y = dispatch.forward(torch.ones(9, 4), torch.ones(40), Topology.full((10, 4)), rows=True)
+    assert y.tolist() == [[4.0] * 10] * 9
+    assert y.stride() == (1, 9)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_infinity_pass_through_and_stay_in_their_sample(isa, dtype):
     topology = Topology.full((2, 2))

@@ -26,14 +26,23 @@ from pollard.settings import Settings
 RECENT = 64
 
 
-def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, of x's dtype, features-first in memory.
+def forward(
+    x: Tensor,
+    values: Tensor,
+    topology: Topology,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    rows: bool = False,
+) -> Tensor:
+    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, of x's dtype, features-first in memory, or
+    with contiguous `rows`, if asked, where a kernel of ours runs and they are whole vectors.
 
     Values and bias are of x's dtype, or float32 where that is half precision; sums are float32, rounded once.
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
     """
     key = (
-        "forward", relu, _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+        Task("forward", values.dtype, relu, rows), _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
         values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
     )  # fmt: skip
     if bias is None:
@@ -43,14 +52,14 @@ def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None =
     )
 
 
-def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
-    """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, of grad's dtype, features-first in memory."""
-    return _bilinear("input_grad", grad, values, topology, None)
+def input_grad(grad: Tensor, values: Tensor, topology: Topology, *, rows: bool = False) -> Tensor:
+    """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, of grad's dtype, laid out as `forward` does."""
+    return _bilinear(Task("input_grad", values.dtype, rows=rows), grad, values, topology)
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype | None = None) -> Tensor:
     """``(grad.T @ x)`` at the kept weights: one number a value, of x's dtype, or float32 where that is asked for."""
-    return _bilinear("value_grad", grad, x, topology, dtype)
+    return _bilinear(Task("value_grad", dtype or x.dtype), grad, x, topology)
 
 
 class _Way(NamedTuple):
@@ -66,9 +75,9 @@ Key = tuple[Any, ...]
 _threads, _asked = torch.get_num_threads, Settings.asked_target
 
 
-def _bilinear(kind: Kind, left: Tensor, right: Tensor, topology: Topology, dtype: torch.dtype | None) -> Tensor:
+def _bilinear(task: Task, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
     key = (
-        kind, dtype, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
+        task, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
         right.shape, right.stride(), right.dtype, right.is_cpu or right.device,
     )  # fmt: skip
     return _product(key, topology, (left, right))
@@ -79,7 +88,7 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
     recent = calls(topology).recent
     way = recent.get(key)
     if way is None:
-        way = _way(key[0], key[1], topology, tensors)
+        way = _way(key[0], topology, tensors)
         if len(recent) >= RECENT:
             recent.clear()
         recent[key] = way
@@ -92,12 +101,8 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
     return y
 
 
-def _way(kind: Kind, option: Any, topology: Topology, tensors: tuple[Tensor, ...]) -> _Way:
-    # The option is a ReLU, or the dtype of a gradient.
-    first, second = tensors[:2]
-    task = Task(kind, kind == "forward" and option, second.dtype)
-    if kind == "value_grad":
-        task = Task(kind, False, option or second.dtype)
+def _way(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> _Way:
+    first = tensors[0]
     _check(task, topology, tensors)
     topology = topology.vectors
     # On other devices memory is torch's own affair.

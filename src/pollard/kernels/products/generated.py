@@ -6,10 +6,10 @@ from torch import Tensor
 
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import current
-from pollard.kernels.products.operand import Operand, name_of
-from pollard.kernels.products.prepared import Call, prepared
+from pollard.kernels.products.operand import Operand, by_rows, name_of
+from pollard.kernels.products.prepared import prepared
 from pollard.kernels.products.product import Product
-from pollard.kernels.products.task import Task
+from pollard.kernels.products.task import Call, Task
 
 # Of each kind of product, the operation that computes it; one sample has a forward product of its own.
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
@@ -38,4 +38,9 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
         variant = (matrices[0].features_first,)
     product = Product.of(operation, topology, matrices[-1], target, name_of(task.values))
     found = prepared(product, matrices, variant, lambda: ready(tensors))
-    return (lambda *given: found(*ready(given))) if any(copied) else found
+    call: Call = (lambda *given: found(*ready(given))) if any(copied) else found
+    if not task.rows:
+        return call
+    features = topology.shape[0 if task.kind == "forward" else 1]
+    arrange = by_rows(target, len(tensors[0]), features, tensors[0].dtype)
+    return call if arrange is None else lambda *given: arrange(call(*given))

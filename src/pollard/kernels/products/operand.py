@@ -13,6 +13,7 @@ from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
+from pollard.kernels.products import results
 from pollard.kernels.products.workspace import workspace
 
 
@@ -66,11 +67,18 @@ class Packing:
     """Lays operands of so many `features` and one layout out in panels: panel after panel, each `(features, width)`.
 
     kind: of the panels, which a batch is cut into. The panels lie in the thread's workspace for `purpose`, until the next
-    packing for the same.
+    packing for the same. chunks: runs of features, packed one after another, a share of them by each thread.
     """
 
     def __init__(
-        self, target: Target, operand: Operand, kind: tuple[int, bool, bool], threads: int, *, purpose: str
+        self,
+        target: Target,
+        operand: Operand,
+        kind: tuple[int, bool, bool],
+        threads: int,
+        *,
+        purpose: str,
+        chunks: int | None = None,
     ) -> None:
         self._numbers = NUMBERS[operand.dtype]
         self._features, self._unit, self._purpose = operand.features, self._numbers.unit(target.lanes), purpose
@@ -84,7 +92,7 @@ class Packing:
             packed=not operand.features_first,
             numbers=operand.dtype,
         )
-        self._chunks = max(1, min(threads, self._features))
+        self._chunks = max(1, min(threads, self._features) if chunks is None else chunks)
         bounds = equal_runs(self._features, self._chunks)
         self._launch = Launch(
             spec, self._chunks, threads, bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"),
@@ -93,16 +101,53 @@ class Packing:
 
     def at(self, operand: Operand, panels: Panels) -> Callable[[Tensor], Tensor]:
         """What lays a tensor of that layout out in `panels`."""
-        launch = self._launch.at(
-            panels.count * self._chunks, BATCH=operand.batch, LDX=operand.stride, PANELS=panels.count, WIDE=panels.wide,
-            LAST=panels.last, VECTORS=panels.vectors,
-        )  # fmt: skip
-        purpose = self._purpose
+        onto, purpose = self.onto(operand, panels), self._purpose
         size = words(panels.columns(self._unit) * self._features, self._numbers)
 
         def pack(tensor: Tensor) -> Tensor:
             out = workspace(purpose, size)
-            launch(tensor.data_ptr(), out.data_ptr())
+            onto(tensor.data_ptr(), out.data_ptr())
             return out
 
         return pack
+
+    def onto(self, operand: Operand, panels: Panels) -> Callable[[int, int], None]:
+        """What lays the tensor at an address out in `panels` at another one."""
+        return self._launch.at(
+            panels.count * self._chunks, BATCH=operand.batch, LDX=operand.stride, PANELS=panels.count, WIDE=panels.wide,
+            LAST=panels.last, VECTORS=panels.vectors,
+        )  # fmt: skip
+
+
+SQUARE = 64  # rows of a result that are laid out at a time: their columns are then read by the cache line
+
+
+def by_rows(target: Target, batch: int, features: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """What copies a `(batch, features)` result that is features-first so that its rows are contiguous.
+
+    None where rows are no whole vectors, and the result stays as it is.
+    """
+    name = name_of(dtype)
+    unit = NUMBERS[name].unit(target.lanes)
+    if features % unit or batch == 1:
+        return None
+    # A single panel as wide as there are features: to it the batch of the result is the features of an operand.
+    turned = Operand(features, batch, False, batch, name)
+    threads = max(1, min(torch.get_num_threads(), batch * features // LEAST))
+    packing = Packing(target, turned, (1, False, False), threads, purpose="", chunks=-(-batch // SQUARE))
+    copy, room = (
+        packing.onto(turned, Panels(1, features // unit, 0, 0)),
+        results.room((batch, features), (features, 1), dtype),
+    )
+
+    def arrange(tensor: Tensor) -> Tensor:
+        out = room(tensor)
+        copy(tensor.data_ptr(), out.data_ptr())
+        return out
+
+    return arrange
+
+
+LEAST = 1 << 17  # numbers to copy that are worth waking a thread for
+
+__all__ = ["Operand", "Packing", "by_rows", "name_of"]

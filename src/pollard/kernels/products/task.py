@@ -15,11 +15,14 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Task(NamedTuple):
-    """A kind of product, whether a ReLU follows, and the dtype of the values, or of their gradient."""
+    """A kind of product, the dtype of the values, or of their gradient, whether a ReLU follows, and whether rows of the result
+    are contiguous, where it has any, and not its features.
+    """
 
     kind: Kind
-    relu: bool
     values: torch.dtype
+    relu: bool = False
+    rows: bool = False
 
 
 __all__ = ["HALVES", "Call", "Kind", "Task"]
