@@ -49,6 +49,20 @@ def topologies(draw: st.DrawFn, smallest: int = 0, of: st.SearchStrategy[Pattern
 
 
 @st.composite
+def wide_topologies(draw: st.DrawFn, of: tuple[str, ...] = ("unstructured", "v2", "b1x2", "b4x2")) -> Topology:
+    """A few row groups about as wide as uint16 reaches; among what is kept are columns at both ends and in the middle."""
+    pattern = Pattern.parse(draw(st.sampled_from(of)))
+    groups, width = draw(st.integers(1, 3)), draw(st.sampled_from([65_535, 65_536, 65_537]))
+    generator = torch.Generator().manual_seed(draw(seeds))
+    drawn = torch.randint(groups * width, (draw(st.sampled_from([0, 9, 2000])),), generator=generator)
+    ends = torch.tensor([0, 32_767, 32_768, width - 1]) + torch.arange(groups)[:, None] * width
+    kept = ends[torch.rand(ends.shape, generator=generator) < 0.8]
+    return Topology.from_positions(
+        (groups * pattern.rows, width * pattern.columns), pattern, torch.cat((drawn, kept)).unique()
+    )
+
+
+@st.composite
 def topology_pairs(draw: st.DrawFn) -> tuple[Topology, Topology]:
     """Two topologies of one shape and pattern."""
     pattern = draw(patterns)

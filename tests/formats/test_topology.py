@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from pollard.errors import PatternError, TopologyError
 from pollard.formats import positions
+from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from strategies import densities, grains, masks, patterns, runs, seeds, shapes, strided, topologies
+from strategies import densities, grains, masks, patterns, runs, seeds, shapes, strided, topologies, wide_topologies
 
 
 @given(st.data())
@@ -65,7 +66,7 @@ def test_the_transpose_is_that_of_scipy(topology):
 
 @given(topologies())
 def test_bytes_are_those_of_the_arrays_that_exist(topology):
-    fresh = 4 * (topology.groups + 1) + 4 * topology.grains
+    fresh = 4 * (topology.groups + 1) + 2 * topology.grains
     assert topology.bytes == fresh
     topology.transpose()
     own = 4 * (topology.width + 1) + 8 * topology.grains
@@ -73,7 +74,7 @@ def test_bytes_are_those_of_the_arrays_that_exist(topology):
     cut = topology.vectors
     if cut is not topology:
         # N:M shares its arrays with what products read, blocks are cut into columns.
-        more = 4 * (cut.groups + 1) + 4 * cut.grains if topology.pattern.columns > 1 else 0
+        more = 4 * (cut.groups + 1) + 2 * cut.grains if topology.pattern.columns > 1 else 0
         assert topology.bytes == fresh + own + more
         cut.transpose()
         assert topology.bytes == fresh + own + more + 4 * (cut.width + 1) + 8 * cut.grains
@@ -156,18 +157,48 @@ def test_the_arrays_are_private_and_stay_the_same_objects():
 
 
 def test_adopting_takes_the_arrays_over():
-    pointers, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
-    topology = Topology.adopt((2, 2), "unstructured", pointers, columns)
-    assert topology.indices.columns.data_ptr() == columns.data_ptr()
+    for width, dtype in ((2, torch.uint16), (65_537, torch.int32)):
+        pointers, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=dtype)
+        topology = Topology.adopt((2, width), "unstructured", pointers, columns)
+        assert topology.indices.row_pointers is topology.handed.row_pointers
+        assert topology.indices.row_pointers.data_ptr() == pointers.data_ptr()
+        assert topology.indices.columns.data_ptr() == topology.handed.columns.data_ptr() == columns.data_ptr()
 
 
-def test_wide_and_strided_indices_become_contiguous_int32():
-    pointers, columns = torch.tensor([0, 9, 1, 9, 2])[::2], torch.tensor([0, 9, 1, 9])[::2]
-    topology = Topology((2, 2), "unstructured", pointers, columns)
-    assert topology.columns.tolist() == [0, 1]
-    assert topology.columns.dtype == topology.row_pointers.dtype == torch.int32
-    assert topology.columns.is_contiguous()
-    assert topology.row_pointers.is_contiguous()
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32, torch.int64])
+@pytest.mark.parametrize("width", [65_535, 65_536, 65_537])
+def test_indices_of_any_integers_and_strides_are_held_contiguous_and_as_narrow_as_columns_allow(width, dtype):
+    pointers, columns = torch.tensor([0, 9, 1, 9, 2])[::2], torch.tensor([0, 9, 65_534, 9]).to(dtype)[::2]
+    topology = Topology((2, width), "unstructured", pointers, columns)
+    assert topology.columns.tolist() == topology.indices.columns.tolist() == [0, 65_534]
+    assert topology.columns.dtype == topology.row_pointers.dtype == topology.indices.row_pointers.dtype == torch.int32
+    assert topology.indices.columns.dtype == (torch.int32 if width > 65_536 else torch.uint16)
+    assert all(array.is_contiguous() for array in (*topology.indices, topology.columns, topology.row_pointers))
+    for dropped in (columns, topology.columns):
+        dropped.zero_()
+    assert topology.indices.columns.tolist() == [0, 65_534]
+
+
+@given(wide_topologies())
+def test_wherever_indices_become_wider_all_forms_of_a_topology_agree(topology):
+    positions = topology.positions()
+    held = torch.uint16 if topology.width <= 65_536 else torch.int32
+    assert topology.indices.columns.dtype == held
+    assert torch.equal(positions % topology.width, topology.columns.long())
+    for other in (
+        Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns),
+        Topology(topology.shape, topology.pattern, *topology.indices),
+        Topology.from_mask(topology.mask(), topology.pattern),
+        pickle.loads(pickle.dumps(topology)),
+        SparseMatrix.from_dense(SparseMatrix(torch.ones(topology.nnz), topology).to_dense(), topology).topology,
+    ):
+        assert other.same_as(topology)
+        assert other.indices.columns.dtype == held
+        assert (other.fingerprint, other.signature.tolist()) == (topology.fingerprint, topology.signature.tolist())
+    vectors = topology.vectors
+    assert vectors.indices.columns.dtype == (torch.uint16 if vectors.width <= 65_536 else torch.int32)
+    assert torch.equal(topology.weight_positions().sort().values, topology.mask().view(-1).nonzero().view(-1))
+    assert torch.equal(topology.columns[topology.transpose().permutation.long()], topology.columns.sort().values)
 
 
 @given(topologies())

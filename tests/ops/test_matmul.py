@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from pollard.errors import InvalidInput, PollardError
@@ -184,7 +185,7 @@ BAD = {
         torch.ones(5, 6), torch.ones(kept.nnz), a[0] + 1, a[1], None, 6, "v2", False
     ),
     "columns": lambda kept, a: OPS.linear(
-        torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1] + 99, None, 6, "v2", False
+        torch.ones(5, 6), torch.ones(kept.nnz), a[0], a[1].int() + 99, None, 6, "v2", False
     ),
     "no rows": lambda kept, a: OPS.linear(torch.ones(5, 6), torch.ones(kept.nnz), a[0][:0], a[1], None, 6, "v2", False),
     "floats": lambda kept, a: OPS.linear(
@@ -219,6 +220,28 @@ def test_inference_arrays_are_compared_since_their_writes_are_not_counted():
         columns[:] = 10**9
         with pytest.raises(InvalidInput, match="columns"):
             OPS.linear(*call)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("inference", [True, False])
+def test_columns_are_taken_as_any_integers_that_hold_them(dtype, inference):
+    kept = Topology.from_positions((2, 65_536), "unstructured", torch.tensor([1, 40_000, 65_535, 131_071]))
+    x, values = torch.randn(3, 65_536), torch.randn(4)
+    expected = x @ SparseMatrix(values, kept).to_dense().t()
+    with torch.inference_mode(inference):
+        # Of int16 the bits count.
+        columns = kept.columns.to(torch.uint16).view(dtype) if dtype is torch.int16 else kept.columns.to(dtype)
+        for _ in range(2):
+            y = OPS.linear(x, values, kept.row_pointers, columns, None, 65_536, "unstructured", False)
+            torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("trace", [torch.fx.symbolic_trace, lambda model: make_fx(model)(torch.ones(5, 6))])
+def test_what_is_traced_can_be_pickled(trace):
+    model = torch.nn.Sequential(SparseLinear(6, 8, topology()))
+    expected = model(torch.ones(5, 6))
+    read = pickle.loads(pickle.dumps(trace(model)))
+    torch.testing.assert_close(read(torch.ones(5, 6)), expected)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Rows:
     """Validated CSR arrays of one side: `pointers` (groups + 1,), `columns` (grains,), each row ascending."""
 
     pointers: NDArray[np.int32]
-    columns: NDArray[np.int32]
+    columns: NDArray[np.integer[Any]]
 
 
 def compare(here: Rows, there: Rows, width: int) -> Difference:

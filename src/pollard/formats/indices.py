@@ -22,15 +22,37 @@ _CHUNK = 1 << 18
 
 
 class Indices(NamedTuple):
-    """The arrays of a topology, contiguous int32: where each row group begins, `(groups + 1,)`, and columns `(grains,)`."""
+    """The arrays of a topology as it holds them, contiguous.
+
+    row_pointers: int32 `(groups + 1,)`, where each row group begins. columns: `(grains,)`, of the `index_dtype` of the width.
+    """
 
     row_pointers: Tensor
     columns: Tensor
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a column."""
+        return self.columns.itemsize
+
+    def handed(self) -> Indices:
+        """The same memory in dtypes that all of torch knows: of uint16, which it cannot unpickle, the bits as int16."""
+        narrow = self.columns.dtype is torch.uint16
+        return Indices(self.row_pointers, self.columns.view(torch.int16) if narrow else self.columns)
+
+
+def index_dtype(count: int) -> torch.dtype:
+    """That of an index below `count`: uint16 where it fits, int32 elsewhere.
+
+    >>> index_dtype(65536), index_dtype(65537)
+    (torch.uint16, torch.int32)
+    """
+    return torch.uint16 if count <= 1 << 16 else torch.int32
+
 
 def own(array: Tensor) -> Tensor:
-    """A copy of an int32 array; any other dtype is refused, or converted later, which copies."""
-    return array.detach().clone() if getattr(array, "dtype", None) is torch.int32 else array
+    """A copy of an array of a dtype that is held; any other is refused, or converted later, which copies."""
+    return array.detach().clone() if getattr(array, "dtype", None) in (torch.int32, torch.uint16) else array
 
 
 def signature(indices: Indices, frame: str) -> Tensor:
@@ -39,7 +61,7 @@ def signature(indices: Indices, frame: str) -> Tensor:
     for array in indices:
         numbers = array.numpy()
         for start in range(0, len(numbers), len(_factors())):
-            part = numbers[start : start + len(_factors())]
+            part = numbers[start : start + len(_factors())].astype(np.int32, copy=False)
             # Products wrap around: what is odd loses nothing of what it multiplies.
             found = (found + int(np.dot(part, _factors()[: len(part)]))) * _STEP % 2**64
         found = (found + len(numbers)) * _STEP % 2**64
@@ -125,8 +147,10 @@ def checked_pointers(pointers: Tensor, groups: int) -> Tensor:
 
 
 def checked_columns(columns: Tensor, pointers: Tensor, width: int) -> Tensor:
-    """Columns `(grains,)` as contiguous int32; raises TopologyError unless below `width` and ascending in each row."""
-    _check_array("columns", columns)
+    """Columns `(grains,)`, contiguous, of the dtype that is held; raises TopologyError unless below `width` and ascending in
+    each row.
+    """
+    _check_array("columns", columns, torch.uint16)
     check_count(len(columns))
     if int(pointers[-1]) != len(columns):
         raise TopologyError(
@@ -134,9 +158,11 @@ def checked_columns(columns: Tensor, pointers: Tensor, width: int) -> Tensor:
             f"{len(columns)}, the number of columns",
             "The arrays do not match.",
         )
-    columns = _narrow("columns", columns, width - 1)
+    columns = _narrow("columns", columns, width - 1, index_dtype(width))
+    array = columns.numpy()  # which can compare uint16
     for start, stop in _pairs(len(columns)):
-        falls = (columns[start + 1 : stop + 1] <= columns[start:stop]).nonzero().view(-1).add_(start + 1).int()
+        rises = array[start:stop] < array[start + 1 : stop + 1]
+        falls = torch.from_numpy(np.flatnonzero(~rises)).add_(start + 1).int()
         # Wherever the column does not rise, a new row must begin.
         starts = pointers[torch.searchsorted(pointers, falls)]
         if not torch.equal(starts, falls):
@@ -178,7 +204,7 @@ def check_runs(pointers: Tensor, columns: Tensor, width: int, pattern: Pattern) 
         raise PatternError(f"{len(columns)} weights kept of {rows} rows of {width}", wanted, fix)
     step = max(1, _CHUNK // pattern.n)
     for start in range(0, rows * runs, step):
-        part = columns[start * pattern.n : (start + step) * pattern.n].view(-1, pattern.n)
+        part = columns[start * pattern.n : (start + step) * pattern.n].int().view(-1, pattern.n)
         own = torch.arange(start, start + len(part), dtype=torch.int64, device="cpu") % runs
         if bool((part // pattern.m != own[:, None]).any()):
             raise PatternError("more weights kept of some runs than of others", wanted, fix)
@@ -222,26 +248,27 @@ def _runs_of(mask: NDArray[np.bool_], pattern: Pattern, *, partial: bool) -> NDA
     return filled
 
 
-def _check_array(name: str, array: object) -> None:
+def _check_array(name: str, array: object, *others: torch.dtype) -> None:
     if not isinstance(array, Tensor):
         raise TopologyError(f"{name} of type {type(array).__name__}", "a tensor", "Convert it with torch.as_tensor.")
     if array.device.type != "cpu":
         raise InvalidInput(f"{name} on {array.device}", f"{name} on the CPU", f"Call {name}.cpu() first.")
-    if array.dtype not in (torch.int32, torch.int64) or array.layout != torch.strided or array.dim() != 1:
+    if array.dtype not in (torch.int32, torch.int64, *others) or array.layout != torch.strided or array.dim() != 1:
         raise TopologyError(
             f"{name} of {array.dtype} {tuple(array.shape)}", "a 1-D int32 or int64 tensor", f"Convert {name} first."
         )
 
 
-def _narrow(name: str, array: Tensor, limit: int) -> Tensor:
-    """`array` as contiguous int32, once every entry is known to lie in `[0, limit]`."""
+def _narrow(name: str, array: Tensor, limit: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    """`array`, contiguous and of `dtype`, once every entry is known to lie in `[0, limit]`."""
+    array = array.detach()
     if len(array):
-        low, high = (int(bound) for bound in torch.aminmax(array))
+        low, high = int(array.numpy().min()), int(array.numpy().max())
         if low < 0 or high > limit:
             raise TopologyError(
                 f"{name} from {low} to {high}", f"{name} from 0 to {limit}", "The indices belong to another shape."
             )
-    return array.detach().to(torch.int32).contiguous()
+    return array.to(dtype).contiguous()
 
 
 def _pairs(length: int) -> Iterator[tuple[int, int]]:

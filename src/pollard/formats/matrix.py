@@ -158,7 +158,8 @@ class SparseMatrix:
     def to_torch_csr(self) -> Tensor:
         """A torch CSR tensor with int32 indices, grains taken apart and explicit zeros kept."""
         flat = self.unstructured()
-        pointers, columns = (_tensor(array.clone(), flat.values) for array in flat.topology.indices)
+        arrays = (flat.topology.row_pointers, flat.topology.columns)
+        pointers, columns = (_tensor(array, flat.values) for array in arrays)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # torch calls it beta
             return torch.sparse_csr_tensor(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pollard.formats.indices import index_dtype
 from pollard.formats.sampling import Integers
 
 # A few hundred thousand stay in cache and cost no memory.
@@ -41,15 +44,17 @@ def complement(dropped: Integers, total: int) -> Iterator[Integers]:
 
 def rows_of(
     grid: tuple[int, int], count: int, chunks: Iterable[Integers]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.integer[Any]]]:
     """Row pointers and columns of `count` strictly ascending positions on a `grid`, in chunks none of which is empty.
+
+    Columns are of the dtype that a topology holds.
 
     >>> pointers, columns = rows_of((2, 3), 3, [np.array([0, 2]), np.array([4])])
     >>> pointers.tolist(), columns.tolist()
     ([0, 2, 3], [0, 2, 1])
     """
     height, width = grid
-    columns = np.empty(count, np.int32)
+    columns = torch.empty(count, dtype=index_dtype(width), device="cpu").numpy()
     pointers = np.zeros(height + 1, np.int32)
     done = 0
     for positions in chunks:

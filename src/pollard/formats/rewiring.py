@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,7 +39,7 @@ def checked_change(grains: int, total: int, stays: Tensor, grown: Tensor) -> tup
 
 def rewire(
     rows: Rows, width: int, stays: Flags, grown: Positions
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.integer[Any]], NDArray[np.int32]]:
     """Row pointers, columns and source of `rows` (columns below `width`) after a change that `checked_change` passed.
 
     Raises TopologyError where a position of `grown` also stays, or more grains result than int32 can count.
@@ -58,7 +60,7 @@ def rewire(
     check_count(len(kept) + len(come))
     came = np.zeros(len(kept) + len(come), np.bool_)
     came[np.searchsorted(here[kept], come) + np.arange(len(come))] = True
-    columns, source = np.empty(len(came), np.int32), np.full(len(came), -1, np.int32)
+    columns, source = np.empty(len(came), rows.columns.dtype), np.full(len(came), -1, np.int32)
     columns[came], columns[~came] = come % max(width, 1), rows.columns[kept]
     source[~came] = kept
     counts = np.bincount(groups[kept], minlength=len(rows.pointers) - 1)

@@ -25,6 +25,7 @@ from pollard.formats.indices import (
     checked_pointers,
     checked_positions,
     grains_of,
+    index_dtype,
     own,
     signature,
 )
@@ -45,7 +46,7 @@ class Topology:
 
     shape: (out, in), each at most `2**31 - 1`. pattern: a Pattern or its name.
     row_pointers: int32 `(groups + 1,)`. columns: int32 `(grains,)`, strictly ascending within a group; under `N:M` exactly
-    N of every M.
+    N of every M. Up to a width of 65,536 columns are held as uint16.
 
     int64 input is taken where it fits. The arrays are copied, and nobody can write to them again: `row_pointers` and
     `columns` are copies at each access. So copies of a layer, plans and kernels share a topology without a care.
@@ -61,8 +62,8 @@ class Topology:
 
     shape: tuple[int, int]
     pattern: Pattern
-    # The arrays themselves, for who only reads: formats and kernels.
-    indices: Indices
+    indices: Indices  # the arrays themselves, for who only reads: formats and kernels
+    handed: Indices  # the same to operators
 
     def __init__(self, shape: tuple[int, int], pattern: str | Pattern, row_pointers: Tensor, columns: Tensor) -> None:
         made = type(self).adopt(shape, pattern, own(row_pointers), own(columns))
@@ -73,7 +74,7 @@ class Topology:
 
     @classmethod
     def adopt(cls, shape: tuple[int, int], pattern: str | Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
-        """As the constructor, but contiguous int32 arrays are taken over, not copied: nobody may write to them again."""
+        """As the constructor, but contiguous arrays of the dtypes held are taken over, not copied: nobody may write to them again."""
         shape, pattern, (groups, width) = checked_frame(shape, pattern)
         row_pointers = checked_pointers(row_pointers, groups)
         columns = checked_columns(columns, row_pointers, width)
@@ -156,7 +157,7 @@ class Topology:
         check_density(1.0, pattern)
         check_count(groups * width)
         row_pointers = torch.arange(groups + 1, dtype=torch.int32, device="cpu").mul_(width)
-        columns = torch.arange(width, dtype=torch.int32, device="cpu").repeat(groups)
+        columns = torch.arange(width, dtype=torch.int32, device="cpu").to(index_dtype(width)).repeat(groups)
         return cls.trusted(shape, pattern, row_pointers, columns)
 
     @classmethod
@@ -176,7 +177,8 @@ class Topology:
     def trusted(cls, shape: tuple[int, int], pattern: Pattern, row_pointers: Tensor, columns: Tensor) -> Self:
         """As `adopt`, and unchecked: only for arrays that are right by the way they were made."""
         made = object.__new__(cls)
-        made.__dict__.update(shape=shape, pattern=pattern, indices=Indices(row_pointers, columns))
+        held = Indices(row_pointers, columns.to(index_dtype(pattern.grid(shape)[1])))
+        made.__dict__.update(shape=shape, pattern=pattern, indices=held, handed=held.handed())
         return made
 
     def __repr__(self) -> str:
@@ -204,7 +206,7 @@ class Topology:
     @property
     def columns(self) -> Tensor:
         """The column of each grain, int32 `(grains,)`: a copy."""
-        return self.indices.columns.clone()
+        return self.indices.columns.to(torch.int32, copy=True)
 
     @property
     def groups(self) -> int:
@@ -246,7 +248,7 @@ class Topology:
         if width > 1:
             check_count(width * len(columns))
             row_pointers = row_pointers * width
-            columns = (columns[:, None] * width + torch.arange(width, dtype=torch.int32, device="cpu")).view(-1)
+            columns = (columns.int()[:, None] * width + torch.arange(width, dtype=torch.int32, device="cpu")).view(-1)
         return Topology.trusted(self.shape, Pattern(self.pattern.rows), row_pointers, columns)
 
     @property

@@ -281,8 +281,8 @@ class SparseLinear(ReadableWeight, nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # Copies: checkpoint readers write into a state in place, and queues move its memory.
-        arrays = zip(_ARRAYS, self.topology.indices, strict=True)
-        destination.update({prefix + name: array.clone() for name, array in arrays})
+        topology = self.topology
+        destination.update({prefix + name: getattr(topology, name) for name in _ARRAYS})
         destination[prefix + _PATTERN] = torch.tensor(list(str(self.pattern).encode()), dtype=torch.uint8, device="cpu")
 
     def _load_from_state_dict(  # noqa: PLR0917 - torch's own hook

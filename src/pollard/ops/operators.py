@@ -1,7 +1,7 @@
 """The three products as torch operators: seen by autocast, compilers, exporters, tracers, profilers and FLOP counters.
 
-Operators take the index arrays as plain tensors. Those of a Topology are known to be valid; others are validated, copied
-and remembered. Each derivative is one of the three operators again, so that derivatives of any order exist.
+Operators take the index arrays as plain tensors: columns as uint16, int32, int64, or int16 that holds the bits of uint16.
+Those of a Topology are known to be valid; others are validated, copied and remembered. Each derivative is one of the three operators again, so that derivatives of any order exist.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def arrays(topology: Topology) -> tuple[Tensor, Tensor, int, str]:
     """`topology` as operators take it: row pointers, columns, columns of the weight, name of the pattern."""
     if not torch.compiler.is_dynamo_compiling():
         know(topology)
-    return *topology.indices, topology.shape[1], str(topology.pattern)
+    return *topology.handed, topology.shape[1], str(topology.pattern)
 
 
 def know(topology: Topology) -> None:
     """Let operators know the arrays of `topology` again: what was compiled hands on nothing else."""
-    columns = topology.indices.columns
+    columns = topology.handed.columns
     if _KNOWN not in columns.__dict__:
         # Weakly: the topology holds this tensor already.
         columns.__dict__[_KNOWN] = _Known(weakref.ref(topology))
@@ -83,7 +83,7 @@ def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, pattern
     if found is not None and found.shape[1] == in_features and found.pattern == kind:
         return found
     shape = (max(len(row_pointers) - 1, 0) * kind.rows, in_features)
-    made = Topology(shape, kind, row_pointers, columns)
+    made = Topology(shape, kind, row_pointers, _unsigned(columns))
     columns.__dict__[_KNOWN] = _Known(lambda: made, (row_pointers, writes(row_pointers), writes(columns)))
     return made
 
@@ -104,9 +104,10 @@ class _Known:
             return None
         if self._taken is None:
             # Attributes are copied with a tensor: only the arrays themselves are what nobody writes to.
-            same = all(map(_same_memory, found.indices, (row_pointers, columns)))
+            same = all(map(_same_memory, found.handed, (row_pointers, columns)))
         elif row_pointers.is_inference() or columns.is_inference():
-            same = all(map(torch.equal, found.indices, (row_pointers, columns)))
+            pairs = zip(found.indices, (row_pointers, _unsigned(columns)), strict=True)
+            same = all(torch.equal(held.to(given.dtype), given) for held, given in pairs)
         else:
             same = self._taken[0] is row_pointers and self._taken[1:] == (writes(row_pointers), writes(columns))
         return found if same else None
@@ -118,6 +119,10 @@ class _Known:
 
 def _nothing() -> None:
     return None
+
+
+def _unsigned(columns: Tensor) -> Tensor:
+    return columns.view(torch.uint16) if columns.dtype is torch.int16 else columns
 
 
 def _same_memory(left: Tensor, right: Tensor) -> bool:

@@ -37,8 +37,11 @@ def specs(isa):
     yield KernelSpec("matvec", isa, rows=16, block=TARGETS[isa].lanes, bias=True, relu=True)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
-    for operation in INDICES:
-        yield KernelSpec(operation, isa)
+    for operation in (*INDICES, "gather", "matvec", "scatter"):
+        for size in (2, 4):
+            yield KernelSpec(operation, isa, index=size)
+    yield KernelSpec("sddmm", isa, dots=4, index=2)
+    yield KernelSpec("turn", isa, size=2, index=2)
     yield KernelSpec("move", isa, rows=16, size=8)
 
 

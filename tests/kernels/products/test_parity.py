@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import TARGETS, host_isas
-from pollard.kernels.products import dispatch, product, reference, tuning
+from pollard.kernels.products import derived, dispatch, product, reference, tuning
 from pollard.kernels.products.tuning import Choice, Decision
+from strategies import wide_topologies
 
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
 BATCHES = (1, 20, 100, 300)
@@ -140,6 +141,20 @@ def test_any_mask_any_batch(rows, columns, batch, keep, seed):
     torch.testing.assert_close(dispatch.forward(x, values, topology), x @ dense.t(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(dispatch.input_grad(grad, values, topology), grad @ dense, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(dispatch.value_grad(grad, x, topology), (grad.t() @ x)[mask], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(topology=wide_topologies(), batch=st.sampled_from([1, 3, 20]))
+def test_columns_beyond_16_bits_and_those_that_just_fit(isa, topology, batch):
+    assert_parity(topology, batch, "row-major")
+
+
+@pytest.mark.parametrize("height", [65_535, 65_536, 65_537])
+def test_as_many_rows_as_16_bits_count(isa, height):
+    # The input gradient gathers the transpose, whose indices are rows.
+    topology = Topology.random((height, 3), 0.3, generator=torch.Generator().manual_seed(0))
+    assert_parity(topology, 20, "row-major")
+    assert derived.widths(topology, transposed=True)
 
 
 def products(topology, batch, dtype=torch.float32):

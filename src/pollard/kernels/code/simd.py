@@ -79,19 +79,20 @@ class Code:
         """`pointer` moved by `count` fp32 numbers."""
         return self.offset(pointer, self.mul(count, 4))
 
-    def index_at(self, pointer: Value, position: Value | int) -> Value:
-        """The 32-bit index at `position`, widened."""
-        address = self.offset(pointer, self.mul(position, 4))
-        return self.ir.sext(self.ir.load(self.ir.bitcast(address, I32.as_pointer())), I64)
+    def index_at(self, pointer: Value, position: Value | int, size: int = 4) -> Value:
+        """The index of `size` bytes at `position`, widened; those of 2 have no sign."""
+        address = self.offset(pointer, self.mul(position, size))
+        found = self.ir.load(self.ir.bitcast(address, ir.IntType(8 * size).as_pointer()))
+        return self.ir.sext(found, I64) if size == 4 else self.ir.zext(found, I64)
 
     def long_at(self, pointer: Value, position: Value | int) -> Value:
         """The 64-bit index at `position`."""
         return self.ir.load(self.ir.bitcast(self.offset(pointer, self.mul(position, 8)), I64.as_pointer()))
 
-    def put_index(self, value: Value | int, pointer: Value, position: Value | int) -> None:
-        """Write `value`, narrowed to 32 bits, at `position`."""
-        address = self.offset(pointer, self.mul(position, 4))
-        self.ir.store(self.ir.trunc(self.integer(value), I32), self.ir.bitcast(address, I32.as_pointer()))
+    def put_index(self, value: Value | int, pointer: Value, position: Value | int, size: int = 4) -> None:
+        """Write `value`, narrowed to `size` bytes, at `position`."""
+        address, kind = self.offset(pointer, self.mul(position, size)), ir.IntType(8 * size)
+        self.ir.store(self.ir.trunc(self.integer(value), kind), self.ir.bitcast(address, kind.as_pointer()))
 
     def byte_at(self, pointer: Value, position: Value | int) -> Value:
         """The byte at `position`, widened."""
@@ -105,10 +106,6 @@ class Code:
         """Write `value`, of 64 bits, at `position`."""
         address = self.offset(pointer, self.mul(position, 8))
         self.ir.store(self.integer(value), self.ir.bitcast(address, I64.as_pointer()))
-
-    def copy_indices(self, source: Value, target: Value, count: Value) -> None:
-        """Copy `count` 32-bit indices to other memory."""
-        self.call("llvm.memcpy.p0.p0.i64", VOID, [target, source, self.mul(count, 4), ir.IntType(1)(0)])
 
     def one_bits(self, value: Value) -> Value:
         """How many bits of a 64-bit integer are set."""
@@ -126,15 +123,17 @@ class Code:
         """`value` where `condition` holds, else 0: never a branch, since nobody could predict it."""
         return self.ir.and_(self.ir.sext(condition, I64), value)
 
-    def indices(self, pointer: Value, position: Value | int, lanes: int) -> Value:
-        """`lanes` 32-bit indices from `position` on."""
-        address = self.offset(pointer, self.mul(position, 4))
-        return self.ir.load(self.ir.bitcast(address, ir.VectorType(I32, lanes).as_pointer()), align=4)
+    def indices(self, pointer: Value, position: Value | int, lanes: int, size: int = 4) -> Value:
+        """`lanes` indices of `size` bytes from `position` on, widened to 32 bits."""
+        address, kind = self.offset(pointer, self.mul(position, size)), ir.VectorType(ir.IntType(8 * size), lanes)
+        found = self.ir.load(self.ir.bitcast(address, kind.as_pointer()), align=size)
+        return found if size == 4 else self.ir.zext(found, ir.VectorType(I32, lanes))
 
-    def put_indices(self, values: Value, pointer: Value, position: Value | int) -> None:
-        """Write the lanes of `values`, 32-bit indices, from `position` on."""
-        address = self.offset(pointer, self.mul(position, 4))
-        self.ir.store(values, self.ir.bitcast(address, values.type.as_pointer()), align=4)
+    def put_indices(self, values: Value, pointer: Value, position: Value | int, size: int = 4) -> None:
+        """Write the lanes of `values`, 32-bit indices, narrowed to `size` bytes, from `position` on."""
+        kind = ir.VectorType(ir.IntType(8 * size), values.type.count)
+        address = self.ir.bitcast(self.offset(pointer, self.mul(position, size)), kind.as_pointer())
+        self.ir.store(values if size == 4 else self.ir.trunc(values, kind), address, align=size)
 
     def splat_index(self, value: Value, lanes: int) -> Value:
         """`value`, narrowed to 32 bits, in every lane."""

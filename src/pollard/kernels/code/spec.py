@@ -29,7 +29,8 @@ class KernelSpec:
     vectors: vectors side by side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have
     one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
-    permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``).
+    permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``),
+    or of a row group in what is made (``turn``). index: bytes of a column in W, or of what stands for it in a transpose.
     chains: sums of a row that run side by side, where there are too few of other rows and columns (``gather``).
     numbers: of dense operands and results, as they lie in memory. values: of W, and of the bias.
 
@@ -55,6 +56,7 @@ class KernelSpec:
     chains: int = 1
     numbers: str = "float32"
     values: str = "float32"
+    index: int = 4
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
@@ -74,5 +76,6 @@ class KernelSpec:
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
         sizes += [f"x{self.chains}"] * (self.chains > 1)
+        sizes += [f"i{self.index}"] * (self.index != 4)
         kinds = [self.numbers] * (self.numbers != "float32") + [f"w{self.values}"] * (self.values != "float32")
         return ".".join(parts + sizes + kinds + [flag for flag in flags if getattr(self, flag)])

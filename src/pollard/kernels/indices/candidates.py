@@ -131,8 +131,8 @@ def _drawn(topology: Topology, dealt: Tensor, across: _Distribution, target: Tar
     room = words + words // WORD + (words * WORD + target.lanes) // 2
     bounds, columns = even(starts, threads), torch.empty(int(starts[-1]), dtype=torch.int32, device="cpu")
     Launch(
-        KernelSpec("draw", target.isa), threads, threads, ends=across.ends, guide=guide, columns=topology.indices.columns,
-        pointers=topology.indices.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],
+        KernelSpec("draw", target.isa, index=topology.indices.itemsize), threads, threads, ends=across.ends,
+        guide=guide, columns=topology.indices.columns, pointers=topology.indices.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],
         scratch=torch.zeros(threads * room, dtype=torch.int64, device="cpu"), bounds=bounds, PASSES=1, KEY=across.key, SHIFT=shift,
         WORDS=words, ROOM=room,
     )()  # fmt: skip

@@ -57,7 +57,7 @@ def _chosen(
     )
     counts = torch.zeros(threads, dtype=torch.int32, device="cpu")
     Launch(
-        KernelSpec("choose", target.isa), threads, threads, scores=scores, bound=torch.tensor([bound], dtype=torch.float32, device="cpu"),
+        KernelSpec("choose", target.isa, index=topology.indices.itemsize), threads, threads, scores=scores, bound=torch.tensor([bound], dtype=torch.float32, device="cpu"),
         flags=torch.from_numpy(stays), columns=topology.indices.columns, pointers=topology.indices.row_pointers, found=found, best=best,
         counts=counts, spare=torch.empty(threads, dtype=torch.float32, device="cpu"), bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"), PASSES=1, WIDTH=width,
         FIRST=first,

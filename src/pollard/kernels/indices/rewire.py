@@ -77,8 +77,8 @@ def _placed(topology: Topology, flags: Flags, target: Target) -> Tensor:
     starts = torch.from_numpy(_tally(topology, flags, target)).int()
     positions = torch.empty(int(starts[-1]), dtype=torch.int64, device="cpu")
     Launch(
-        KernelSpec("place", target.isa), threads, threads, flags=torch.from_numpy(flags), columns=topology.indices.columns,
-        pointers=topology.indices.row_pointers, starts=starts, positions=positions,
+        KernelSpec("place", target.isa, index=topology.indices.itemsize), threads, threads,
+        flags=torch.from_numpy(flags), columns=topology.indices.columns, pointers=topology.indices.row_pointers, starts=starts, positions=positions,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.indices.row_pointers, threads), PASSES=1,
         WIDTH=topology.width, ROOM=room,
     )()  # fmt: skip
@@ -109,9 +109,10 @@ def _merged(
     total = int(pointers.sum())
     check_count(total)
     torch.cumsum(pointers, 0, dtype=torch.int32, out=pointers)
-    columns, source, met = (torch.empty(size, dtype=torch.int32, device="cpu") for size in (total, total, threads))
+    columns = torch.empty(total, dtype=topology.indices.columns.dtype, device="cpu")
+    source, met = (torch.empty(size, dtype=torch.int32, device="cpu") for size in (total, threads))
     Launch(
-        KernelSpec("rewire", target.isa), threads, threads, **walk, starts=pointers, fresh=columns, source=source, met=met,
+        KernelSpec("rewire", target.isa, index=columns.itemsize), threads, threads, **walk, starts=pointers, fresh=columns, source=source, met=met,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), ROOM=room,
     )()  # fmt: skip
     if anew and bool(met.any()):
@@ -124,7 +125,7 @@ def _mark(topology: Topology, walk: dict[str, Tensor | int], counts: Tensor, tar
     threads, clash = torch.get_num_threads(), torch.zeros(1, dtype=torch.int32, device="cpu")
     room = _longest(topology) + 1 + target.lanes
     Launch(
-        KernelSpec("mark", target.isa), threads, threads, **walk, counts=counts, clash=clash,
+        KernelSpec("mark", target.isa, index=topology.indices.itemsize), threads, threads, **walk, counts=counts, clash=clash,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), GRAINS=topology.grains, ROOM=room,
     )()  # fmt: skip
     return not clash.item()
@@ -140,7 +141,7 @@ def _positions(
     comes = torch.from_numpy(np.searchsorted(ranks, free).astype(np.int32))
     positions, room = torch.empty(count, dtype=torch.int64, device="cpu"), _longest(topology) + 1 + target.lanes
     Launch(
-        KernelSpec("absent", target.isa, permuted=stays is not None), threads, threads,
+        KernelSpec("absent", target.isa, permuted=stays is not None, index=topology.indices.itemsize), threads, threads,
         flags=0 if stays is None else torch.from_numpy(stays), ranks=torch.from_numpy(ranks), free=torch.from_numpy(free),
         columns=topology.indices.columns, pointers=pointers, comes=comes, positions=positions,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(comes, threads),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pollard.formats.indices import index_dtype
 from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
@@ -43,7 +44,7 @@ def cut(topology: Topology, width: int, target: Target) -> Tensor:
     room = int(np.diff(topology.indices.row_pointers.numpy()).max(initial=0)) + target.lanes
     table = torch.empty((tiles + 1) * topology.groups, dtype=torch.int32, device="cpu")
     Launch(
-        KernelSpec("cut", target.isa), threads, threads, pointers=topology.indices.row_pointers, columns=topology.indices.columns, table=table,
+        KernelSpec("cut", target.isa, index=topology.indices.itemsize), threads, threads, pointers=topology.indices.row_pointers, columns=topology.indices.columns, table=table,
         scratch=torch.empty(threads * room, dtype=torch.int32, device="cpu"), bounds=even(topology.indices.row_pointers, threads), PASSES=1,
         TILES=tiles, GROUPS=topology.groups, WIDTH=width, ROOM=room,
     )()  # fmt: skip
@@ -60,7 +61,9 @@ def turn(
     """
     width, threads = topology.width, torch.get_num_threads()
     pointers = torch.zeros(-(-topology.groups // high) * width + 1, dtype=torch.int32, device="cpu")
-    groups, permutation = (torch.empty(topology.grains, dtype=torch.int32, device="cpu") for _ in range(2))
+    groups, permutation = (
+        torch.empty(topology.grains, dtype=dtype, device="cpu") for dtype in (index_dtype(topology.groups), torch.int32)
+    )
     if not topology.grains:
         return pointers, groups, permutation
     wide = -(-width // threads)
@@ -69,10 +72,11 @@ def turn(
     walk: dict[str, Tensor | int] = {
         "columns": topology.indices.columns, "PASSES": 1, "GROUPS": topology.groups, "IN": width, "HIGH": high
     }  # fmt: skip
-    Launch(KernelSpec("count", target.isa), tiles, threads, **walk, tiles=table, counts=counts)()
+    size, index = groups.itemsize, topology.indices.itemsize
+    Launch(KernelSpec("count", target.isa, index=index), tiles, threads, **walk, tiles=table, counts=counts)()
     torch.cumsum(counts, 0, dtype=torch.int32, out=counts)
     Launch(
-        KernelSpec("turn", target.isa), tiles, threads, **walk, pointers=topology.indices.row_pointers, at=table,
+        KernelSpec("turn", target.isa, size=size, index=index), tiles, threads, **walk, pointers=topology.indices.row_pointers, at=table,
         next=pointers[:-1].clone(), groups=groups, permutation=permutation,
         WIDE=wide, STEP=max(COLUMNS, math.ceil(RUN / topology.density)),
     )()  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pollard.formats.indices import index_dtype
 from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.once import one_at_a_time
@@ -45,8 +46,8 @@ class Tiling:
 class ByColumns:
     """An unstructured topology by columns, in tiles of rows: the grains of the first tile column by column, then the next.
 
-    tiling: where each column begins in each tile. rows: int32 `(grains,)`, the row of each grain, ascending in a column of a
-    tile. permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
+    tiling: where each column begins in each tile. rows: `(grains,)`, the row of each grain, ascending in a column of a
+    tile, of the `index_dtype` of the number of rows. permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
     """
 
     tiling: Tiling
@@ -143,7 +144,7 @@ def turned_slowly(topology: Topology, width: int) -> tuple[Tensor, Tensor, Tenso
     pointers = torch.zeros(-(-topology.groups // width) * topology.shape[1] + 1, dtype=torch.int32, device="cpu")
     torch.cumsum(cells.bincount(minlength=len(pointers) - 1), 0, dtype=torch.int32, out=pointers[1:])
     permutation = cells.argsort(stable=True)
-    return pointers, rows[permutation], permutation.int()
+    return pointers, rows[permutation].to(index_dtype(topology.groups)), permutation.int()
 
 
 @one_at_a_time

@@ -1,4 +1,7 @@
-"""The index arrays of a topology on the device where products run: copies, made once each; on the CPU its own."""
+"""The index arrays of a topology as torch's sparse matrices take them, int32, on the device where products run.
+
+Copies are made once each; on the CPU they are its own, of columns a copy for the time of a product where those are narrower.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from pollard.kernels.products.derived import made_once
 
 def indices_on(topology: Topology, device: torch.device) -> Indices:
     """Row pointers and columns."""
-    if device.type == "cpu":
-        return topology.indices
-    return made_once(topology, ("indices", device), lambda: Indices(*(each.to(device) for each in topology.indices)))
+
+    def make() -> Indices:
+        return Indices(*(each.int().to(device) for each in topology.indices))
+
+    return make() if device.type == "cpu" else made_once(topology, ("indices", device), make)
 
 
 def transpose_on(topology: Topology, device: torch.device) -> Transpose:

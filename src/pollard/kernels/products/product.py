@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pollard.formats.indices import index_dtype
 from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.numbers import NUMBERS, Numbers
 from pollard.kernels.code.emit.panels import Panels
@@ -153,7 +154,7 @@ class Product:
 
     def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
         """The kernel for `choice`."""
-        panels = self.panels(choice)
+        panels, across = self.panels(choice), self.topology.shape[0 if choice.transposed else 1]
         return KernelSpec(
             "gather" if choice.transposed else self.operation,
             self.target.isa,
@@ -163,7 +164,7 @@ class Product:
             dots=choice.vectors if self.operation == "sddmm" else 0,
             wide=panels.wide > 0,
             ragged=panels.last > 0,
-            tiled=self.width(choice) < self.topology.shape[0 if choice.transposed else 1],
+            tiled=self.width(choice) < across,
             packed=choice.packed,
             bias=bias,
             relu=relu,
@@ -171,4 +172,5 @@ class Product:
             numbers=self.operand.dtype,
             # Those of a transpose were put in order, as float32.
             values="float32" if choice.transposed else self.values,
+            index=index_dtype(across).itemsize,
         )

@@ -31,7 +31,8 @@ def choose(spec: KernelSpec) -> ir.Module:
         start = code.mul(first, width)
         with code.loop(first, last, carried=[start]) as row:
             base = code.mul(row.index, width)
-            _exclude(code, arguments, (row.index, base), bound, code.offset(arguments["spare"], code.mul(work[0], 4)))
+            spare = code.offset(arguments["spare"], code.mul(work[0], 4))
+            _exclude(code, arguments, (row.index, base), bound, spare, size=spec.index)
             with code.loop(base, code.add(base, whole), lanes, carried=row.carried) as each:
                 vector = code.load(code.floats(arguments["scores"], each.index), lanes)
                 each.carry(
@@ -45,12 +46,14 @@ def choose(spec: KernelSpec) -> ir.Module:
     return kernel_module(CHOOSE, unit, x86=spec.isa != "neon")
 
 
-def _exclude(code: Code, arguments: Arguments, row: tuple[Value, Value], bound: Value, spare: Value) -> None:
+def _exclude(
+    code: Code, arguments: Arguments, row: tuple[Value, Value], bound: Value, spare: Value, *, size: int
+) -> None:
     scores = code.floats(arguments["scores"], row[1])
     run = Run.of(code, arguments["pointers"], code.add(row[0], arguments["FIRST"]))
     with code.loop(run.start, run.end) as grain:
         stays = code.less(0, code.byte_at(arguments["flags"], grain.index))
-        place = code.floats(scores, code.index_at(arguments["columns"], grain.index))
+        place = code.floats(scores, code.index_at(arguments["columns"], grain.index, size))
         # Nobody could predict which stay: all are written to somewhere.
         code.store_one(bound, code.ir.select(stays, place, spare))
 

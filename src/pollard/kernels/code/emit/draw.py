@@ -13,7 +13,7 @@ from llvmlite import ir
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.press import LANES as PRESSED
 from pollard.kernels.code.emit.press import places, pressed
-from pollard.kernels.code.emit.search import Run
+from pollard.kernels.code.emit.search import Run, copy_indices
 from pollard.kernels.code.emit.tiles import run_of_groups
 from pollard.kernels.code.simd import I32, I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
@@ -56,7 +56,7 @@ def draw(spec: KernelSpec) -> ir.Module:
                 with some_words:
                     _each_outcome(code, arguments, counter, turns, partial(_set_both, code, bits, words))
             with code.loop(there.start, there.end) as grain:
-                column = code.index_at(arguments["columns"], grain.index)
+                column = code.index_at(arguments["columns"], grain.index, spec.index)
                 word = code.ir.lshr(column, I64(6))
                 others = code.ir.not_(_bit(code, column))
                 code.put_long(code.ir.and_(code.long_at(bits, word), others), bits, word)
@@ -129,7 +129,7 @@ def _listed(code: Code, isa: str, arguments: Arguments, maps: tuple[Value, Value
             outer.carry([_without_first(code, outer.carried[0]), end])
         turn.carry([outer.carried[1]])
     (count,) = turn.carried
-    code.copy_indices(row, code.offset(arguments["fresh"], code.mul(start, 4)), count)
+    copy_indices(code, row, code.offset(arguments["fresh"], code.mul(start, 4)), count)
     return code.add(start, count)
 
 

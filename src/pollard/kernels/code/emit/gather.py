@@ -140,7 +140,7 @@ class _Gather:
         place = values.at(code, self.arguments["values"], code.add(code.mul(first, spec.rows), offset))
         weights = values.splats(code, place, count * spec.block, panel.lanes)
         for grain in range(count):
-            column = code.index_at(self.arguments["columns"], code.add(first, grain))
+            column = code.index_at(self.arguments["columns"], code.add(first, grain), spec.index)
             vectors = panel.load(self.numbers.at(code, self.x, code.mul(column, self.ldx)), masked=not spec.packed)
             own = weights[grain * spec.block : (grain + 1) * spec.block]
             pairs = [(weight, vector) for weight in own for vector in vectors]

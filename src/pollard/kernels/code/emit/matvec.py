@@ -74,14 +74,15 @@ class _Row:
 
     def _vector(self, position: Value, sums: Value) -> Value:
         code, arguments = self.code, self.arguments
-        columns = code.indices(arguments["columns"], position, self.lanes)
+        columns = code.indices(arguments["columns"], position, self.lanes, self.spec.index)
         features = code.gathered(arguments["x"], columns, self.spec.isa)
         weights = self.values.few(code, self.values.at(code, arguments["values"], position), self.lanes)
         return code.fma(weights, features, sums)
 
     def _grain(self, position: Value, total: Value) -> Value:
         code, arguments = self.code, self.arguments
-        feature = code.load(code.floats(arguments["x"], code.index_at(arguments["columns"], position)), 1)
+        column = code.index_at(arguments["columns"], position, self.spec.index)
+        feature = code.load(code.floats(arguments["x"], column), 1)
         weight = self.values.one(code, self.values.at(code, arguments["values"], position))
         return code.fma(weight, feature, total)
 
@@ -131,7 +132,7 @@ class _Rows:
 
     def _grain(self, position: Value, sums: list[Value]) -> list[Value]:
         code, spec, arguments, values = self.code, self.spec, self.arguments, self.values
-        column = code.index_at(arguments["columns"], position)
+        column = code.index_at(arguments["columns"], position, spec.index)
         spread = code.splat(code.load(code.floats(arguments["x"], column), 1), spec.block)
         weights = values.at(code, arguments["values"], code.mul(position, spec.rows))
         loaded = [values.few(code, values.at(code, weights, part), spec.block) for part in self.parts]

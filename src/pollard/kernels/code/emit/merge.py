@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.press import entries_of, places, press
-from pollard.kernels.code.emit.search import Run, close, hold, pass_below
+from pollard.kernels.code.emit.search import Run, close, copy_indices, hold, pass_below
 from pollard.kernels.code.emit.tiles import run_of_groups
 from pollard.kernels.code.simd import I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
@@ -43,7 +43,7 @@ def mark(spec: KernelSpec) -> ir.Module:
         flags, scratch = arguments["flags"], _scratch(code, arguments, work)
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             there, comes = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes"))
-            hold(code, arguments["columns"], there, scratch, lanes)
+            hold(code, (arguments["columns"], spec.index), there, scratch, lanes)
             base = code.mul(row.index, arguments["WIDTH"])
             with code.loop(comes.start, comes.end, carried=[code.integer(0)] * 3) as each:
                 taken, returned, clash = each.carried
@@ -79,7 +79,7 @@ def rewire(spec: KernelSpec) -> ir.Module:
         )
         with code.loop(*run_of_groups(code, arguments, *work), carried=[code.integer(0)]) as row:
             there, comes, new = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes", "starts"))
-            streams = [(entries_of(code, arguments["columns"]), kept[0]), (places(code), kept[1])]
+            streams = [(entries_of(code, arguments["columns"], spec.index), kept[0]), (places(code), kept[1])]
             count = press(code, spec.isa, arguments["flags"], there, streams)
             close(code, kept[0], count, lanes)
             base = code.mul(row.index, arguments["WIDTH"])
@@ -95,10 +95,11 @@ def rewire(spec: KernelSpec) -> ir.Module:
                 each.carry([taken, code.sub(code.add(came, 1), code.one_if(same))])
             taken, came = each.carried
             row.carry([code.add(row.carried[0], code.sub(comes.length(code), came))])
-            for own, both, name in zip(kept, merged, ("fresh", "source"), strict=True):
+            for own, both, name, size in zip(kept, merged, ("fresh", "source"), (spec.index, 4), strict=True):
                 rest, place = code.sub(count, taken), code.add(taken, came)
-                code.copy_indices(code.offset(own, code.mul(taken, 4)), code.offset(both, code.mul(place, 4)), rest)
-                code.copy_indices(both, code.offset(arguments[name], code.mul(new.start, 4)), new.length(code))
+                copy_indices(code, code.offset(own, code.mul(taken, 4)), code.offset(both, code.mul(place, 4)), rest)
+                target = code.offset(arguments[name], code.mul(new.start, size))
+                copy_indices(code, both, target, new.length(code), sizes=(4, size))
         code.put_index(row.carried[0], arguments["met"], work[0])
 
     return kernel_module(REWIRE, unit, x86=spec.isa != "neon")
@@ -116,12 +117,14 @@ def absent(spec: KernelSpec) -> ir.Module:
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             there, comes = (Run.of(code, arguments[name], row.index) for name in ("pointers", "comes"))
             base = code.mul(row.index, arguments["WIDTH"])
-            columns, stays = arguments["columns"], there.length(code)
+            columns, stays, size = arguments["columns"], there.length(code), spec.index
+            source = code.offset(columns, code.mul(there.start, size))
             if spec.permuted:
-                stays = press(code, spec.isa, arguments["flags"], there, [(entries_of(code, columns), scratch)])
-            source = scratch if spec.permuted else code.offset(columns, code.mul(there.start, 4))
+                streams = [(entries_of(code, columns, size), scratch)]
+                stays = press(code, spec.isa, arguments["flags"], there, streams)
+                source, size = scratch, 4
             with code.loop(0, stays) as each:
-                code.put_index(code.sub(code.index_at(source, each.index), each.index), scratch, each.index)
+                code.put_index(code.sub(code.index_at(source, each.index, size), each.index), scratch, each.index)
             close(code, scratch, stays, lanes)
             before = code.long_at(arguments["free"], row.index)
             with code.loop(comes.start, comes.end, carried=[code.integer(0)]) as each:
@@ -159,7 +162,7 @@ def place(spec: KernelSpec) -> ir.Module:
         scratch = _scratch(code, arguments, work)
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             there = Run.of(code, arguments["pointers"], row.index)
-            streams = [(entries_of(code, arguments["columns"]), scratch)]
+            streams = [(entries_of(code, arguments["columns"], spec.index), scratch)]
             count = press(code, spec.isa, arguments["flags"], there, streams)
             base = code.mul(row.index, arguments["WIDTH"])
             place = code.offset(arguments["positions"], code.mul(code.index_at(arguments["starts"], row.index), 8))

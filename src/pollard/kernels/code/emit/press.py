@@ -43,9 +43,13 @@ def pressed(code: Code, values: Value, mask: Value) -> Value:
     return code.call(f"llvm.x86.avx512.mask.compress.v{LANES}i32", values.type, [values, values, mask])
 
 
-def entries_of(code: Code, array: Value) -> Entries:
-    """The entries of an array of 32-bit indices."""
-    return lambda place, lanes: code.index_at(array, place) if lanes == 1 else code.indices(array, place, lanes)
+def entries_of(code: Code, array: Value, size: int) -> Entries:
+    """The entries of an array of indices of `size` bytes."""
+
+    def entries(place: Value, lanes: int) -> Value:
+        return code.index_at(array, place, size) if lanes == 1 else code.indices(array, place, lanes, size)
+
+    return entries
 
 
 def places(code: Code) -> Entries:

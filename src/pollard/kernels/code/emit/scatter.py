@@ -78,7 +78,7 @@ class _Scatter:
 
     def _add(self, position: Value, offset: int, upstream: list[list[Value]]) -> None:
         code, spec, panel, values = self.code, self.spec, self.panel, self.values
-        target = self._row(code.index_at(self.arguments["columns"], position))
+        target = self._row(code.index_at(self.arguments["columns"], position, spec.index))
         weights = values.at(code, self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
         sums = panel.rest(target)
         for r, weight in enumerate(values.splats(code, weights, spec.block, panel.lanes)):

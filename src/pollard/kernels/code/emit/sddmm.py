@@ -71,7 +71,7 @@ class _Sddmm:
 
     def _dots(self, positions: list[Value], batch: tuple[Value, Value]) -> Value:
         code, arguments = self.code, self.arguments
-        columns = [code.index_at(arguments["columns"], position) for position in positions]
+        columns = [code.index_at(arguments["columns"], position, self.spec.index) for position in positions]
         inputs = [self.numbers.at(code, arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
         return code.sum_each(self._at_once(inputs) if self.spec.vectors else self._walk(inputs, batch), self.lanes)
 

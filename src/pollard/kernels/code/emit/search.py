@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from llvmlite import ir
+
 from pollard.formats.indices import LIMIT
-from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.simd import VOID, Code, Value
+
+COPIED = 8  # indices that are widened or narrowed at a time
 
 
 class Run(NamedTuple):
@@ -24,9 +28,22 @@ class Run(NamedTuple):
         return code.sub(self.end, self.start)
 
 
-def hold(code: Code, columns: Value, run: Run, scratch: Value, lanes: int) -> None:
-    """Copy the `columns` of `run` to `scratch`, and close them."""
-    code.copy_indices(code.offset(columns, code.mul(run.start, 4)), scratch, run.length(code))
+def copy_indices(code: Code, source: Value, target: Value, count: Value, *, sizes: tuple[int, int] = (4, 4)) -> None:
+    """Copy `count` indices to other memory; sizes: bytes of one in each."""
+    here, there = sizes
+    if here == there:
+        code.call("llvm.memcpy.p0.p0.i64", VOID, [target, source, code.mul(count, here), ir.IntType(1)(0)])
+        return
+    with code.loop(0, code.sub(count, COPIED - 1), COPIED) as some:
+        code.put_indices(code.indices(source, some.index, COPIED, here), target, some.index, there)
+    with code.loop(some.index, count) as each:
+        code.put_index(code.index_at(source, each.index, here), target, each.index, there)
+
+
+def hold(code: Code, columns: tuple[Value, int], run: Run, scratch: Value, lanes: int) -> None:
+    """Copy the columns of `run` to `scratch`, as 32-bit indices, and close them; columns: where they are, bytes of one."""
+    source, size = columns
+    copy_indices(code, code.offset(source, code.mul(run.start, size)), scratch, run.length(code), sizes=(size, 4))
     close(code, scratch, run.length(code), lanes)
 
 

@@ -64,7 +64,7 @@ def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
 
 def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
     # The next tile goes on where this one ends in each row: short runs, too far apart for the hardware's prefetcher.
-    code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, 4)), LINE - 4))
+    code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, spec.index)), LINE - 4))
     size = NUMBERS[spec.values].bytes
     values = code.offset(code.offset(arguments["values"], code.mul(end, spec.rows * size)), LINE - 4)
     for line in range(max(1, min(spec.rows, 4) * size // 4)):

@@ -33,7 +33,7 @@ def cut(spec: KernelSpec) -> ir.Module:
         scratch = code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 4))
         with code.loop(*run_of_groups(code, arguments, *work)) as row:
             run = Run.of(code, arguments["pointers"], row.index)
-            hold(code, arguments["columns"], run, scratch, lanes)
+            hold(code, (arguments["columns"], spec.index), run, scratch, lanes)
 
             def put(value: Value, tile: Value | int, row: Value = row.index) -> None:
                 code.put_index(value, arguments["table"], code.add(code.mul(tile, arguments["GROUPS"]), row))
@@ -58,7 +58,7 @@ def count(spec: KernelSpec) -> ir.Module:
         with _high_tiles(code, arguments, "counts") as (counts, rows), code.loop(*rows) as row:
             run = Run(code.index_at(begins, row.index), code.index_at(ends, row.index))
             with code.loop(run.start, run.end) as grain:
-                column = code.index_at(arguments["columns"], grain.index)
+                column = code.index_at(arguments["columns"], grain.index, spec.index)
                 code.put_index(code.add(code.index_at(counts, column), 1), counts, column)
 
     return kernel_module(COUNT, unit, x86=spec.isa != "neon")
@@ -77,7 +77,7 @@ def turn(spec: KernelSpec) -> ir.Module:
         ):
             border = code.minimum(code.add(step.index, arguments["STEP"]), last)
             with code.loop(*rows) as row:
-                _append(code, arguments, following, (at, row.index), border)
+                _append(code, arguments, following, (at, row.index), border, spec=spec)
 
     return kernel_module(TURN, unit, x86=spec.isa != "neon")
 
@@ -90,18 +90,20 @@ def _high_tiles(code: Code, arguments: Arguments, table: str) -> Iterator[tuple[
         yield part, (tile.index, code.minimum(code.add(tile.index, arguments["HIGH"]), arguments["GROUPS"]))
 
 
-def _append(code: Code, arguments: Arguments, following: Value, cursor: tuple[Value, Value], border: Value) -> None:
+def _append(
+    code: Code, arguments: Arguments, following: Value, cursor: tuple[Value, Value], border: Value, *, spec: KernelSpec
+) -> None:
     # The grains of a row group up to `border`, from where it was left at the border before.
     at, row = cursor
 
     def column(position: Value) -> Value:
-        return code.index_at(arguments["columns"], position)
+        return code.index_at(arguments["columns"], position, spec.index)
 
     end = Run.of(code, arguments["pointers"], row).end
     with code.scan(code.index_at(at, row), end, lambda position: code.less(column(position), border)) as grain:
         place = code.index_at(following, column(grain.index))
         code.put_index(code.add(place, 1), following, column(grain.index))
-        code.put_index(row, arguments["groups"], place)
+        code.put_index(row, arguments["groups"], place, spec.size)
         code.put_index(grain.index, arguments["permutation"], place)
     code.put_index(grain.index, at, row)
 
