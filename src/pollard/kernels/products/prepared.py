@@ -182,7 +182,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
 
 
 def _scatter(product: Product, choice: Choice) -> Fit:
-    # The transpose of an unstructured W can be gathered like W itself: no stores, for 8 bytes more a kept weight, and 4 of
+    # The transpose of an unstructured W can be gathered like W itself: no stores, for 6 bytes more a kept weight, and 4 of
     # workspace. Both add in the order of rows, so both give the same bits.
     if choice.transposed:
         return _gather(product, choice)
