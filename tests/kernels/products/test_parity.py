@@ -144,9 +144,13 @@ def test_any_mask_any_batch(rows, columns, batch, keep, seed):
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(topology=wide_topologies(), batch=st.sampled_from([1, 3, 20]))
-def test_columns_beyond_16_bits_and_those_that_just_fit(isa, topology, batch):
-    assert_parity(topology, batch, "row-major")
+@given(
+    topology=wide_topologies(),
+    batch=st.sampled_from([1, 3, 20]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_columns_beyond_16_bits_and_those_that_just_fit(isa, topology, batch, dtype):
+    assert_parity(topology, batch, "row-major", dtype, dtype)
 
 
 @pytest.mark.parametrize("height", [65_535, 65_536, 65_537])
