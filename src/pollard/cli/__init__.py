@@ -16,9 +16,9 @@ COMMANDS = {
     "prune": "Decide what a network keeps, and print the plan layer by layer, without training.",
     "study": "Run a grid of recipes over densities and seeds, side by side; stopped at any moment, it goes on.",
     "report": "Show what a study came to: tables, JSON, CSV, Markdown, or one interactive page.",
-    "bench": "Time sparse layers and whole training steps against dense torch and other sparse libraries.",
+    "bench": "Time sparse layers, training steps and whole networks against dense torch and other sparse libraries.",
     "data": "List the data sets, fetch them, and say where they are.",
-    "explain": "Print which kernel a layer gets on this machine, and why; or what a method does over time.",
+    "explain": "Print which kernel a layer gets, and why; what a network costs, layer by layer; or what a method does over time.",
     "doctor": "Describe this machine and check every kernel on it.",
 }
 

@@ -11,10 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from typer.core import TyperCommand
 
 from pollard.cli import values
-from pollard.cli.output import emit, progress_bar
+from pollard.cli.output import emit, progress_bar, stages
 from pollard.formats.store import write_atomic
 from pollard.report.bench import ROUNDS, cases, measure, network_cases
 from pollard.report.case import DTYPES, OPERATIONS, Case
+from pollard.report.network_bench import measure_network
+from pollard.report.network_tables import network_tables
+from pollard.report.networks import FUNCTION, NETWORKS, TOKENS, Workload, load
 from pollard.report.render import bench_tables
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -31,9 +34,34 @@ pollard bench --step-network 3072-4096-4096-10 --batch 128 --density 0.1
 
 pollard bench --shape 4096x4096x128 --op forward --dtype float32,bfloat16
 
+pollard bench --network encoder --tokens 1x128 --pattern v8 --dtype float32,bfloat16
+
+pollard bench --network my_models:small --density 0.1,0.05
+
 Every contender is verified before it is timed. Dense torch competes in every way it has here, nn.Linear and oneDNN among
 them, in the same precision and in bfloat16; a case that the fastest way in the same precision wins is marked.
 """
+
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="[FILE]", help="Write the records to FILE; without FILE, print them and nothing else."
+    ),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help=f"Time a whole network in inference, pruned by magnitude: {', '.join(NETWORKS)}, or {FUNCTION}, which takes "
+        "nothing and returns the model and its inputs. One that is sparse already is timed as it is.",
+    ),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BATCHxLENGTH", help=f"Inputs of a built-in --network (default: {'x'.join(map(str, TOKENS))})."
+    ),
+]
 
 
 class BenchCommand(TyperCommand):
@@ -75,17 +103,18 @@ def bench(
         typer.Option(metavar="WIDTHS", help="Time whole training steps of this ReLU network, as in 784-1024-1024-10."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a batch of --step-network.")] = 128,
+    network: Network = None,
+    tokens: Tokens = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Have torch.compile be one of the dense ways of --network; takes a minute."),
+    ] = False,
     peers: Annotated[
         bool, typer.Option(help="Run torch.sparse, SciPy and MKL (where installed) too; they have no half precision.")
     ] = True,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="[FILE]", help="Write the records to FILE; without FILE, print them and nothing else."
-        ),
-    ] = None,
+    json: Json = None,
 ) -> None:
-    """Time sparse layers and whole training steps against dense torch at its best, torch.sparse, SciPy and MKL.
+    """Time sparse layers, training steps and whole networks against dense torch at its best, torch.sparse, SciPy and MKL.
 
     Times are milliseconds a call, medians of rounds in which the contenders take turns. Layers are timed as a user calls
     them: batch first in and out, with whatever packing that takes.
@@ -94,21 +123,31 @@ def bench(
         "patterns": values.words(pattern, "pattern"),
         "densities": values.numbers(density, "density"),
         "dtypes": values.words(dtype, "dtype"),
-        "threads": values.counts(threads, "threads"),
-        "optimizer": optimizer,
     }
+    counts = values.counts(threads, "threads")
+    trained = {**grid, "threads": counts, "optimizer": optimizer}
     todo: list[Case] = []
-    if shape is not None or step_network is None:
+    if shape is not None or (step_network is None and network is None):
         shapes = [values.shape(one) for one in values.words(shape or DEFAULT_SHAPE, "shape")]
-        ops = values.words(op, "op")
-        todo += cases(ops, shapes, **grid)
+        todo += cases(values.words(op, "op"), shapes, **trained)
     if step_network is not None:
-        todo += network_cases(values.widths(step_network), batch, **grid)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with progress_bar(*columns) as progress:
-        timed = progress.track(todo, description="timing")
-        records = [measure(case, rounds=rounds, peers=peers).as_json() for case in timed]
+        todo += network_cases(values.widths(step_network), batch, **trained)
+    whole = None if network is None else load(network, None if tokens is None else values.tokens(tokens))
+    layers = _time_cases(todo, rounds=rounds, peers=peers) if todo else []
+    networks = _time_network(whole, counts, rounds=rounds, compiled=compiled, **grid) if whole else []
     # The tables first: a file that cannot be written must not take an hour of timings with it.
-    emit(records, [part for table in bench_tables(records) for part in (table, "")], as_json=json == STDOUT)
+    tables, records = [*bench_tables(layers), *network_tables(networks)], layers + networks
+    emit(records, [part for table in tables for part in (table, "")], as_json=json == STDOUT)
     if json is not None and json != STDOUT:
         write_atomic(Path(json), (jsonlib.dumps(records, indent=1) + "\n").encode())
+
+
+def _time_cases(todo: list[Case], **options: Any) -> list[dict[str, Any]]:
+    with progress_bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()) as progress:
+        return [measure(case, **options).as_json() for case in progress.track(todo, description="timing")]
+
+
+def _time_network(workload: Workload, threads: list[int], **options: Any) -> list[dict[str, Any]]:
+    with stages() as tell:
+        timed = [measure_network(workload, threads=count, tell=tell, **options) for count in threads]
+    return [record.as_json() for records in timed for record in records]

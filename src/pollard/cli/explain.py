@@ -1,4 +1,4 @@
-"""``pollard explain``: which kernel serves a layer, and why; or what a method does over time."""
+"""``pollard explain``: which kernel serves a layer, and why; where a network's time goes; what a method does over time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import typer
 from rich.console import RenderableType
 
 from pollard.cli import values
-from pollard.cli.output import JsonFlag, emit
+from pollard.cli.output import JsonFlag, emit, stages
 from pollard.errors import InvalidInput
 from pollard.kernels.products.explanation import explain as explain_kernel
 from pollard.recipes.moving import Span, moving_method
+from pollard.report.network_costs import network_costs
+from pollard.report.network_tables import costs_tables
+from pollard.report.networks import FUNCTION, NETWORKS, load
 from pollard.report.render import plain_table
 from pollard.report.schedule import schedule_view
 from pollard.training.methods import METHODS
@@ -23,6 +26,10 @@ Examples:
 pollard explain 4096x4096x128 --density 0.05
 
 pollard explain 1024x1024x256 --pattern v4 --op value_grad --asm
+
+pollard explain encoder --tokens 1x128 --pattern v8
+
+pollard explain my_models:small --dtype bfloat16
 
 pollard explain gmp --density 0.05 --steps 20000
 
@@ -36,7 +43,8 @@ def explain(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="OUTxINxBATCH of a layer, as in 4096x4096x128; or a method that moves topologies, as rigl.",
+            help="OUTxINxBATCH of a layer, as in 4096x4096x128; a network, "
+            f"{', '.join(NETWORKS)} or {FUNCTION}; or a method that moves topologies, as rigl.",
         ),
     ],
     *,
@@ -47,6 +55,9 @@ def explain(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     ir: Annotated[bool, typer.Option("--ir", help="Print the optimised LLVM IR of the chosen kernel.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Print its assembly.")] = False,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="BATCHxLENGTH", help="Inputs of a built-in network, as 32x32.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of a method: steps of the whole training.")] = 10_000,
     epoch: Annotated[int, typer.Option(min=1, help="Of a method: steps of an epoch.")] = 100,
     method_options: Annotated[str, typer.Option(help="Of a method: its options, as in every=50,fraction=0.2.")] = "",
@@ -54,15 +65,25 @@ def explain(
 ) -> None:
     """Print what computes a layer of this shape on this machine, the kernels that were timed, and the reason.
 
-    Given a method instead, print when it updates the topology, what density it holds and how much it exchanges.
+    Given a network, print what each layer costs in inference once it is pruned by magnitude, and the rest of it, beside dense
+    float32 and dense bfloat16. Given a method, print when it updates the topology, what density it holds and how much it
+    exchanges.
     """
     if what in METHODS:
         method = moving_method(what, density, Span(steps, epoch), {}, method_options)
         emit(*schedule_view(method, steps, density), as_json=json)
         return
+    if ":" in what or what in NETWORKS:
+        workload = load(what, None if tokens is None else values.tokens(tokens))
+        with stages() as tell:
+            costs = network_costs(workload, pattern=pattern, density=density, dtype=dtype, tell=tell)
+        emit(costs.as_json(), [part for table in costs_tables(costs) for part in (table, "")], as_json=json)
+        return
     if "x" not in what:
         raise InvalidInput(
-            repr(what), "OUTxINxBATCH, or one of " + ", ".join(METHODS), "pollard explain 1024x1024x128, for example."
+            repr(what),
+            f"OUTxINxBATCH, a network ({', '.join(NETWORKS)} or {FUNCTION}), or one of " + ", ".join(METHODS),
+            "pollard explain 1024x1024x128, for example.",
         )
     found = explain_kernel(op, values.shape(what), density, pattern, dtype=dtype, device=device)
     code = {"ir": found.ir()} if ir else {}

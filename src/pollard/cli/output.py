@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import Progress, ProgressColumn
+from rich.progress import Progress, ProgressColumn, TextColumn
 
 from pollard.errors import PollardError
 
@@ -45,6 +46,17 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
     """A bar on standard error that leaves nothing behind; no bar at all where nobody would see it move."""
     out = console(stderr=True)
     return Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """What takes the name of each stage, shown on standard error while it lasts; no thread of its own, which timings would feel."""
+    out = console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), console=out, transient=True, auto_refresh=False, disable=not out.is_terminal
+    ) as progress:
+        stage = progress.add_task("")
+        yield lambda name: progress.update(stage, description=name, refresh=True)
 
 
 def print_error(error: PollardError) -> None:

@@ -61,6 +61,20 @@ def shape(text: str) -> tuple[int, int, int]:
     return out_features, in_features, batch
 
 
+def tokens(text: str) -> tuple[int, int]:
+    """BATCHxLENGTH of sequences.
+
+    >>> tokens("32x128")
+    (32, 128)
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise InvalidInput(
+            f"tokens {text!r}", "BATCHxLENGTH, two whole numbers above 0", "Write 1x128 for one sequence of 128 tokens."
+        )
+    return int(parts[0]), int(parts[1])
+
+
 def widths(text: str) -> list[int]:
     """IN-HIDDEN-...-OUT of a fully connected network.
 

@@ -17,12 +17,11 @@ from typing import Any
 from pollard.errors import InvalidInput
 from pollard.report.case import Case, Contender
 from pollard.report.contenders import POLLARD, Contest, contest
-from pollard.report.dense_ways import NN_LINEAR
+from pollard.report.dense_ways import NN_LINEAR, SLOWER
 from pollard.report.machine import machine
 from pollard.report.timing import interleaved, on_threads, seconds_once
 
 ROUNDS = 15
-SLOWER = 1.3  # times the fastest: such a dense way is not the fastest one, and is not timed in turns
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,17 @@ PARTS_ALONE = "products alone"
 # Where a CPU has no half precision, torch may run a plain loop: many times slower than a product in blocks.
 LOOP = 4.0
 TRIAL = (512, 512, 32)
+SLOWER = 1.3  # times the fastest: such a way is not the fastest one, and is not timed in turns
+
+
+# A weight, a bias or None, and the rows of the batches to come, to the product with such a batch.
+Product = Callable[[Tensor], Tensor]
+Prepare = Callable[[Tensor, Tensor | None, int], Product]
 
 
 # torch has no public names for these operators of oneDNN and MKL, which torch.compile puts in.
-def _onednn(left: Tensor, right: Tensor) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")  # noqa: SLF001
+def _onednn(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # noqa: SLF001
     return out
 
 
@@ -41,14 +47,39 @@ def _packed(right: Tensor, batch: int) -> Tensor:
     return out
 
 
+def _onednn_packed(weight: Tensor, bias: Tensor | None, rows: int) -> Product:
+    packed = _packed(weight, rows)
+    return lambda x: _onednn(x, packed, bias)
+
+
 def _mkldnn_linear(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     out: Tensor = torch._C._nn.mkldnn_linear(left.to_mkldnn(), right, bias).to_dense()  # noqa: SLF001
     return out
 
 
-def _mkl_packed(left: Tensor, right: Tensor) -> Call:
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(right, len(left))  # noqa: SLF001
-    return lambda: torch.ops.mkl._mkl_linear(left, packed, right, None, len(left))  # noqa: SLF001
+def _mkl_packed(weight: Tensor, bias: Tensor | None, rows: int) -> Product:
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)  # noqa: SLF001
+    return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows)  # noqa: SLF001
+
+
+def _mm(weight: Tensor, bias: Tensor | None, _: int) -> Product:
+    turned = weight.T.contiguous()
+    return (lambda x: torch.mm(x, turned)) if bias is None else (lambda x: torch.addmm(bias, x, turned))
+
+
+# Ways to a linear layer whose weight stays as it is.
+PREPARED: dict[str, Prepare] = {
+    "linear": lambda weight, bias, _: lambda x: linear(x, weight, bias),
+    "mm": _mm,
+    "oneDNN": lambda weight, bias, _: lambda x: _onednn(x, weight, bias),
+    PACKED: _onednn_packed,
+    "mkldnn_linear": lambda weight, bias, _: lambda x: _mkldnn_linear(x, weight, bias),
+    "MKL packed": _mkl_packed,
+}
+
+
+def _on_batch(prepare: Prepare, left: Tensor, right: Tensor) -> Call:
+    return partial(prepare(right.contiguous(), None, len(left)), left)
 
 
 def _features_first(left: Tensor, right: Tensor) -> Call:
@@ -58,13 +89,8 @@ def _features_first(left: Tensor, right: Tensor) -> Call:
 
 # Ways to `left @ right.T` where `right` is a weight.
 WITH_WEIGHT: dict[str, Callable[[Tensor, Tensor], Call]] = {
-    "linear": lambda left, right: partial(linear, left, right.contiguous()),
-    "mm": lambda left, right: partial(torch.mm, left, right.T.contiguous()),
+    **{name: partial(_on_batch, prepare) for name, prepare in PREPARED.items()},
     "features first": _features_first,
-    "oneDNN": lambda left, right: partial(_onednn, left, right.contiguous()),
-    PACKED: lambda left, right: partial(_onednn, left, _packed(right.contiguous(), len(left))),
-    "mkldnn_linear": lambda left, right: partial(_mkldnn_linear, left, right.contiguous()),
-    "MKL packed": lambda left, right: _mkl_packed(left, right.contiguous()),
 }
 
 
@@ -102,6 +128,27 @@ class MkldnnLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The product, for x of shape `(N, in_features)`."""
         return _mkldnn_linear(x, self.weight, self.bias)
+
+
+class PreparedLinear(nn.Linear):
+    """A linear layer for inference, computed in a `way` of PREPARED; its weight is prepared once for each number of rows.
+
+    The tensors are those of the layer it is made of.
+    """
+
+    def __init__(self, layer: nn.Linear, way: str) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias, self.way = layer.weight, layer.bias, way
+        self._products: dict[int, Product] = {}
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product, for x of shape `(..., in_features)`."""
+        flat = x.reshape(-1, self.in_features)
+        product = self._products.get(len(flat))
+        if product is None:
+            product = self._products[len(flat)] = PREPARED[self.way](self.weight.contiguous(), self.bias, len(flat))
+        return product(flat).reshape(*x.shape[:-1], self.out_features)
 
 
 # Name -> layer, of what is trained as a whole.
@@ -165,6 +212,11 @@ def usable_ways(op: str, dtype: torch.dtype) -> tuple[str, ...]:
 def layers_of(dtype: torch.dtype) -> dict[str, type[nn.Linear]]:
     """The layers of `dtype` that this torch has on this CPU; `nn.Linear` it has always."""
     return {name: kind for name, kind in LAYERS.items() if name in (NN_LINEAR, *usable_ways("forward", dtype))}
+
+
+def inference_ways(dtype: torch.dtype) -> tuple[str, ...]:
+    """The names in PREPARED that this torch has for `dtype` on this CPU, `nn.Linear` itself left out."""
+    return tuple(way for way in usable_ways("forward", dtype) if way in PREPARED)
 
 
 def has_products(dtype: torch.dtype) -> bool:

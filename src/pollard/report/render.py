@@ -58,6 +58,24 @@ def quantity_share(share: float | None, digits: int = 2) -> str:
     return "-" if share is None else f"{share * 100:.{digits}f} %"
 
 
+def quantity_ms(milliseconds: float) -> str:
+    """Milliseconds with three digits, without their unit.
+
+    >>> quantity_ms(0.12345), quantity_ms(217.9)
+    ('0.123', '218')
+    """
+    return f"{milliseconds:.3g}" if milliseconds < 100 else f"{milliseconds:.0f}"
+
+
+def quantity_ratio(times: float | None) -> str:
+    """How many times as fast; a dash for None.
+
+    >>> quantity_ratio(2.345), quantity_ratio(None)
+    ('2.35x', '-')
+    """
+    return "-" if times is None else f"{_three_digits(times)}x"
+
+
 def _three_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
 
@@ -140,33 +158,25 @@ def _shape(record: Mapping[str, Any]) -> str:
 
 def _best_dense(record: Mapping[str, Any]) -> str:
     wins = ", dense wins" if record["dense_wins"] else ""
-    return f"{_ratio(record['speedup']):>5} {record['best_dense']}{wins}"
+    return f"{quantity_ratio(record['speedup']):>5} {record['best_dense']}{wins}"
 
 
 def _best_peer(record: Mapping[str, Any]) -> str:
     peers = {"torch": "torch_sparse_ms", "MKL": "mkl_ms", "SciPy": "scipy_ms"}
     timed = [(record[field], peer) for peer, field in peers.items() if record[field] is not None]
-    return f"{_ratio(min(timed)[0] / record['ms']):>5} {min(timed)[1]}" if timed else "    -"
+    return f"{quantity_ratio(min(timed)[0] / record['ms']):>5} {min(timed)[1]}" if timed else "    -"
 
 
 _BENCH_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "op": lambda record: record["op"],
     "density": lambda record: f"{record['density']:g}",
-    "ms": lambda record: _milliseconds(record["ms"]),
+    "ms": lambda record: quantity_ms(record["ms"]),
     "GF/s": lambda record: f"{record['gflops']:.1f}",
     VS_DENSE: _best_dense,
-    "vs\nnn.Linear": lambda record: _ratio(record["nn_linear_speedup"]),
-    "vs\nbf16": lambda record: _ratio(record["bf16_speedup"]),
+    "vs\nnn.Linear": lambda record: quantity_ratio(record["nn_linear_speedup"]),
+    "vs\nbf16": lambda record: quantity_ratio(record["bf16_speedup"]),
     VS_PEER: _best_peer,
 }
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{_three_digits(value)}x"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def terminal_plot(series: Sequence[Series], *, width: int = 60, height: int = 12) -> Text:

@@ -67,8 +67,6 @@ def explain(
     backend, reason = choose(place, DTYPES[dtype])
     if backend is not GENERATED:
         return Explanation(None, backend.name, reason)
-    target = current()
-    assert target is not None, "kernels are generated for it"
     out, width, batch = shape
     topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
     values, x, grad = (
@@ -81,9 +79,22 @@ def explain(
         "value_grad": (x, lambda: dispatch.value_grad(grad, x, topology)),
     }
     operand, run = runs[operation]
-    kernel = ONE_SAMPLE if operation == "forward" and batch == 1 else KERNELS[operation]
     run()
-    product = Product.of(kernel, topology.vectors, Operand.of(operand), target, dtype)
+    return explain_run(operation, operand, topology, DTYPES[dtype])
+
+
+def explain_run(operation: str, operand: Tensor, topology: Topology, values: torch.dtype) -> Explanation:
+    """What computes a product that has been computed already, with this operand and values of this dtype, on torch's threads.
+
+    operand: x of a forward product and of a value gradient, else the output's gradient: `(batch, features)`.
+    """
+    backend, reason = choose(operand.device, operand.dtype)
+    if backend is not GENERATED:
+        return Explanation(None, backend.name, reason)
+    target = current()
+    assert target is not None, "kernels are generated for it"
+    kernel = ONE_SAMPLE if operation == "forward" and len(operand) == 1 else KERNELS[operation]
+    product = Product.of(kernel, topology.vectors, Operand.of(operand), target, name_of(values))
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:
@@ -94,4 +105,4 @@ def explain(
     return Explanation(product.spec(decision.choice), describe(decision.choice), decision.reason, timed)
 
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "explain", "explain_run"]

@@ -1,0 +1,207 @@
+"""Where the time of a sparse network goes: layer by layer and the rest of it, beside the dense network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pollard.composites import Composite
+from pollard.kernels.products.explanation import explain_run
+from pollard.nn.linear import SparseLinear
+from pollard.report.dense_ways import NN_LINEAR
+from pollard.report.machine import machine
+from pollard.report.network_contest import DTYPES, Tell, dense_ways, pruned, require_dtypes, silent, verified
+from pollard.report.networks import Workload
+from pollard.report.timing import interleaved
+
+SPARSE = "sparse"
+ROUNDS = 7
+Costs = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A sparse weight, the rows of the batch that it is multiplied with, and by which kernel, for what reason."""
+
+    name: str
+    shape: list[int]
+    rows: int
+    density: float
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A sparse layer: its matrices, one where it is linear, and the milliseconds of a call of the network that it takes.
+
+    ms: of the `sparse` layer, and of the dense ones, by precision.
+    """
+
+    name: str
+    matrices: list[Matrix]
+    ms: Costs
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """A sparse network beside the dense one: milliseconds by layer, in all, and of what is in no sparse layer.
+
+    The keys of costs are `sparse` and the precisions of the dense network; `dense` says by which of torch's ways each of
+    them computes its linear layers, the fastest in each. rest: total less layers.
+    """
+
+    network: str
+    inputs: list[list[int]]
+    pattern: str
+    dtype: str
+    density: float
+    share: float
+    threads: int
+    dense: dict[str, str]
+    layers: list[LayerCost]
+    rest: Costs
+    total: Costs
+    machine: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The costs as plain JSON values."""
+        return asdict(self)
+
+
+def network_costs(
+    workload: Workload,
+    *,
+    pattern: str = "unstructured",
+    density: float = 0.1,
+    dtype: str = "float32",
+    rounds: int = ROUNDS,
+    tell: Tell = silent,
+) -> NetworkCosts:
+    """The costs of the network of `workload` in inference, pruned by magnitude, or as it is where it is sparse already.
+
+    Medians over calls in turns, on torch's threads, of the sparse network in `dtype` and of the dense one in each precision,
+    the outputs of all of them verified. Raises as `measure_network` does.
+    """
+    require_dtypes([dtype])
+    tell("pruning")
+    dense, [kept] = pruned(workload, [pattern], [density])
+    sparse = verified(kept.contender(dtype)).call
+    assert isinstance(sparse, Workload)
+    runs, ways = {SPARSE: sparse}, {}
+    for each in DTYPES:
+        tell(f"verifying dense {each}")
+        runs[each], ways[each] = _fastest(dense, each)
+    names = _layers(sparse.model)
+    profiles = {f"{key} by layer": _Profile(run, names) for key, run in runs.items()}
+    tell("timing layer by layer")
+    # Apart from whole calls: hooks cost time too, and keep torch from its own shortcuts.
+    samples = interleaved({**runs, **profiles}, rounds)
+    total = {key: statistics.median(samples[key]) for key in runs}
+    layers = [
+        LayerCost(name, parts, {key: profiles[f"{key} by layer"].median(name) for key in runs})
+        for name, parts in _matrices(sparse, names).items()
+    ]
+    return NetworkCosts(
+        network=workload.name,
+        inputs=workload.input_shapes,
+        pattern=kept.pattern,
+        dtype=dtype,
+        density=kept.density,
+        share=kept.share,
+        threads=torch.get_num_threads(),
+        dense=ways,
+        layers=layers,
+        rest={key: whole - sum(layer.ms[key] for layer in layers) for key, whole in total.items()},
+        total=total,
+        machine=machine(),
+    )
+
+
+def _fastest(dense: Workload, dtype: str) -> tuple[Workload, str]:
+    ways, runs = dense_ways(dense, dtype)
+    if len(runs) == 1:
+        return runs[NN_LINEAR], NN_LINEAR
+    samples = interleaved({way: one.call for way, one in ways.whole.items()}, 3)
+    best = min(samples, key=lambda way: statistics.median(samples[way]))
+    return runs[best], best
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """The modules that are sparse layers, by the names that they have in the dense network too: of a convolution, not of its matrix."""
+    paths = {name: name.rpartition(".")[0] for name, each in model.named_modules() if isinstance(each, SparseLinear)}
+    return list(
+        dict.fromkeys(
+            parent if isinstance(model.get_submodule(parent), Composite) else name for name, parent in paths.items()
+        )
+    )
+
+
+class _Profile:
+    """A call that keeps the milliseconds that each run spends within the modules of `names`."""
+
+    def __init__(self, workload: Workload, names: list[str]) -> None:
+        self.workload, self.names = workload, names
+        self.runs: list[Costs] = []
+
+    def __call__(self) -> None:
+        # What is seen is a network in use, not the caches that another left behind.
+        self.workload()
+        with _watched({name: self.workload.model.get_submodule(name) for name in self.names}) as spent:
+            self.workload()
+        self.runs.append(spent)
+
+    def median(self, name: str) -> float:
+        """Of what a call spends in a module."""
+        return statistics.median(spent[name] for spent in self.runs)
+
+
+@contextmanager
+def _watched(modules: Mapping[str, nn.Module]) -> Iterator[Costs]:
+    """Milliseconds within each of `modules` while it lasts."""
+    spent, started = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
+
+    def enter(name: str, *_: object) -> None:
+        started[name] = perf_counter()
+
+    def leave(name: str, *_: object) -> None:
+        spent[name] += 1e3 * (perf_counter() - started[name])
+
+    handles = [module.register_forward_pre_hook(partial(enter, name)) for name, module in modules.items()]
+    handles += [module.register_forward_hook(partial(leave, name)) for name, module in modules.items()]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
+    """The matrices of each layer that one call multiplies with, seen at work."""
+    found: dict[str, list[Matrix]] = {name: [] for name in names}
+    linear = {name: each for name, each in sparse.model.named_modules() if isinstance(each, SparseLinear)}
+
+    def seen(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, SparseLinear)
+        x = args[0].reshape(-1, layer.in_features)
+        told = explain_run("forward", x, layer.topology, layer.values.dtype)
+        matrix = Matrix(name, list(layer.topology.shape), len(x), layer.density, told.choice, told.reason)
+        owner = name if name in found else name.rpartition(".")[0]
+        if name not in {each.name for each in found[owner]}:
+            found[owner].append(matrix)
+
+    handles = [layer.register_forward_pre_hook(partial(seen, name)) for name, layer in linear.items()]
+    try:
+        sparse()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
