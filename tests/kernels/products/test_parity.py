@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,9 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import TARGETS, host_isas
 from pollard.kernels.products import derived, dispatch, product, reference, tuning
+from pollard.kernels.products.derived import places_in_runs
 from pollard.kernels.products.tuning import Choice, Decision
-from strategies import wide_topologies
+from strategies import runs, topologies, wide_topologies
 
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16")
 BATCHES = (1, 20, 100, 300)
@@ -270,6 +272,29 @@ def test_unpacked_operands_give_the_same_bits(isa, dtype, monkeypatch):
     usual = run()
     forced(monkeypatch, Choice(4, 0, packed=False))
     assert torch.equal(run(), usual)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
+@pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:4", "1:8", "2:8", "4:8", "2:5", "8:16", "20:32"])
+def test_one_sample_of_n_of_every_m(isa, pattern, dtypes):
+    density, m = Pattern.parse(pattern).density, Pattern.parse(pattern).m
+    for rows, count in ((1, 1), (5, 3), (40, 25), (7, 64)):
+        topology = Topology.random((rows, count * m), density, pattern, torch.Generator().manual_seed(0))
+        for layout in ("row-major", "strided"):
+            assert_parity(topology, 1, layout, *dtypes)
+
+
+@given(topology=topologies(smallest=1, of=runs))
+@settings(max_examples=30)
+def test_places_in_runs_say_which_weights_are_kept(topology):
+    pattern, rows = topology.pattern, topology.shape[0]
+    width, kept = (pattern.m - 1).bit_length(), topology.nnz // max(rows, 1)
+    found = places_in_runs(topology, 4)
+    assert len(found) == rows * -(-kept * width // 8) + 4
+    bits = np.unpackbits(found[:-4].numpy().reshape(rows, -1), axis=1, bitorder="little", count=kept * width)
+    places = (bits.reshape(rows, kept, width) << np.arange(width)).sum(2)
+    starts = np.arange(kept) // pattern.n * pattern.m
+    assert (places + starts).ravel().tolist() == topology.columns.tolist()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

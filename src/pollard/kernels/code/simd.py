@@ -147,23 +147,48 @@ class Code:
         """`lanes` fp32 numbers from `pointer`, no alignment asked."""
         return self.ir.load(self.ir.bitcast(pointer, vector(lanes).as_pointer()), align=4)
 
-    def gathered(self, pointer: Value, indices: Value, isa: str) -> Value:
-        """The fp32 numbers at the 32-bit `indices` from `pointer` on, a lane each."""
-        lanes = int(indices.type.count)
-        if (isa, lanes) == ("avx512", 16):
-            every = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1] * lanes)
-            name = "llvm.x86.avx512.mask.gather.dps.512"
-            return self.call(name, vector(lanes), [self.zero(lanes), pointer, indices, every, I32(4)])
-        if (isa, lanes) == ("avx2", 8):
-            every = ir.Constant(indices.type, [-1] * lanes)
-            mask = self.ir.bitcast(every, vector(lanes))
-            name = "llvm.x86.avx2.gather.d.ps.256"
-            return self.call(name, vector(lanes), [self.zero(lanes), pointer, indices, mask, BYTE(4)])
-        result = self.zero(lanes)
-        for lane in range(lanes):
-            index = self.ir.sext(self.ir.extract_element(indices, I32(lane)), I64)
-            result = self.ir.insert_element(result, self.load(self.floats(pointer, index), 1), I32(lane))
-        return result
+    def each_index(self, pointer: Value, position: Value, count: int, size: int) -> list[Value]:
+        """The `count` indices of `size` bytes from `position` on, widened, none of which is negative; `count` fills whole words.
+
+        They are read a 64-bit word at a time: what looks many numbers up waits for its loads.
+        """
+        start, found = self.offset(pointer, self.mul(position, size)), []
+        for word in range(count * size // 8):
+            address = self.ir.bitcast(self.offset(start, 8 * word), I64.as_pointer())
+            bits = self.ir.load(address, align=size)
+            pieces = (self.ir.lshr(bits, I64(shift)) for shift in range(0, 64, 8 * size))
+            found += [self.ir.and_(piece, I64((1 << 8 * size) - 1)) for piece in pieces]
+        return found
+
+    def gathered(self, pointer: Value, indices: Sequence[Value]) -> Value:
+        """The fp32 numbers at `indices` from `pointer` on, a lane each: 4 of them or more, a power of two.
+
+        One by one: the instructions that do so at once take longer on many CPUs.
+        """
+        level = []
+        for first in range(0, len(indices), BLOCK):
+            part = ir.Constant(vector(BLOCK), ir.Undefined)
+            for lane, index in enumerate(indices[first : first + BLOCK]):
+                part = self.ir.insert_element(part, self.load(self.floats(pointer, index), 1), I32(lane))
+            level.append(part)
+        while len(level) > 1:
+            width = 2 * self.lanes_of(level[0])
+            level = [self.shuffle(*pair, range(width)) for pair in zip(level[::2], level[1::2], strict=True)]
+        return level[0]
+
+    def permuted(self, value: Value, lanes: Value, isa: str) -> Value:
+        """The lanes of `value` that `lanes`, 32-bit integers, name."""
+        name = {"avx512": "llvm.x86.avx512.permvar.sf.512", "avx2": "llvm.x86.avx2.permps"}[isa]
+        return self.call(name, value.type, [value, lanes])
+
+    def splat_word(self, pointer: Value, lanes: int) -> Value:
+        """The 32 bits at `pointer` in every lane, no alignment asked."""
+        word = self.ir.load(self.ir.bitcast(pointer, I32.as_pointer()), align=1)
+        return self.splat_index(self.ir.zext(word, I64), lanes)
+
+    def constant_mask(self, lanes: Sequence[bool]) -> Value:
+        """A mask of lanes that are known."""
+        return ir.Constant(ir.VectorType(ir.IntType(1), len(lanes)), list(map(int, lanes)))
 
     def store(self, value: Value, pointer: Value) -> None:
         """Write the lanes of `value` to `pointer`, no alignment asked."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-PRODUCTS = ("gather", "matvec", "scatter", "sddmm", "pack")
+PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack")
 INDICES = (
     "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
     "within",
@@ -18,7 +18,8 @@ OPERATIONS = PRODUCTS + INDICES
 class KernelSpec:
     """One kernel.
 
-    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``scatter`` adds to
+    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample,
+    ``n_of_m`` where `n` of every `m` weights are kept, ``scatter`` adds to
     them (``dX = W^T dY``),
     ``sddmm`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
     ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and
@@ -57,6 +58,8 @@ class KernelSpec:
     numbers: str = "float32"
     values: str = "float32"
     index: int = 4
+    n: int = 0
+    m: int = 0
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
@@ -75,7 +78,7 @@ class KernelSpec:
         flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
         parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
-        sizes += [f"x{self.chains}"] * (self.chains > 1)
-        sizes += [f"i{self.index}"] * (self.index != 4)
+        sizes += [f"x{self.chains}"] * (self.chains > 1) + [f"i{self.index}"] * (self.index != 4)
+        sizes += [f"{self.n}:{self.m}"] * (self.m > 0)
         kinds = [self.numbers] * (self.numbers != "float32") + [f"w{self.values}"] * (self.values != "float32")
         return ".".join(parts + sizes + kinds + [flag for flag in flags if getattr(self, flag)])

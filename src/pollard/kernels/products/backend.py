@@ -22,9 +22,8 @@ from pollard.settings import Settings
 class Backend:
     """Computes products that it does not refuse.
 
-    refusal: why it does not serve a device and a dtype; None where it does. call: of a task, a topology of grains one column
-    wide, and the tensors of the first call, what computes it for all of such shapes, strides and dtypes; may raise
-    KernelError. tuned: whether it is one of ours for that device, or torch's own, of which it is told. mixed: whether values
+    refusal: why it does not serve a device and a dtype; None where it does. call: of a task, a topology and the tensors of the
+    first call, what computes it for all of such shapes, strides and dtypes; may raise KernelError. tuned: whether it is one of ours for that device, or torch's own, of which it is told. mixed: whether values
     may be float32 where all else is in half precision.
     """
 
@@ -59,7 +58,8 @@ def tell_untuned(device: torch.device) -> None:
 
 
 def _of_module(ways: Any, task: Task, topology: Topology) -> Call:
-    """The product of that kind by a module that has functions for all three."""
+    """The product of that kind by a module that has functions for all three, of grains one column wide."""
+    topology = topology.vectors
     product: Call = getattr(ways, task.kind)
     options = {"relu": task.relu} if task.kind == "forward" else {}
     return lambda left, right, *bias: product(left, right, topology, *bias, **options)

@@ -147,6 +147,29 @@ def turned_slowly(topology: Topology, width: int) -> tuple[Tensor, Tensor, Tenso
     return pointers, rows[permutation].to(index_dtype(topology.groups)), permutation.int()
 
 
+def places_in_runs(topology: Topology, pad: int) -> Tensor:
+    """Where kept weights of an `N:M` topology stand in their run of M, log2(M) bits each from the lowest on, uint8.
+
+    Rows begin with a byte of their own; `pad` bytes follow the last. Kept with the topology.
+    """
+    return made_once(topology, ("places in runs", pad), lambda: _places_in_runs(topology, pad))
+
+
+def _places_in_runs(topology: Topology, pad: int) -> Tensor:
+    rows, m = topology.shape[0], topology.pattern.m
+    width = (m - 1).bit_length()
+    kept = topology.nnz // rows
+    columns = topology.indices.columns.numpy().reshape(rows, kept)
+    found = np.zeros(rows * -(-kept * width // 8) + pad, np.uint8)
+    lines = found[: len(found) - pad].reshape(rows, -1)
+    step = max(1, CHUNK // kept)
+    for first in range(0, rows, step):
+        places = (columns[first : first + step] % m).astype(np.uint8)
+        bits = places[:, :, None] >> np.arange(width, dtype=np.uint8) & 1
+        lines[first : first + step] = np.packbits(bits.reshape(len(places), -1), axis=1, bitorder="little")
+    return torch.from_numpy(found)
+
+
 @one_at_a_time
 def made_once(topology: Topology, key: Hashable, make: Callable[[], Made]) -> Made:
     """What `make` makes, kept with `topology` under `key`."""

@@ -104,7 +104,6 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
 def _way(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> _Way:
     first = tensors[0]
     _check(task, topology, tensors)
-    topology = topology.vectors
     # On other devices memory is torch's own affair.
     needed = tuple(extent(each) for each in tensors) if first.is_cpu else ()
     nothing = 0 in (len(first), topology.grains)

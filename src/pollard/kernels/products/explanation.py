@@ -16,7 +16,8 @@ from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import current
 from pollard.kernels.products import dispatch
 from pollard.kernels.products.backend import GENERATED, choose
-from pollard.kernels.products.generated import KERNELS, ONE_SAMPLE
+from pollard.kernels.products.generated import KERNELS
+from pollard.kernels.products.generated import operation as kernel_for
 from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.tuning import Choice
@@ -93,8 +94,8 @@ def explain_run(operation: str, operand: Tensor, topology: Topology, values: tor
         return Explanation(None, backend.name, reason)
     target = current()
     assert target is not None, "kernels are generated for it"
-    kernel = ONE_SAMPLE if operation == "forward" and len(operand) == 1 else KERNELS[operation]
-    product = Product.of(kernel, topology.vectors, Operand.of(operand), target, name_of(values))
+    kernel = kernel_for(operation, topology.pattern, len(operand), target)
+    product = Product.of(kernel, topology, Operand.of(operand), target, name_of(values))
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels.code.target import current
+from pollard.kernels.code.emit.n_of_m import serves
+from pollard.kernels.code.target import Target, current
 from pollard.kernels.products.operand import Operand, by_rows, name_of
 from pollard.kernels.products.prepared import prepared
 from pollard.kernels.products.product import Product
-from pollard.kernels.products.task import Call, Task
+from pollard.kernels.products.task import Call, Kind, Task
 
-# Of each kind of product, the operation that computes it; one sample has a forward product of its own.
-KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
-ONE_SAMPLE = "matvec"
+KERNELS: dict[Kind, str] = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
+
+
+def operation(kind: Kind, pattern: Pattern, batch: int, target: Target) -> str:
+    """The operation that computes a kind of product: one sample has forward products of its own.
+
+    >>> from pollard.kernels.code.target import TARGETS
+    >>> operation("forward", Pattern.parse("2:4"), 1, TARGETS["avx2"])
+    'n_of_m'
+    """
+    if kind != "forward" or batch > 1:
+        return KERNELS[kind]
+    return "n_of_m" if pattern.m and serves(target, pattern.n, pattern.m) else "matvec"
 
 
 def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
@@ -29,15 +41,10 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     def ready(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True))
 
-    operation: str = KERNELS[task.kind]
-    variant: tuple[bool, ...] = ()
-    if task.kind == "forward":
-        operation = ONE_SAMPLE if len(tensors[0]) == 1 else operation
-        variant = (len(tensors) > 2, task.relu)
-    elif task.kind == "value_grad":
-        variant = (matrices[0].features_first,)
-    product = Product.of(operation, topology, matrices[-1], target, name_of(task.values))
-    found = prepared(product, matrices, variant, lambda: ready(tensors))
+    variants = {"forward": (len(tensors) > 2, task.relu), "value_grad": (matrices[0].features_first,), "input_grad": ()}
+    wanted = operation(task.kind, topology.pattern, len(tensors[0]), target)
+    product = Product.of(wanted, topology, matrices[-1], target, name_of(task.values))
+    found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))
     call: Call = (lambda *given: found(*ready(given))) if any(copied) else found
     if not task.rows:
         return call

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import caches
 from pollard.kernels.products import results
-from pollard.kernels.products.derived import ByColumns, Tiling, bounds, by_columns, calls, tiling
+from pollard.kernels.products.derived import ByColumns, Tiling, bounds, by_columns, calls, places_in_runs, tiling
 from pollard.kernels.products.operand import Operand, Packing
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.tuning import Choice, near_batch
@@ -33,7 +34,7 @@ def prepared(
 ) -> Call:
     """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
 
-    variant: of "gather" and "matvec", whether there is a bias, and a ReLU; of "sddmm", whether the gradient is
+    variant: of "gather", "matvec" and "n_of_m", whether there is a bias, and a ReLU; of "sddmm", whether the gradient is
     features-first. Raises KernelError if a kernel does not compile.
     """
     # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
@@ -161,8 +162,13 @@ def _ordering(product: Product, turned: ByColumns) -> Callable[[Tensor], Tensor]
 
 def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
     topology, threads, out = product.topology, product.threads, product.topology.shape[0]
+    where: dict[str, Tensor | int] = {"pointers": topology.indices.row_pointers}
+    if product.operation == "n_of_m":
+        bits = places_in_runs(topology, N_OF_M_PAD)
+        kept = topology.nnz // out
+        where = {"bits": bits, "BYTES": (len(bits) - N_OF_M_PAD) // out, "KEPT": kept}
     launch = Launch(
-        product.spec(choice, bias=bias, relu=relu), threads, threads, pointers=topology.indices.row_pointers,
+        product.spec(choice, bias=bias, relu=relu), threads, threads, **where,
         columns=topology.indices.columns, bounds=bounds(topology, threads), PASSES=1,
     )  # fmt: skip
 
@@ -248,7 +254,9 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
     return fit
 
 
-_MAKERS: dict[str, Callable[..., Fit]] = {"gather": _gather, "matvec": _matvec, "scatter": _scatter, "sddmm": _sddmm}
+_MAKERS: dict[str, Callable[..., Fit]] = {
+    "gather": _gather, "matvec": _matvec, "n_of_m": _matvec, "scatter": _scatter, "sddmm": _sddmm
+}  # fmt: skip
 
 
 def _features_first(batch: int, features: int, dtype: str) -> Callable[[Tensor], Tensor]:

@@ -27,6 +27,8 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
     "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
 }
 
+ONE_SAMPLE = ("matvec", "n_of_m")
+
 # Registers for what is neither a sum nor held.
 SPARE = 2
 
@@ -108,7 +110,7 @@ class Product:
 
     def _candidates(self) -> list[Choice]:
         lanes = self.target.lanes
-        if self.operation == "matvec":
+        if self.operation in ONE_SAMPLE:
             return [Choice(1, 0, packed=False)]
         if self.operation == "sddmm":
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
@@ -143,7 +145,7 @@ class Product:
         """How `choice` cuts the batch; one sample is whole. Dot products take it whole where rows of it fit in registers, and
         else in no panels.
         """
-        if self.operation == "matvec":
+        if self.operation in ONE_SAMPLE:
             return Panels(count=1, vectors=1, wide=0, last=0)
         if self.operation != "sddmm":
             return Panels.cut(self.batch, self.unit, choice.vectors)
@@ -169,6 +171,8 @@ class Product:
             bias=bias,
             relu=relu,
             chains=1 if choice.transposed else self.chains,
+            n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
+            m=self.topology.pattern.m if self.operation == "n_of_m" else 0,
             numbers=self.operand.dtype,
             # Those of a transpose were put in order, as float32.
             values="float32" if choice.transposed else self.values,

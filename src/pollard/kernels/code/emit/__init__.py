@@ -12,6 +12,7 @@ from pollard.kernels.code.emit import gather as _gather
 from pollard.kernels.code.emit import matvec as _matvec
 from pollard.kernels.code.emit import merge as _merge
 from pollard.kernels.code.emit import move as _move
+from pollard.kernels.code.emit import n_of_m as _n_of_m
 from pollard.kernels.code.emit import order as _order
 from pollard.kernels.code.emit import pack as _pack
 from pollard.kernels.code.emit import scan as _scan
@@ -33,6 +34,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "mark": _merge.mark,
     "matvec": _matvec.matvec,
     "move": _move.move,
+    "n_of_m": _n_of_m.n_of_m,
     "order": _order.order,
     "pack": _pack.pack,
     "place": _merge.place,
@@ -56,6 +58,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "mark": _merge.MARK,
     "matvec": _matvec.ARGUMENTS,
     "move": _move.ARGUMENTS,
+    "n_of_m": _n_of_m.ARGUMENTS,
     "order": _order.ORDER,
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,

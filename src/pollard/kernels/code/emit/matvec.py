@@ -74,8 +74,8 @@ class _Row:
 
     def _vector(self, position: Value, sums: Value) -> Value:
         code, arguments = self.code, self.arguments
-        columns = code.indices(arguments["columns"], position, self.lanes, self.spec.index)
-        features = code.gathered(arguments["x"], columns, self.spec.isa)
+        columns = code.each_index(arguments["columns"], position, self.lanes, self.spec.index)
+        features = code.gathered(arguments["x"], columns)
         weights = self.values.few(code, self.values.at(code, arguments["values"], position), self.lanes)
         return code.fma(weights, features, sums)
 

@@ -1,0 +1,112 @@
+"""``y = W x`` for one sample where N of every M weights of a row are kept: places are read as a few bits each, and numbers are
+picked from vectors of x, not looked up.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS
+from pollard.kernels.code.emit.tiles import run_of_groups
+from pollard.kernels.code.simd import I32, Code, Value
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import TARGETS, Target
+
+# `bits` holds the place of each kept weight within its run of M, log2(M) bits each from the lowest on, rows BYTES apart.
+# KEPT weights of a row are kept.
+ARGUMENTS = ("values", "x", "y", "bias", "columns", "bits", "bounds", "PASSES", "KEPT", "BYTES")
+GROUP = 8  # kept weights whose places take whole bytes
+LENGTHS = (4, 8)  # of runs
+SUMS = 2  # that run side by side
+AHEAD = 4096  # bytes: what the hardware asks for by itself comes too late
+PAD = 4  # bytes after the last row that may be read with it
+
+
+def serves(target: Target, n: int, m: int) -> bool:
+    """Whether the kernel is there for `n` of every `m`: as many kept weights as a vector has lanes fill whole vectors of x."""
+    return target.isa != "neon" and m in LENGTHS and m % n == 0
+
+
+def n_of_m(spec: KernelSpec) -> ir.Module:
+    """The module of the kernel; a unit of work is a run of rows."""
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        with code.loop(*run_of_groups(code, arguments, *work)) as row:
+            _Row(code, spec, arguments, row.index).run()
+
+    return kernel_module(ARGUMENTS, unit, x86=True)
+
+
+class _Row:
+    """One row: as many kept weights as a vector has lanes at a time, the last few by themselves."""
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
+        self.code, self.spec, self.arguments, self.row = code, spec, arguments, row
+        self.values, self.lanes = NUMBERS[spec.values], TARGETS[spec.isa].lanes
+        self.start = code.mul(row, arguments["KEPT"])
+        self.width = spec.m.bit_length() - 1
+
+    def run(self) -> None:
+        """Sum and store."""
+        code, lanes, kept = self.code, self.lanes, self.arguments["KEPT"]
+        step = SUMS * lanes
+        with code.loop(0, code.sub(kept, step - 1), step, [code.zero(lanes)] * SUMS) as several:
+            places = [code.add(several.index, vector * lanes) for vector in range(SUMS)]
+            code.prefetch(code.offset(self._weight(several.index), AHEAD))
+            several.carry([self._vector(*pair) for pair in zip(places, several.carried, strict=True)])
+        with code.loop(several.index, code.sub(kept, lanes - 1), lanes, [code.ir.fadd(*several.carried)]) as whole:
+            whole.carry([self._vector(whole.index, whole.carried[0])])
+        with code.loop(whole.index, kept, carried=[self._bias()]) as single:
+            single.carry([self._one(single.index, single.carried[0])])
+        total = code.ir.fadd(single.carried[0], code.sum_of(whole.carried[0]))
+        result = code.relu(total, 1) if self.spec.relu else total
+        numbers = NUMBERS[self.spec.numbers]
+        numbers.store_few(code, result, numbers.at(code, self.arguments["y"], self.row))
+
+    def _bias(self) -> Value:
+        code = self.code
+        if not self.spec.bias:
+            return code.zero(1)
+        return self.values.one(code, self.values.at(code, self.arguments["bias"], self.row))
+
+    def _vector(self, first: Value, sums: Value) -> Value:
+        """The kept weights of a row from `first` on, as many as there are lanes."""
+        code, spec, lanes, ratio = self.code, self.spec, self.lanes, self.spec.m // self.spec.n
+        places = self._places(first)
+        x = code.floats(self.arguments["x"], code.mul(first, ratio))
+        picked = code.permuted(code.load(x, lanes), places, spec.isa)
+        for vector in range(1, ratio):
+            other = code.permuted(code.load(code.floats(x, vector * lanes), lanes), places, spec.isa)
+            # The first lanes are of the first vector of x, the next of the second, and so on.
+            own = [lane * ratio // lanes >= vector for lane in range(lanes)]
+            picked = code.ir.select(code.constant_mask(own), other, picked)
+        weights = self.values.few(code, self._weight(first), lanes)
+        return code.fma(weights, picked, sums)
+
+    def _places(self, first: Value) -> Value:
+        """For each lane, the lane of its vector of x."""
+        code, spec, lanes = self.code, self.spec, self.lanes
+        kind = ir.VectorType(I32, lanes)
+        row = code.offset(self.arguments["bits"], code.mul(self.row, self.arguments["BYTES"]))
+        at = code.offset(row, code.ir.sdiv(code.mul(first, self.width), code.integer(8)))
+        words = code.splat_word(at, lanes)
+        for group in range(1, lanes // GROUP):
+            own = code.constant_mask([lane >= group * GROUP for lane in range(lanes)])
+            words = code.ir.select(own, code.splat_word(code.offset(at, group * self.width), lanes), words)
+        shifts = ir.Constant(kind, [self.width * (lane % GROUP) for lane in range(lanes)])
+        local = code.ir.and_(code.ir.lshr(words, shifts), ir.Constant(kind, [spec.m - 1] * lanes))
+        runs = [lane // spec.n % (lanes // spec.m) * spec.m for lane in range(lanes)]
+        return code.ir.or_(local, ir.Constant(kind, runs))
+
+    def _one(self, place: Value, total: Value) -> Value:
+        code = self.code
+        column = code.index_at(self.arguments["columns"], code.add(self.start, place), self.spec.index)
+        feature = code.load(code.floats(self.arguments["x"], column), 1)
+        return code.fma(self.values.one(code, self._weight(place)), feature, total)
+
+    def _weight(self, place: Value) -> Value:
+        return self.values.at(self.code, self.arguments["values"], self.code.add(self.start, place))
+
+
+__all__ = ["ARGUMENTS", "LENGTHS", "PAD", "n_of_m", "serves"]
