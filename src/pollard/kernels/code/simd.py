@@ -171,6 +171,11 @@ class Code:
             for lane, index in enumerate(indices[first : first + BLOCK]):
                 part = self.ir.insert_element(part, self.load(self.floats(pointer, index), 1), I32(lane))
             level.append(part)
+        return self.joined(level)
+
+    def joined(self, vectors: Sequence[Value]) -> Value:
+        """The lanes of `vectors`, a power of two of them, one after another."""
+        level = list(vectors)
         while len(level) > 1:
             width = 2 * self.lanes_of(level[0])
             level = [self.shuffle(*pair, range(width)) for pair in zip(level[::2], level[1::2], strict=True)]

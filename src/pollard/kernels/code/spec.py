@@ -26,7 +26,7 @@ class KernelSpec:
     ``list`` make numbers distinct and ascending, ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and
     ``above`` find them for a ranking, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and
     ``turn`` make a transpose, ``order`` lays values out in its order.
-    isa: the instruction set. rows: rows of a grain. block: rows of a grain worked on at a time.
+    isa: the instruction set. rows, columns: of a grain. block: rows of a grain worked on at a time.
     vectors: vectors side by side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have
     one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
     scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
@@ -43,6 +43,7 @@ class KernelSpec:
     operation: str
     isa: str
     rows: int = 1
+    columns: int = 1
     block: int = 1
     vectors: int = 1
     dots: int = 0
@@ -76,7 +77,8 @@ class KernelSpec:
 
     def __str__(self) -> str:
         flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
-        parts = [self.operation, self.isa, f"v{self.rows}", f"b{self.block}", f"c{self.vectors}"]
+        grain = f"v{self.rows}" if self.columns == 1 else f"b{self.rows}x{self.columns}"
+        parts = [self.operation, self.isa, grain, f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
         sizes += [f"x{self.chains}"] * (self.chains > 1) + [f"i{self.index}"] * (self.index != 4)
         sizes += [f"{self.n}:{self.m}"] * (self.m > 0)

@@ -28,7 +28,7 @@ CHUNK = 1 << 18  # grains handled at once, so that temporaries stay small beside
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Where each tile of `width` columns begins in each row group: entry ``[t * stride + i]``; it ends `end` later."""
+    """Where each tile of `width` columns of grains begins in each row group: entry ``[t * stride + i]``; it ends `end` later."""
 
     pointers: Tensor
     tiles: int
@@ -114,8 +114,8 @@ _PLACE = "_derived"
 
 @one_at_a_time
 def tiling(topology: Topology, width: int) -> Tiling:
-    """The tiles of `width` columns; as wide as the matrix, they are the row pointers themselves."""
-    width = max(1, min(width, topology.shape[1]))
+    """The tiles of `width` columns of grains; as wide as the matrix, they are the row pointers themselves."""
+    width = max(1, min(width, topology.width))
     known = _of(topology).tilings
     if width not in known:
         known[width] = _make(topology, width)
@@ -237,7 +237,7 @@ def _tiles(topology: Topology, transposed: bool) -> dict[int, Any]:
 def let_go(topology: Topology) -> None:
     """Drop all that was derived from `topology`, its transpose too: nobody will multiply by it soon."""
     topology.__dict__.pop(_PLACE, None)
-    if topology.vectors is not topology:
+    if "_cut" in topology.__dict__:
         let_go(topology.vectors)
     topology.drop_derived()
 
@@ -245,10 +245,15 @@ def let_go(topology: Topology) -> None:
 @one_at_a_time
 def derived_bytes(topology: Topology) -> int:
     """Bytes of everything derived from `topology` so far."""
-    own = _of(topology.vectors)
+    cut = topology.__dict__.get("_cut")
+    return _bytes(_of(topology)) + (0 if cut is None else _bytes(_of(cut)))
+
+
+def _bytes(own: _Derived) -> int:
     cuts = sum(cut.nbytes for cut in own.bounds.values()) + sum(run.bytes for run in own.runs or ())
     turned = sum(each.bytes for each in own.by_columns.values())
-    return turned + sum(each.bytes for each in own.tilings.values()) + cuts
+    placed = sum(each.nbytes for each in own.placed.values() if isinstance(each, Tensor))
+    return turned + sum(each.bytes for each in own.tilings.values()) + cuts + placed
 
 
 def _of(topology: Topology) -> _Derived:
@@ -262,7 +267,7 @@ def _turned(topology: Topology, width: int, target: Target) -> tuple[Tensor, Ten
 
 
 def _make(topology: Topology, width: int) -> Tiling:
-    tiles = -(-topology.shape[1] // width)
+    tiles = -(-topology.width // width)
     if tiles <= 1:
         return Tiling(topology.indices.row_pointers, 1, width, 0, 1)
     table = attempt(partial(_borders, topology, width))

@@ -99,7 +99,9 @@ def explain_run(operation: str, operand: Tensor, topology: Topology, values: tor
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:
-        tile = f"tiles of {choice.width} columns" if product.spec(choice).tiled else "one tile"
+        tile = (
+            f"tiles of {choice.width * topology.pattern.columns} columns" if product.spec(choice).tiled else "one tile"
+        )
         return f"{product.spec(choice)}, {tile}"
 
     timed = tuple((describe(choice), microseconds) for choice, microseconds in decision.candidates)

@@ -194,12 +194,12 @@ def _scatter(product: Product, choice: Choice) -> Fit:
         return _gather(product, choice)
     width, threads = product.topology.shape[1], product.threads
     packing = Packing(product.target, product.operand, product.panels(choice).kind, threads, purpose="operand")
-    tiles = tiling(product.topology, choice.width or width)
+    tiles = tiling(product.topology, choice.width or product.topology.width)
     chunks = min(threads, tiles.tiles)
     cuts = torch.tensor(equal_runs(tiles.tiles, chunks), dtype=torch.int32, device="cpu")
     launch = Launch(
         product.spec(choice), chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
-        GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width, CHUNKS=chunks,
+        GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width * product.topology.pattern.columns, CHUNKS=chunks,
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
@@ -228,7 +228,7 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
     ]
     launch = Launch(
         product.spec(choice), threads, threads,
-        **_walk(topology, tiling(topology, choice.width or topology.shape[1]), threads),
+        **_walk(topology, tiling(topology, choice.width or topology.width), threads),
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:

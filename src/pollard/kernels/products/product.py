@@ -104,8 +104,8 @@ class Product:
         return decision
 
     def width(self, choice: Choice) -> int:
-        """Columns a tile of W, or rows where it is taken by columns."""
-        most = self.topology.shape[0 if choice.transposed else 1]
+        """Columns of grains in a tile of W, or rows where it is taken by columns."""
+        most = self._across(choice)
         return min(choice.width or most, most)
 
     def _candidates(self) -> list[Choice]:
@@ -116,11 +116,11 @@ class Product:
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
             # waste less of the short runs of tiles that fit in L1.
             fewer = [dots for dots in (lanes // 2, lanes // 4) if dots >= 4 * self.block]
-            row = self.numbers.bytes * min(self.batch, BATCH_STEP)
+            row, columns = self.numbers.bytes * min(self.batch, BATCH_STEP), self.topology.pattern.columns
             return [
                 choice
                 for dots in (lanes, *fewer)
-                for choice in tuning.candidates(self.topology, [(dots, row)], run=dots / self.block)
+                for choice in tuning.candidates(self.topology, [(dots, row)], run=dots / self.block / columns)
             ]
         whole, parts = -(-self.batch // self.unit), self.numbers.parts
         options = [max(1, option // parts) for option in VECTORS[self.target.isa][self.block]]
@@ -132,9 +132,12 @@ class Product:
         if self.operation == "gather":
             return tuning.candidates(self.topology, panels, direct=self.operand.features_first and self._unbroken)
         scattered = tuning.candidates(self.topology, panels)
-        if self.topology.pattern.rows > 1:
+        if self.topology.pattern.size > 1:
             return scattered
         return tuning.candidates(self.topology, panels, transposed=True) + scattered
+
+    def _across(self, choice: Choice) -> int:
+        return self.topology.groups if choice.transposed else self.topology.width
 
     @property
     def _unbroken(self) -> bool:
@@ -156,11 +159,12 @@ class Product:
 
     def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
         """The kernel for `choice`."""
-        panels, across = self.panels(choice), self.topology.shape[0 if choice.transposed else 1]
+        panels, across = self.panels(choice), self._across(choice)
         return KernelSpec(
             "gather" if choice.transposed else self.operation,
             self.target.isa,
             rows=self.topology.pattern.rows,
+            columns=self.topology.pattern.columns,
             block=self.block,
             vectors=panels.vectors,
             dots=choice.vectors if self.operation == "sddmm" else 0,

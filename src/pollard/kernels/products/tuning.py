@@ -146,13 +146,13 @@ def candidates(
     panels: vectors a panel, and bytes of a row of it, best guess first. direct: packing may be left out. run: grains of
     a row that a tile should hold on average, or the time goes into its ends. transposed: W, unstructured, is taken by columns.
     """
-    groups, columns = (topology.groups, topology.shape[1]) if not transposed else (topology.shape[1], topology.shape[0])
-    grains = topology.grains / max(groups, 1)
+    groups, columns = (topology.width, topology.groups) if transposed else (topology.groups, topology.width)
+    grains, tall = topology.grains / max(groups, 1), topology.pattern.columns  # rows of the dense operand, a column
     found: list[Choice] = []
     # By columns, each width is an order of its own of all grains: two are made, and all panels tried with both.
-    shared = _widths(columns, grains, panels[0][1], run)[:2] if transposed else None
+    shared = _widths(columns, grains, tall * panels[0][1], run)[:2] if transposed else None
     for vectors, row_bytes in panels:
-        for width in shared or _widths(columns, grains, row_bytes, run):
+        for width in shared or _widths(columns, grains, tall * row_bytes, run):
             found.append(Choice(vectors, width, transposed=transposed))
             if direct and width == 0:
                 found.append(Choice(vectors, width, packed=False))

@@ -7,7 +7,7 @@ from llvmlite import ir
 from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_module
-from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
+from pollard.kernels.code.emit.tiles import Tile, each_tile, over_columns, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
@@ -109,7 +109,7 @@ class _Gather:
     def _accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
         code, spec, (start, end) = self.code, self.spec, grains
         # Values of half precision are read two at a time in any case.
-        if spec.block == 1 and spec.chains == 1 and (not spec.tiled or self.values.parts > 1):
+        if spec.block == spec.columns == spec.chains == 1 and (not spec.tiled or self.values.parts > 1):
             with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
                 several.carry(self._grains(several.index, UNROLL, offset, several.carried))
             start, sums = several.index, several.carried
@@ -136,13 +136,37 @@ class _Gather:
         return several.index, total
 
     def _grains(self, first: Value, count: int, offset: int, sums: list[Value]) -> list[Value]:
-        code, spec, panel, values = self.code, self.spec, self.panel, self.values
-        place = values.at(code, self.arguments["values"], code.add(code.mul(first, spec.rows), offset))
-        weights = values.splats(code, place, count * spec.block, panel.lanes)
-        for grain in range(count):
-            column = code.index_at(self.arguments["columns"], code.add(first, grain), spec.index)
-            vectors = panel.load(self.numbers.at(code, self.x, code.mul(column, self.ldx)), masked=not spec.packed)
-            own = weights[grain * spec.block : (grain + 1) * spec.block]
-            pairs = [(weight, vector) for weight in own for vector in vectors]
-            sums = [code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
-        return sums
+        code, spec = self.code, self.spec
+        if spec.columns == 1:
+            weights = self._weights(first, count, offset)
+            for grain in range(count):
+                column = code.index_at(self.arguments["columns"], code.add(first, grain), spec.index)
+                sums = self._column(column, weights[grain * spec.block : (grain + 1) * spec.block], sums)
+            return sums
+        start = code.mul(code.index_at(self.arguments["columns"], first, spec.index), spec.columns)
+
+        def columns(c: Value, some: int, sums: list[Value]) -> list[Value]:
+            weights = self._weights(code.add(code.mul(first, spec.columns), c), some, offset)
+            for each in range(some):
+                own = weights[each * spec.block : (each + 1) * spec.block]
+                sums = self._column(code.add(start, code.add(c, each)), own, sums)
+            return sums
+
+        return over_columns(code, spec, sums, columns)
+
+    def _weights(self, first: Value, count: int, offset: int) -> list[Value]:
+        """Those of a block of rows of `count` columns, kept one after another, from the one that is the `first` of all."""
+        code, spec, values, lanes = self.code, self.spec, self.values, self.panel.lanes
+        together = count if spec.block == spec.rows else 1
+        found = []
+        for column in range(0, count, together):
+            place = code.add(code.mul(code.add(first, column), spec.rows), offset)
+            at = values.at(code, self.arguments["values"], place)
+            found += values.splats(code, at, together * spec.block, lanes)
+        return found
+
+    def _column(self, column: Value, weights: list[Value], sums: list[Value]) -> list[Value]:
+        code, packed = self.code, self.spec.packed
+        vectors = self.panel.load(self.numbers.at(code, self.x, code.mul(column, self.ldx)), masked=not packed)
+        pairs = [(weight, vector) for weight in weights for vector in vectors]
+        return [code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]

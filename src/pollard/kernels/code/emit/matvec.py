@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import run_of_groups
+from pollard.kernels.code.emit.tiles import over_columns, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -41,26 +41,27 @@ def matvec(spec: KernelSpec) -> ir.Module:
 
 
 class _Row:
-    """One row: its grains a vector at a time, the last few by themselves."""
+    """One row: as many of its weights as a vector has lanes at a time, or a wider grain; the last few by themselves."""
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
         self.code, self.spec, self.arguments, self.row = code, spec, arguments, row
         self.values, self.lanes = NUMBERS[spec.values], TARGETS[spec.isa].lanes
+        self.grains = max(1, self.lanes // spec.columns)  # at a time
 
     def run(self) -> None:
         """Sum and store."""
         code, lanes, arguments = self.code, self.lanes, self.arguments
         start = code.index_at(arguments["pointers"], self.row)
         end = code.index_at(arguments["pointers"], code.add(self.row, 1))
-        step = VECTORS * lanes
+        step = VECTORS * self.grains
         with code.loop(start, code.sub(end, step - 1), step, [code.zero(lanes)] * VECTORS) as several:
-            places = [code.add(several.index, vector * lanes) for vector in range(VECTORS)]
-            several.carry([self._vector(*pair) for pair in zip(places, several.carried, strict=True)])
+            places = [code.add(several.index, vector * self.grains) for vector in range(VECTORS)]
+            several.carry([self._several(*pair) for pair in zip(places, several.carried, strict=True)])
         sums = code.ir.fadd(*several.carried)
-        with code.loop(several.index, code.sub(end, lanes - 1), lanes, [sums]) as whole:
-            whole.carry([self._vector(whole.index, whole.carried[0])])
+        with code.loop(several.index, code.sub(end, self.grains - 1), self.grains, [sums]) as whole:
+            whole.carry([self._several(whole.index, whole.carried[0])])
         with code.loop(whole.index, end, carried=[self._bias()]) as single:
-            single.carry([self._grain(single.index, single.carried[0])])
+            single.carry([self._one(single.index, single.carried[0])])
         total = code.ir.fadd(single.carried[0], code.sum_of(whole.carried[0]))
         result = code.relu(total, 1) if self.spec.relu else total
         numbers = NUMBERS[self.spec.numbers]
@@ -72,19 +73,39 @@ class _Row:
             return code.zero(1)
         return self.values.one(code, self.values.at(code, self.arguments["bias"], self.row))
 
-    def _vector(self, position: Value, sums: Value) -> Value:
-        code, arguments = self.code, self.arguments
-        columns = code.each_index(arguments["columns"], position, self.lanes, self.spec.index)
-        features = code.gathered(arguments["x"], columns)
-        weights = self.values.few(code, self.values.at(code, arguments["values"], position), self.lanes)
-        return code.fma(weights, features, sums)
+    def _several(self, position: Value, sums: Value) -> Value:
+        """The grains from `position` on that are taken at a time."""
+        code, lanes, columns = self.code, self.lanes, self.spec.columns
+        weights = code.mul(position, columns)
+        if columns == 1:
+            places = code.each_index(self.arguments["columns"], position, lanes, self.spec.index)
+            return self._added(weights, code.gathered(self.arguments["x"], places), sums)
+        pieces = [code.load(self._inputs(code.add(position, each)), min(columns, lanes)) for each in range(self.grains)]
+        sums = self._added(weights, code.joined(pieces), sums)
+        for more in range(lanes, columns, lanes):
+            piece = code.load(code.floats(self._inputs(position), more), lanes)
+            sums = self._added(code.add(weights, more), piece, sums)
+        return sums
 
-    def _grain(self, position: Value, total: Value) -> Value:
-        code, arguments = self.code, self.arguments
-        column = code.index_at(arguments["columns"], position, self.spec.index)
-        feature = code.load(code.floats(arguments["x"], column), 1)
-        weight = self.values.one(code, self.values.at(code, arguments["values"], position))
-        return code.fma(weight, feature, total)
+    def _inputs(self, position: Value) -> Value:
+        """Where the columns of a grain begin in x."""
+        code, columns = self.code, self.spec.columns
+        index = code.index_at(self.arguments["columns"], position, self.spec.index)
+        return code.floats(self.arguments["x"], code.mul(index, columns))
+
+    def _added(self, place: Value, features: Value, sums: Value) -> Value:
+        weights = self.values.few(self.code, self._weight(place), self.lanes)
+        return self.code.fma(weights, features, sums)
+
+    def _one(self, position: Value, total: Value) -> Value:
+        code, inputs = self.code, self._inputs(position)
+        for column in range(self.spec.columns):  # fewer than lanes: else none is left over
+            weight = self.values.one(code, self._weight(code.add(code.mul(position, self.spec.columns), column)))
+            total = code.fma(weight, code.load(code.floats(inputs, column), 1), total)
+        return total
+
+    def _weight(self, place: Value) -> Value:
+        return self.values.at(self.code, self.arguments["values"], place)
 
 
 class _Rows:
@@ -131,11 +152,23 @@ class _Rows:
         return self.values.few(code, self.values.at(code, self.arguments["bias"], place), spec.block)
 
     def _grain(self, position: Value, sums: list[Value]) -> list[Value]:
-        code, spec, arguments, values = self.code, self.spec, self.arguments, self.values
-        column = code.index_at(arguments["columns"], position, spec.index)
-        spread = code.splat(code.load(code.floats(arguments["x"], column), 1), spec.block)
-        weights = values.at(code, arguments["values"], code.mul(position, spec.rows))
-        loaded = [values.few(code, values.at(code, weights, part), spec.block) for part in self.parts]
+        code, spec, arguments = self.code, self.spec, self.arguments
+        start = code.mul(code.index_at(arguments["columns"], position, spec.index), spec.columns)
+
+        def columns(c: Value, some: int, sums: list[Value]) -> list[Value]:
+            for each in range(some):
+                column = code.add(c, each)
+                feature = code.load(code.floats(arguments["x"], code.add(start, column)), 1)
+                place = code.mul(code.add(code.mul(position, spec.columns), column), spec.rows)
+                sums = self._column(place, code.splat(feature, spec.block), sums)
+            return sums
+
+        return over_columns(code, spec, sums, columns)
+
+    def _column(self, place: Value, spread: Value, sums: list[Value]) -> list[Value]:
+        code, values = self.code, self.values
+        weights = values.at(code, self.arguments["values"], place)
+        loaded = [values.few(code, values.at(code, weights, part), self.spec.block) for part in self.parts]
         return [code.fma(weight, spread, total) for weight, total in zip(loaded, sums, strict=True)]
 
     def _store(self, group: Value, sums: list[Value]) -> None:

@@ -10,12 +10,12 @@ from llvmlite import ir
 from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_module
-from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
+from pollard.kernels.code.emit.tiles import Tile, each_tile, over_columns, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
 # Here x is dY, always in panels, and y is dX. A chunk is a run of tiles, which `cuts` holds the beginnings of; every chunk
-# takes all row groups. WIDTH is the number of columns in a tile.
+# takes all row groups. WIDTH is the number of columns of W in a tile.
 ARGUMENTS = (
     "values", "x", "y", "scratch", "tiles", "columns", "bounds", "cuts",
     "PASSES", "TILES", "STRIDE", "END", "GROUPS", "IN", "WIDTH", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS",
@@ -77,9 +77,21 @@ class _Scatter:
                 self._add(grain.index, offset, upstream)
 
     def _add(self, position: Value, offset: int, upstream: list[list[Value]]) -> None:
+        code, spec = self.code, self.spec
+        start = code.mul(code.index_at(self.arguments["columns"], position, spec.index), spec.columns)
+
+        def columns(c: Value, some: int, _: list[Value]) -> list[Value]:
+            for each in range(some):
+                column = code.add(c, each)
+                place = code.mul(code.add(code.mul(position, spec.columns), column), spec.rows)
+                self._add_column(code.add(start, column), code.add(place, offset), upstream)
+            return []
+
+        over_columns(code, spec, [], columns)
+
+    def _add_column(self, column: Value, place: Value, upstream: list[list[Value]]) -> None:
         code, spec, panel, values = self.code, self.spec, self.panel, self.values
-        target = self._row(code.index_at(self.arguments["columns"], position, spec.index))
-        weights = values.at(code, self.arguments["values"], code.add(code.mul(position, spec.rows), offset))
+        target, weights = self._row(column), values.at(code, self.arguments["values"], place)
         sums = panel.rest(target)
         for r, weight in enumerate(values.splats(code, weights, spec.block, panel.lanes)):
             sums = [code.fma(weight, vector, total) for vector, total in zip(upstream[r], sums, strict=True)]

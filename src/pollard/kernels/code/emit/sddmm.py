@@ -30,7 +30,9 @@ def sddmm(spec: KernelSpec) -> ir.Module:
         with code.loop(0, arguments["BATCH"], STEP) as step:
             last = code.minimum(code.add(step.index, STEP), arguments["BATCH"])
 
-            def row_group(_: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+            def row_group(_: Tile, group: Value, own: tuple[Value, Value]) -> None:
+                # Here a grain of several columns is as many grains.
+                grains = code.mul(own[0], spec.columns), code.mul(own[1], spec.columns)
                 for offset in range(0, spec.rows, spec.block):
                     rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
                     _Sddmm(code, spec, arguments, rows, offset).run(grains, (step.index, last))
@@ -71,9 +73,20 @@ class _Sddmm:
 
     def _dots(self, positions: list[Value], batch: tuple[Value, Value]) -> Value:
         code, arguments = self.code, self.arguments
-        columns = [code.index_at(arguments["columns"], position, self.spec.index) for position in positions]
-        inputs = [self.numbers.at(code, arguments["x"], code.mul(column, arguments["LDX"])) for column in columns]
+        inputs = [
+            self.numbers.at(code, arguments["x"], code.mul(self._column(position), arguments["LDX"]))
+            for position in positions
+        ]
         return code.sum_each(self._at_once(inputs) if self.spec.vectors else self._walk(inputs, batch), self.lanes)
+
+    def _column(self, position: Value) -> Value:
+        code, (count, index) = self.code, (self.spec.columns, self.spec.index)
+        if count == 1:
+            return code.index_at(self.arguments["columns"], position, index)
+        # A power of two.
+        grain = code.ir.lshr(position, code.integer(count.bit_length() - 1))
+        first = code.mul(code.index_at(self.arguments["columns"], grain, index), count)
+        return code.add(first, code.ir.and_(position, code.integer(count - 1)))
 
     def _at_once(self, inputs: list[Value]) -> list[Value]:
         sums = [self.code.zero(self.lanes)] * self.spec.dots

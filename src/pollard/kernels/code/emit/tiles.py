@@ -11,6 +11,7 @@ from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
 LINE = 64
+ABREAST = 4  # columns of a grain, whose code is written out
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,18 @@ def each_tile(
                 body(tile, group.index, (start, end))
 
 
+def over_columns(
+    code: Code, spec: KernelSpec, sums: list[Value], body: Callable[[Value, int, list[Value]], list[Value]]
+) -> list[Value]:
+    """What `sums` become by ``body(first, count, sums)`` for the columns of a grain, a few of them at a time."""
+    count = min(spec.columns, ABREAST)
+    if count == spec.columns:
+        return body(code.integer(0), count, sums)
+    with code.loop(0, spec.columns, count, sums) as few:
+        few.carry(body(few.index, count, few.carried))
+    return few.carried
+
+
 def run_of_groups(code: Code, arguments: Arguments, chunk: Value, turn: Value) -> tuple[Value, Value]:
     """The row groups that `chunk` takes in `turn`: ``bounds`` holds where each such run begins, and the end."""
     position = code.add(code.mul(chunk, arguments["PASSES"]), turn)
@@ -66,6 +79,6 @@ def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -
     # The next tile goes on where this one ends in each row: short runs, too far apart for the hardware's prefetcher.
     code.prefetch(code.offset(code.offset(arguments["columns"], code.mul(end, spec.index)), LINE - 4))
     size = NUMBERS[spec.values].bytes
-    values = code.offset(code.offset(arguments["values"], code.mul(end, spec.rows * size)), LINE - 4)
-    for line in range(max(1, min(spec.rows, 4) * size // 4)):
+    values = code.offset(code.offset(arguments["values"], code.mul(end, spec.rows * spec.columns * size)), LINE - 4)
+    for line in range(max(1, min(spec.rows * spec.columns, 4) * size // 4)):
         code.prefetch(code.offset(values, line * LINE))
