@@ -51,8 +51,8 @@ def held(pattern: str, shape: tuple[int, int], density: float) -> tuple[float, f
 
 
 def _choice(key: str, topology: Topology) -> Choice:
-    turned = key.startswith("scatter") and topology.vectors.pattern.rows == 1
-    return Choice(4 if key.startswith("sddmm") else 1, WIDTH, transposed=turned)
+    turned = key.startswith("scatter") and topology.pattern.size == 1
+    return Choice(4 if key.startswith("sddmm") else 1, WIDTH // topology.pattern.columns, transposed=turned)
 
 
 def page() -> str:

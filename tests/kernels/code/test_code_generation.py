@@ -18,6 +18,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, once, target
 from pollard.kernels.code.emit import EMITTERS, emit
 from pollard.kernels.code.launch import Launch
+from pollard.kernels.code.emit.n_of_m import serves
 from pollard.kernels.code.spec import INDICES, KernelSpec
 from pollard.kernels.code.target import TARGETS, host_isas
 from pollard.kernels.products import dispatch, reference
@@ -35,6 +36,13 @@ def specs(isa):
             for vectors in (0, 2):
                 yield KernelSpec("sddmm", isa, rows=rows, block=min(rows, 4), vectors=vectors, dots=dots, tiled=True)
     yield KernelSpec("matvec", isa, rows=16, block=TARGETS[isa].lanes, bias=True, relu=True)
+    if serves(TARGETS[isa], 2, 4):
+        for numbers in ("float32", "bfloat16", "float16"):
+            yield KernelSpec("n_of_m", isa, n=2, m=4, bias=True, relu=True, numbers=numbers, values=numbers)
+    for numbers in ("bfloat16", "float16"):
+        yield KernelSpec("gather", isa, rows=4, block=4, columns=8, numbers=numbers, ragged=True, tiled=True)
+        yield KernelSpec("sddmm", isa, dots=4, vectors=2, ragged=True, numbers=numbers)
+        yield KernelSpec("pack", isa, numbers=numbers)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
     for operation in (*INDICES, "gather", "matvec", "scatter"):
@@ -53,7 +61,7 @@ def test_every_operation_assembles_for_every_instruction_set(isa):
         seen.add(spec.operation)
         wanted = VECTORS[isa] if spec.operation != "pack" or isa != "neon" else r"\tst[rp]\tq\d"
         assert spec.operation in INDICES or re.search(wanted, text), spec
-    assert seen == set(EMITTERS)
+    assert seen == set(EMITTERS) - (set() if serves(TARGETS[isa], 2, 4) else {"n_of_m"})
 
 
 def test_code_is_a_pure_function_of_the_spec():
