@@ -17,8 +17,8 @@ from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, once, target
 from pollard.kernels.code.emit import EMITTERS, emit
-from pollard.kernels.code.launch import Launch
 from pollard.kernels.code.emit.n_of_m import serves
+from pollard.kernels.code.launch import Launch
 from pollard.kernels.code.spec import INDICES, KernelSpec
 from pollard.kernels.code.target import TARGETS, host_isas
 from pollard.kernels.products import dispatch, reference

@@ -11,12 +11,12 @@ from pollard.kernels.code.target import Target, current
 from pollard.kernels.products.operand import Operand, by_rows, name_of
 from pollard.kernels.products.prepared import prepared
 from pollard.kernels.products.product import Product
-from pollard.kernels.products.task import Call, Kind, Task
+from pollard.kernels.products.task import Call, Task
 
-KERNELS: dict[Kind, str] = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
+KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
 
-def operation(kind: Kind, pattern: Pattern, batch: int, target: Target) -> str:
+def operation(kind: str, pattern: Pattern, batch: int, target: Target) -> str:
     """The operation that computes a kind of product: one sample has forward products of its own.
 
     >>> from pollard.kernels.code.target import TARGETS
