@@ -22,7 +22,7 @@ from pollard.report.network_contest import DTYPES, Tell, dense_ways, pruned, req
 from pollard.report.networks import Workload
 from pollard.report.timing import interleaved
 
-SPARSE = "sparse"
+SPARSE, REST = "sparse", None
 ROUNDS = 7
 Costs = dict[str, float]
 
@@ -56,7 +56,7 @@ class NetworkCosts:
     """A sparse network beside the dense one: milliseconds by layer, in all, and of what is in no sparse layer.
 
     The keys of costs are `sparse` and the precisions of the dense network; `dense` says by which of torch's ways each of
-    them computes its linear layers, the fastest in each. rest: total less layers.
+    them computes its linear layers, the fastest in each. rest: of a call, less the layers of the next. total: layers and rest.
     """
 
     network: str
@@ -101,15 +101,14 @@ def network_costs(
         tell(f"verifying dense {each}")
         runs[each], ways[each] = _fastest(dense, each)
     names = _layers(sparse.model)
-    profiles = {f"{key} by layer": _Profile(run, names) for key, run in runs.items()}
+    profiles = {key: _Profile(run, names) for key, run in runs.items()}
     tell("timing layer by layer")
-    # Apart from whole calls: hooks cost time too, and keep torch from its own shortcuts.
-    samples = interleaved({**runs, **profiles}, rounds)
-    total = {key: statistics.median(samples[key]) for key in runs}
+    interleaved(profiles, rounds)
     layers = [
-        LayerCost(name, parts, {key: profiles[f"{key} by layer"].median(name) for key in runs})
+        LayerCost(name, parts, {key: profile.median(name) for key, profile in profiles.items()})
         for name, parts in _matrices(sparse, names).items()
     ]
+    rest = {key: profile.median(REST) for key, profile in profiles.items()}
     return NetworkCosts(
         network=workload.name,
         inputs=workload.input_shapes,
@@ -120,8 +119,8 @@ def network_costs(
         threads=torch.get_num_threads(),
         dense=ways,
         layers=layers,
-        rest={key: whole - sum(layer.ms[key] for layer in layers) for key, whole in total.items()},
-        total=total,
+        rest=rest,
+        total={key: sum(layer.ms[key] for layer in layers) + left for key, left in rest.items()},
         machine=machine(),
     )
 
@@ -146,21 +145,26 @@ def _layers(model: nn.Module) -> list[str]:
 
 
 class _Profile:
-    """A call that keeps the milliseconds that each run spends within the modules of `names`."""
+    """A call that keeps the milliseconds that it spends within the modules of `names`, and in the rest of the network."""
 
     def __init__(self, workload: Workload, names: list[str]) -> None:
         self.workload, self.names = workload, names
-        self.runs: list[Costs] = []
+        self.runs: list[dict[str | None, float]] = []
 
     def __call__(self) -> None:
         # What is seen is a network in use, not the caches that another left behind.
         self.workload()
+        # The whole without hooks: they cost time too, and keep torch from its own shortcuts. Layers at once after it, so
+        # that a busy moment of the machine hits both.
+        started = perf_counter()
+        self.workload()
+        total = 1e3 * (perf_counter() - started)
         with _watched({name: self.workload.model.get_submodule(name) for name in self.names}) as spent:
             self.workload()
-        self.runs.append(spent)
+        self.runs.append(spent | {REST: total - sum(spent.values())})
 
-    def median(self, name: str) -> float:
-        """Of what a call spends in a module."""
+    def median(self, name: str | None) -> float:
+        """Of what a call spends in a module, or in the rest."""
         return statistics.median(spent[name] for spent in self.runs)
 
 
