@@ -108,6 +108,13 @@ def test_half_precision_is_rounded_once(isa, dtypes, pattern, batch, layout):
         assert_parity(topology, batch, layout, *dtypes)
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "v4", "v16"])
+def test_one_topology_serves_batches_of_one_step_and_of_several(isa, pattern):
+    topology = Topology.random((48, 100), 0.3, pattern, torch.Generator().manual_seed(5))
+    for batch in (200, 300, 256, 257, 512):
+        assert_parity(topology, batch, "row-major", torch.bfloat16, torch.bfloat16)
+
+
 def test_no_batch_no_rows_no_columns_and_nothing_kept(isa):
     empty = Topology.from_mask(torch.zeros(4, 3, dtype=torch.bool))
     for topology, batch in (

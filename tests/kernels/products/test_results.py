@@ -30,10 +30,11 @@ def large(count: int = COUNT) -> torch.Tensor:
     return results.room((count,), (1,))(torch.ones(1))
 
 
-@pytest.mark.parametrize("count", [10, COUNT, 3 * COUNT // 2])
-def test_a_result_is_a_tensor_of_its_own(count):
-    made = results.room((2, count // 2), (1, 2))(torch.ones(1))
-    assert (made.shape, made.stride(), made.dtype, made.device.type) == ((2, count // 2), (1, 2), torch.float32, "cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [10, COUNT, 3 * COUNT // 2, 4 * COUNT])
+def test_a_result_is_a_tensor_of_its_own(count, dtype):
+    made = results.room((2, count // 2), (1, 2), dtype)(torch.ones(1))
+    assert (made.shape, made.stride(), made.dtype, made.device.type) == ((2, count // 2), (1, 2), dtype, "cpu")
     assert made._base is None
     assert made.untyped_storage().nbytes() == made.nbytes
 

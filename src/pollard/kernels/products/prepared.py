@@ -55,7 +55,7 @@ def prepared(
     if choice is None:
         choice = choices[near] = product.decide(build).choice
     panels = product.panels(choice)
-    key = (*kind, choice, panels.kind)
+    key = (*kind, choice, panels.kind, product.in_steps)
     fit = known.get(key)
     if fit is None:
         fit = known[key] = _MAKERS[product.operation](product, choice, *variant)
@@ -226,8 +226,9 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
         None if each.features_first else Packing(target, each, (1, False, False), threads, purpose=purpose)
         for each, purpose in ((upstream, "upstream"), (product.operand, "operand"))
     ]
+    spec = product.spec(choice)
     launch = Launch(
-        product.spec(choice), threads, threads,
+        spec, threads, threads,
         **_walk(topology, tiling(topology, choice.width or topology.width), threads),
     )  # fmt: skip
 
@@ -239,15 +240,14 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
             each.stride if turn is None else whole.columns(unit) for each, turn in zip(matrices, turns, strict=True)
         ]
         run = launch.at(threads, BATCH=batch, LDY=strides[0], LDX=strides[1])
-        (turn_grad, turn_x), room = turns, results.room((topology.nnz,), (1,))
-        wanted: torch.dtype = getattr(torch, product.values)
+        (turn_grad, turn_x), room = turns, results.room((topology.nnz,), (1,), getattr(torch, spec.values))
+        wanted = None if spec.values == product.values else getattr(torch, product.values)
 
         def call(grad: Tensor, x: Tensor) -> Tensor:
             dw = room(grad)
             turned, turned_grad = turn_x(x) if turn_x else x, turn_grad(grad) if turn_grad else grad
             run(dw.data_ptr(), turned.data_ptr(), turned_grad.data_ptr())
-            # Summed in several steps, of which only the last may be rounded.
-            return dw if wanted is torch.float32 else dw.to(wanted)
+            return dw if wanted is None else dw.to(wanted)
 
         return call
 

@@ -85,6 +85,11 @@ class Product:
         abreast = self.block * self.numbers.parts * -(-self.batch // self.unit)
         return max(1, CHAINS // abreast) if self.operation == "gather" else 1
 
+    @property
+    def in_steps(self) -> bool:
+        """Whether dot products are summed over the batch in several steps."""
+        return self.operation == "sddmm" and self.batch > BATCH_STEP
+
     @one_at_a_time
     def decide(self, build: Build | None) -> Decision:
         """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
@@ -178,7 +183,7 @@ class Product:
             n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
             m=self.topology.pattern.m if self.operation == "n_of_m" else 0,
             numbers=self.operand.dtype,
-            # Those of a transpose were put in order, as float32.
-            values="float32" if choice.transposed else self.values,
+            # Values of a transpose are put in order as float32; sums of several steps are rounded after the last.
+            values="float32" if choice.transposed or self.in_steps else self.values,
             index=index_dtype(across).itemsize,
         )

@@ -8,11 +8,12 @@ from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS, Mask
 from pollard.kernels.code.emit.panels import Panel
 from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
-from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.simd import I32, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
-# `columns` and `values` are those of W; x is X and dy is dY, both features-first.
+# `columns` and `values` are those of W; x is X and dy is dY, both features-first. Values are in half precision only where the
+# batch is a single step: others are added to.
 ARGUMENTS = (
     "values", "x", "dy", "tiles", "columns", "bounds",
     "PASSES", "TILES", "STRIDE", "END", "BATCH", "LDX", "LDY",
@@ -122,21 +123,32 @@ class _Sddmm:
         # Lane c * block + r is row r of grain c. A block that is the whole grain lies in one piece.
         code, block = self.code, self.spec.block
         if block == self.spec.rows:
-            target = code.floats(self.arguments["values"], code.mul(position, block))
-            mask = None if count is None else code.lane_mask(code.mul(count, block), self.spec.dots)
-            _put(code, dots, target, mask, first)
+            self._put(dots, code.mul(position, block), None if count is None else code.mul(count, block), first)
             return
         for c in range(self.grains):
             piece = code.shuffle(dots, dots, range(c * block, (c + 1) * block))
             place = code.add(code.mul(code.add(position, c), self.spec.rows), self.offset)
-            target = code.floats(self.arguments["values"], place)
             with code.when(code.less(c, code.integer(self.grains) if count is None else count)):
-                _put(code, piece, target, None, first)
+                self._put(piece, place, None, first)
+
+    def _put(self, value: Value, place: Value, count: Value | None, first: Value) -> None:
+        """Write `value`, or its first `count` lanes, to `place` of the values."""
+        code, values = self.code, NUMBERS[self.spec.values]
+        target = values.at(code, self.arguments["values"], place)
+        if self.spec.values == "float32":
+            _add(code, value, target, count, first)
+        elif count is None:
+            values.store_few(code, value, target)
+        else:
+            for lane in range(code.lanes_of(value)):
+                with code.when(code.less(lane, count)):
+                    values.store_few(code, code.ir.extract_element(value, I32(lane)), values.at(code, target, lane))
 
 
-def _put(code: Code, value: Value, target: Value, mask: Value | None, first: Value) -> None:
+def _add(code: Code, value: Value, target: Value, count: Value | None, first: Value) -> None:
     # The first step of the batch writes, later ones add.
     lanes = code.lanes_of(value)
+    mask = None if count is None else code.lane_mask(count, lanes)
     before = code.ir.block
     with code.ir.if_then(code.less(0, first)):
         old = code.load(target, lanes) if mask is None else code.masked_load(target, mask, lanes)
