@@ -18,22 +18,22 @@ OPERATIONS = PRODUCTS + INDICES
 class KernelSpec:
     """One kernel.
 
-    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample,
-    ``n_of_m`` where `n` of every `m` weights are kept, ``scatter`` adds to
-    them (``dX = W^T dY``),
-    ``sddmm`` takes dot products on the pattern (``dW``), ``pack`` lays a dense operand out in panels. Index work:
-    ``mark``, ``rewire`` and ``absent`` merge rows, ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and
-    ``list`` make numbers distinct and ascending, ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and
-    ``above`` find them for a ranking, ``move`` carries values along, ``cut`` finds the borders of tiles, ``count`` and
-    ``turn`` make a transpose, ``order`` lays values out in its order.
-    isa: the instruction set. rows, columns: of a grain. block: rows of a grain worked on at a time.
-    vectors: vectors side by side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have
-    one more; `ragged`: the last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are walked in cache-sized tiles. packed: the gathered or
-    scattered operand lies in panels, otherwise features-first (for ``pack``: the source is batch-first, to be transposed).
-    permuted: only flagged grains stay (``absent``). bias, relu: fused into ``gather``. size: bytes of a value (``move``),
-    or of a row group in what is made (``turn``). index: bytes of a column in W, or of what stands for it in a transpose.
-    chains: sums of a row that run side by side, where there are too few of other rows and columns (``gather``).
-    numbers: of dense operands and results, as they lie in memory. values: of W, and of the bias.
+    operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``n_of_m`` where `n` of
+    every `m` weights are kept, ``scatter`` adds to them (``dX = W^T dY``), ``sddmm`` takes dot products on the pattern
+    (``dW``), ``pack`` lays a dense operand out in panels. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
+    ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
+    ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``move``
+    carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose, ``order`` lays values
+    out in its order.
+    isa: the instruction set. rows, columns: of a grain. block: rows of a grain worked on at a time. vectors: vectors side by
+    side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have one more; `ragged`: the
+    last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are
+    walked in cache-sized tiles. packed: the gathered or scattered operand lies in panels, otherwise features-first (for
+    ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``). bias, relu: fused
+    into ``gather``, ``matvec`` and ``n_of_m``. size: bytes of a value (``move``), or of a row group in what is made
+    (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
+    side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
+    in memory. values: of W, and of the bias.
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
     >>> str(spec)

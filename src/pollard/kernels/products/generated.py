@@ -45,9 +45,9 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     wanted = operation(task.kind, topology.pattern, len(tensors[0]), target)
     product = Product.of(wanted, topology, matrices[-1], target, name_of(task.values))
     found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))
-    call: Call = (lambda *given: found(*ready(given))) if any(copied) else found
+    run: Call = (lambda *given: found(*ready(given))) if any(copied) else found
     if not task.rows:
-        return call
+        return run
     features = topology.shape[0 if task.kind == "forward" else 1]
     arrange = by_rows(target, len(tensors[0]), features, tensors[0].dtype)
-    return call if arrange is None else lambda *given: arrange(call(*given))
+    return run if arrange is None else lambda *given: arrange(run(*given))
