@@ -22,6 +22,7 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import ROWS, Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
+from pollard.kernels.products.operand import name_of
 from pollard.ops import matmul
 from pollard.report.dense_ways import NN_LINEAR, PACKED, WITH_WEIGHT
 from pollard.report.machine import cpu_name, machine
@@ -29,8 +30,15 @@ from pollard.report.timing import interleaved, on_threads
 from pollard.settings import Settings
 
 # Not multiples of any vector or tile: the tails of every kernel run too.
-SHAPE, BATCH = (48, 83), 37
+SHAPE, BATCH = (48, 84), 37
 DENSITY = 0.2
+ONE = 1  # sample, which has kernels of its own
+# Pattern, dtype, batch.
+KINDS: tuple[tuple[str, torch.dtype, int], ...] = (
+    *((str(Pattern(rows)), torch.float32, BATCH) for rows in ROWS),
+    *((pattern, torch.float32, batch) for pattern in ("b4x2", "2:4") for batch in (BATCH, ONE)),
+    *((pattern, dtype, BATCH) for pattern in ("unstructured", "v4") for dtype in (torch.bfloat16, torch.float16)),
+)
 # Of dense torch: large enough for its blocks, small enough for a tenth of a second in all.
 DENSE_SHAPE, DENSE_ROUNDS = (1024, 1024, 64), 5
 FAR_FASTER = 1.25
@@ -100,8 +108,8 @@ def dense_compared(nn_linear: float, packed: float) -> str:
 
 
 def kernel_checks(seed: int = 0) -> list[Check]:
-    """One check for each operation and pattern, on operands drawn from `seed`."""
-    return [_kernel_check(name, Pattern(rows), seed) for name, rows in product(_OPERATIONS, ROWS)]
+    """One check for each operation and kind of operands, drawn from `seed`."""
+    return [_kernel_check(name, *kind, seed) for name, kind in product(_OPERATIONS, KINDS)]
 
 
 @dataclass(frozen=True)
@@ -112,15 +120,15 @@ class _Operands:
     topology: Topology
 
     @classmethod
-    def draw(cls, pattern: Pattern, seed: int) -> _Operands:
+    def draw(cls, pattern: Pattern, dtype: torch.dtype, batch: int, seed: int) -> _Operands:
         generator = torch.Generator().manual_seed(seed)
-        topology = Topology.random(SHAPE, DENSITY, pattern, generator=generator)
-        rows, columns = SHAPE
-        x, grad = (
-            torch.randn(BATCH, columns, generator=generator, dtype=torch.float32, device="cpu"),
-            torch.randn(BATCH, rows, generator=generator, dtype=torch.float32, device="cpu"),
+        topology = Topology.random(SHAPE, pattern.density or DENSITY, pattern, generator=generator)
+        (rows, columns), nnz = SHAPE, topology.nnz
+        x, grad, values = (
+            torch.randn(*size, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+            for size in ((batch, columns), (batch, rows), (nnz,))
         )
-        return cls(x, grad, torch.randn(topology.nnz, generator=generator, dtype=torch.float32, device="cpu"), topology)
+        return cls(x, grad, values, topology)
 
     def weight(self) -> Tensor:
         dense: Tensor = SparseMatrix(self.values, self.topology).to_dense()
@@ -144,10 +152,10 @@ _OPERATIONS: dict[str, tuple[Callable[[_Operands], Tensor], Callable[[_Operands]
 }
 
 
-def _kernel_check(name: str, pattern: Pattern, seed: int) -> Check:
+def _kernel_check(name: str, pattern: str, dtype: torch.dtype, batch: int, seed: int) -> Check:
     kernel, twin = _OPERATIONS[name]
-    operands = _Operands.draw(pattern, seed)
-    label = f"{name} {pattern}"
+    operands = _Operands.draw(Pattern.parse(pattern), dtype, batch, seed)
+    label = f"{name} {pattern}" + f" {name_of(dtype)}" * (dtype != torch.float32) + ", one sample" * (batch == ONE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", KernelFallback)
@@ -157,6 +165,8 @@ def _kernel_check(name: str, pattern: Pattern, seed: int) -> Check:
     want = twin(operands)
     error = float((got.double() - want).abs().max() / want.abs().max())
     allowed = 8 * torch.finfo(torch.float32).eps * max(*SHAPE, BATCH) ** 0.5
+    # What is rounded to half precision at the end, once.
+    allowed += torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
     return Check(label, ok=error <= allowed, detail=f"largest error {error:.1e} of the largest value")
 
 
