@@ -56,7 +56,7 @@ class NetworkCosts:
     """A sparse network beside the dense one: milliseconds by layer, in all, and of what is in no sparse layer.
 
     The keys of costs are `sparse` and the precisions of the dense network; `dense` says by which of torch's ways each of
-    them computes its linear layers, the fastest in each. rest: of a call, less the layers of the next. total: layers and rest.
+    them computes its linear layers, the fastest in each. rest: of a call, less its layers. total: layers and rest.
     """
 
     network: str
@@ -154,13 +154,11 @@ class _Profile:
     def __call__(self) -> None:
         # What is seen is a network in use, not the caches that another left behind.
         self.workload()
-        # The whole without hooks: they cost time too, and keep torch from its own shortcuts. Layers at once after it, so
-        # that a busy moment of the machine hits both.
-        started = perf_counter()
-        self.workload()
-        total = 1e3 * (perf_counter() - started)
         with _watched({name: self.workload.model.get_submodule(name) for name in self.names}) as spent:
+            started = perf_counter()
             self.workload()
+            total = 1e3 * (perf_counter() - started)
+        # Of one call: on a busy machine neighbouring calls differ by more than the rest is.
         self.runs.append(spent | {REST: total - sum(spent.values())})
 
     def median(self, name: str | None) -> float:
