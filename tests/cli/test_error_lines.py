@@ -20,6 +20,7 @@ def labels(text: str) -> list[str]:
     [
         ["train", "--density", "0"],
         ["train", "--model", "resnet"],
+        ["train", "--precision", "bf16"],
         ["train", "--recipe", "nowhere.toml"],
         ["prune", "--method", "dense"],
         ["prune", "--pattern", "v3"],

@@ -122,3 +122,14 @@ def test_prune_decides_what_train_decides(tmp_path):
     assert {name: layer["fingerprint"] for name, layer in told["layers"].items()} == {
         name: topology.fingerprint for name, topology in trained.items()
     }
+
+
+@pytest.mark.parametrize(("precision", "size"), [("autocast", 4), ("bfloat16", 2)])
+def test_a_precision_is_an_experiment_of_its_own(tmp_path, precision, size):
+    words = ("train", *QUICK, "--precision", precision, "--out", str(tmp_path))
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert told["recipe"]["precision"] == precision
+    assert told["run"] == Recipe(epochs=2, model="mlp-64-24-10", precision=precision).digest
+    assert told["bytes"]["values"] == size * told["nnz"]
+    assert told["bytes"]["optimizer"] == told["bytes"]["gradients"] == size * (told["nnz"] + 34)
+    assert f"mlp-64-24-10 on digits in {precision}" in invoke(*words).stdout

@@ -59,6 +59,7 @@ def test_every_field_is_part_of_the_hash():
         "pattern": "v2",
         "storage": "masked",
         "optimizer": "adam",
+        "precision": "autocast",
         "schedule": "cosine",
         "nesterov": True,
         "decay_all": True,
@@ -98,6 +99,7 @@ def test_the_hash_stays_what_it_was():
 def test_a_hash_is_of_what_is_meant():
     # Fields that the first recipes did not have, said or left unsaid.
     assert Recipe(score_mode="eval", temperature=1, score_rounds=1, weights_at=0).digest == Recipe().digest
+    assert Recipe(precision="float32").digest == Recipe().digest
     assert (
         Recipe(score_at=5, weights_at=5).digest == Recipe(score_at=5).digest != Recipe(score_at=5, weights_at=0).digest
     )
@@ -122,6 +124,7 @@ def test_recipes_that_differ_only_in_what_to_keep_share_their_dense_twin():
     [twin] = twins
     assert (twin.method, twin.density) == ("dense", 1.0)
     assert Recipe(seed=1).twin() not in twins
+    assert Recipe(precision="bfloat16").twin().precision == "bfloat16"
 
 
 def test_options_carry_every_field_of_training():

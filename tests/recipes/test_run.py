@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pollard.errors import DataError, InvalidInput, PollardError, StoreError
 from pollard.formats.store import load_tensors
@@ -167,3 +168,20 @@ def test_a_run_whose_topology_moves_shows_what_it_keeps_in_the_end(tmp_path):
     assert run(recipe.twin(), tmp_path, progress=False).kept() is None
     still = run(Recipe(method="random", density=0.2, epochs=1, model="mlp-64-32-10"), tmp_path, progress=False)
     assert still.kept().nnz == still.nnz
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_a_run_in_another_precision_learns_and_is_made_again_to_the_bit(tmp_path, recipe, precision):
+    recipe = replace(recipe, precision=precision, score_at=2, weights_at=1, cycles=2)
+    first = run(recipe, tmp_path, progress=False, aims=True)
+    assert first.test_accuracy > 0.9
+    held = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    assert {parameter.dtype for parameter in first.model().parameters()} == {held}
+    model = (first.folder / "model.safetensors").read_bytes()
+    # The last cycle alone: it scores what the one before has left in its file.
+    for path in first.folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    again = run(recipe, tmp_path, progress=False)
+    assert again.test_loss == first.test_loss
+    assert (first.folder / "model.safetensors").read_bytes() == model

@@ -27,8 +27,9 @@ def pair(tmp_path_factory):
         Recipe(method="snip", **QUICK),
         Recipe(method="set", **QUICK),
         Recipe(method="magnitude", score_at=1, weights_at=1, cycles=2, **QUICK),
+        Recipe(method="set", precision="autocast", **QUICK),
     ],
-    ids=lambda recipe: recipe.method,
+    ids=lambda recipe: f"{recipe.method} in {recipe.precision}",
 )
 def test_two_ranks_come_to_what_one_does(pair, tmp_path, recipe):
     alone = run(recipe, tmp_path / "alone", progress=False)

@@ -15,6 +15,7 @@ from pollard.training import TrainingOptions
         {"batch_size": 0},
         {"optimizer": "sdg"},
         {"schedule": "cosin"},
+        {"precision": "bf16"},
         {"lr": 0.0},
         {"lr": float("nan")},
         {"lr": float("inf")},

@@ -26,6 +26,7 @@ from pollard.recipes.models import INITIALISERS, dense_network, layer_shapes, ne
 from pollard.recipes.recipe import Recipe
 from pollard.selection import linear_layers
 from pollard.training import Examples, generator
+from pollard.training.precision import bring_
 
 # Bounds what scoring holds in memory, whatever the size of the scoring batch.
 SCORED_AT_ONCE = 1000
@@ -108,7 +109,7 @@ def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequ
 
 
 def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor]) -> nn.Sequential:
-    """The network of a `plan`, None for a dense one, with the parameters and buffers of `state`."""
+    """The network of a `plan`, None for a dense one, with the parameters and buffers of `state`, in the recipe's precision."""
     if plan is None:
         weights = [state[f"fc{number}.weight"] for number in range(1, len(state) // 2 + 1)]
         shapes = [weight.shape for weight in weights]
@@ -119,6 +120,7 @@ def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tenso
         )
         model = _stored_as(recipe.storage, model, plan)
     model.load_state_dict(state)
+    bring_(model, recipe.precision)
     return model
 
 

@@ -89,7 +89,8 @@ class Pipeline:
         if cycle == 1:
             return self._dense_at(self.recipe.score_at), None
         model, plan = self._trained(cycle - 1)
-        return densify_(model), plan
+        # Scores and new weights are found in float32, whatever training left the weights in: none of them changes by that.
+        return densify_(model).float(), plan
 
     def _weights(self, cycle: int, scored: nn.Sequential) -> nn.Sequential:
         """The network whose weights are kept, dense: other than `scored` where it rewinds or is drawn anew."""

@@ -106,6 +106,9 @@ class Recipe:
     validation: float = _setting(0.0, "fraction of the training examples held out and evaluated as 'validation'")
     epochs: int = _setting(20, "times over the training examples")
     batch_size: int = _setting(100, "examples a step")
+    precision: str = _later(
+        "float32", "float32; autocast: bfloat16 products, float32 weights; or bfloat16: weights and optimizer state too"
+    )
     optimizer: str = _setting("sgd", "sgd, adam or adamw")
     lr: float = _setting(0.1, "highest learning rate")
     momentum: float = _setting(0.9, "of sgd")

@@ -26,7 +26,8 @@ def comparison_table(result: Result) -> Table:
     """The figures of a run, the dense twin's beside them, and how many times smaller or faster the run is."""
     dense: Result | None = result["dense"]
     recipe = result["recipe"]
-    title = f"{recipe['model']} on {recipe['data']}"
+    precision = recipe.get("precision", "float32")
+    title = f"{recipe['model']} on {recipe['data']}" + (f" in {precision}" if precision != "float32" else "")
     columns = ("", name_of(result), *(("dense twin", "dense / sparse") if dense else ()))
     table = plain_table(title, columns, [])
     moved = result.get("explored_rate", 0.0) > result["density"] and result.get("training_flops") is not None

@@ -26,10 +26,10 @@ from pollard.training.metrics import MetricsLog, Number
 from pollard.training.observers import Observer
 from pollard.training.optimizers import make_optimizer
 from pollard.training.options import TrainingOptions
+from pollard.training.precision import LossFunction, bring_, output_and_loss
 from pollard.training.randomness import generator, stream
 from pollard.training.sparsifier import Sparsifier
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 Gauges = Mapping[str, Callable[[nn.Module, Optimizer], Number]]
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -103,6 +103,8 @@ def train(
 
     method: moves the topology of sparse layers while they train; None leaves it as it is. Its steps are those taken here.
 
+    A `model` that `options` want in bfloat16 is brought to it, and left in it.
+
     start, stop: the epochs of the schedule between which to train, whole or not; by default all of `options.epochs`.
     What stops at an epoch and goes on from its checkpoint ends where one training would have ended.
 
@@ -152,16 +154,24 @@ def train(
 
 
 def evaluate(
-    model: nn.Module, examples: Examples, *, loss_fn: LossFunction = cross_entropy, batch_size: int = 100
+    model: nn.Module,
+    examples: Examples,
+    *,
+    loss_fn: LossFunction = cross_entropy,
+    batch_size: int = 100,
+    precision: str = "float32",
 ) -> Evaluation:
-    """Mean loss and accuracy of `model` on `examples`, in evaluation mode, without gradients; the mode is put back."""
+    """Mean loss and accuracy of `model` on `examples`, in evaluation mode, without gradients; the mode is put back.
+
+    precision: that of `TrainingOptions`; a model held in bfloat16 takes its inputs in it under ``bfloat16``.
+    """
     was_training = model.training
     model.eval()
     loss_sum, hits = 0.0, 0
     with torch.no_grad():
         for x, y in zip(examples.x.split(batch_size), examples.y.split(batch_size), strict=True):
-            output = model(x)
-            loss_sum += float(loss_fn(output, y)) * len(x)
+            output, loss = output_and_loss(model, x, y, loss_fn, precision)
+            loss_sum += float(loss) * len(x)
             hits += int((output.argmax(1) == y).sum())
     model.train(was_training)
     return Evaluation(loss_sum / len(examples.x), hits / len(examples.x))
@@ -193,9 +203,10 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(examples.x) / options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
         self.learning_rate = options.learning_rate(self.steps)
+        bring_(model, options.precision)
         self.optimizer = make_optimizer(model, options)
         self.sparsifier = Sparsifier(model, self.optimizer, method, seed=options.seed) if method else None
-        self.identity = outputs.identity or hashlib.sha256(repr(options).encode()).hexdigest()[:12]
+        self.identity = outputs.identity or _identity(options)
         self.step = self.resumed_at = self.first = 0
         self.last = self.steps
         self.loss_sum = 0.0
@@ -253,7 +264,8 @@ class _Run:
             # Noise of other processes than the first is drawn anew at each step: nothing of it is to be saved.
             torch.manual_seed(stream(self.options.seed, f"noise of rank {rank} at step {self.step}"))
         own, share = processes.part_of(batch)
-        loss = self.loss_fn(self.model(self.examples.x[own]), self.examples.y[own]) * share
+        x, y = self.examples.x[own], self.examples.y[own]
+        loss = output_and_loss(self.model, x, y, self.loss_fn, self.options.precision)[1] * share
         value = float(processes.mean(loss.detach().clone()))
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -291,7 +303,10 @@ class _Run:
             "train_loss": self.loss_sum / (seen - (began - opening) * self.options.batch_size),
         }
         for name, part in evaluation.items():
-            result = evaluate(self.model, part, loss_fn=self.loss_fn, batch_size=self.options.batch_size)
+            chosen = self.options
+            result = evaluate(
+                self.model, part, loss_fn=self.loss_fn, batch_size=chosen.batch_size, precision=chosen.precision
+            )
             record |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
         record["seconds"] = sum(self.seconds[began - self.step :])
         record |= {} if self.sparsifier is None else self.sparsifier.metrics()
@@ -342,6 +357,12 @@ class _Run:
         self.step = self.resumed_at = saved.step
         self.loss_sum, self.record, self.seconds = saved.loss_sum, dict(saved.record), saved.seconds.tolist()
         return saved.metrics_bytes
+
+
+def _identity(options: TrainingOptions) -> str:
+    # Checkpoints from before there was a choice of precision are found under what they were called.
+    told = repr(options).replace(", precision='float32'", "")
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def _fingerprints(model: nn.Module) -> dict[str, str]:

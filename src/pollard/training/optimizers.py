@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -30,7 +31,8 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
         {"params": rest, "weight_decay": options.weight_decay if options.decay_all else 0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = all(parameter.is_floating_point() for parameter in weights + rest)
+    # In half precision torch's fused SGD leaves all but the last few weights on CPUs as they are (pytorch issue 191763).
+    fused = all(parameter.dtype in (torch.float32, torch.float64) for parameter in weights + rest)
     if options.optimizer == "sgd":
         return SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
     made = Adam if options.optimizer == "adam" else AdamW

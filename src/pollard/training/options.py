@@ -11,6 +11,7 @@ from pollard.training.schedules import Schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+PRECISIONS = ("float32", "autocast", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,8 @@ class TrainingOptions:
     weight_decay: on kept weights, and with decay_all on biases and normalisations too.
     schedule: constant, step, cosine or one-cycle. decay_every: steps, of schedule step; 0 is a third of the run.
     warmup: steps of linear warm-up, on top of any schedule. seed: of the order of examples and of dropout.
+    precision: float32 leaves model and data as they are; autocast runs forward and loss in bfloat16, where weights, their
+    gradients and the optimizer's state stay float32; bfloat16 has all of them, and the inputs, in bfloat16.
     """
 
     epochs: int = 20
@@ -38,11 +41,18 @@ class TrainingOptions:
     decay_every: int = 0
     decay_factor: float = 0.1
     warmup: int = 0
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise InvalidInput(
+                f"precision {self.precision!r}",
+                "one of " + ", ".join(PRECISIONS),
+                "Use 'autocast' for bfloat16 products with float32 weights, 'bfloat16' to hold weights in it too.",
+            )
         for name, least in (("epochs", 1), ("batch_size", 1), ("decay_every", 0), ("warmup", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} {getattr(self, name)}", f"at least {least}", f"Raise {name}.")
