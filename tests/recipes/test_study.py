@@ -351,3 +351,10 @@ def test_ray_that_is_not_installed_says_what_to_do(study, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InvalidInput, match=r"pip install 'pollard\[ray\]'"):
         run_study(study, tmp_path, engine="ray", workers=1)
+
+
+def test_runs_in_different_precisions_are_not_averaged():
+    grid = {"density": [0.1], "seed": [0, 1], "precision": ["float32", "autocast", "bfloat16"]}
+    found = Study("precisions", {}, grid, [Series("SNIP")]).runs()
+    assert {run.label for run in found} == {f"SNIP, precision {precision}" for precision in grid["precision"]}
+    assert len({run.recipe.digest for run in found}) == 6

@@ -42,6 +42,15 @@ def test_two_ranks_come_to_what_one_does(pair, tmp_path, recipe):
     assert [again for again, _ in pair.ask(joint.ran, recipe, tmp_path / "together")] == [losses] * 2
 
 
+def test_two_ranks_round_alike_in_bfloat16(pair, tmp_path):
+    recipe = Recipe(method="set", precision="bfloat16", **QUICK)
+    alone = run(recipe, tmp_path / "alone", progress=False)
+    # Methods hold that ranks keep the same weights, and raise where they do not.
+    (losses, first), (others, second) = pair.ask(joint.ran, recipe, tmp_path / "together")
+    assert losses == others == pytest.approx((alone.train_loss, alone.test_loss), rel=0.05)
+    assert first == second == 2
+
+
 def test_a_folder_in_use_stops_both(pair, tmp_path):
     recipe = Recipe(**QUICK)
     with locked_folder(recipe, tmp_path):

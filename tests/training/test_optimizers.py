@@ -45,3 +45,13 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
     model.weight.requires_grad_(False)
     [group] = make_optimizer(model, TrainingOptions()).param_groups
     assert group["params"] == [model.bias]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_weight_in_half_precision_is_stepped(name, dtype):
+    model = nn.Linear(64, 32, bias=False).to(dtype)
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.ones_like(model.weight)
+    make_optimizer(model, TrainingOptions(optimizer=name, lr=0.1)).step()
+    assert (model.weight < before).all()

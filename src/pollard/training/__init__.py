@@ -9,6 +9,7 @@ from pollard.training.observers import Observer, ProgressBar, TensorBoard
 from pollard.training.optimizers import make_optimizer
 from pollard.training.options import TrainingOptions
 from pollard.training.randomness import generator
+from pollard.training.rounding import StochasticRounding
 
 __all__ = [
     "Checkpoint",
@@ -18,6 +19,7 @@ __all__ = [
     "Observer",
     "Outputs",
     "ProgressBar",
+    "StochasticRounding",
     "TensorBoard",
     "Trained",
     "TrainingDiverged",

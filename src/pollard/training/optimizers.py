@@ -13,6 +13,7 @@ from pollard.errors import InvalidInput
 from pollard.nn.linear import SparseLinear
 from pollard.nn.surgery import sparse_layers
 from pollard.training.options import TrainingOptions
+from pollard.training.rounding import StochasticRounding
 from pollard.training.wrapping import within
 
 
@@ -20,7 +21,7 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """The optimizer of `options` over the trainable parameters of `model`, weights first, all else in a second group.
 
     Weights are parameters named ``values`` (kept weights of a sparse layer), and those named ``weight`` with two or
-    more dimensions; only they decay, unless `options.decay_all`.
+    more dimensions; only they decay, unless `options.decay_all`. What is held in bfloat16 is rounded stochastically.
 
     >>> make_optimizer(nn.Linear(3, 2), TrainingOptions(weight_decay=0.1)).param_groups[1]["weight_decay"]
     0
@@ -31,12 +32,16 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
         {"params": rest, "weight_decay": options.weight_decay if options.decay_all else 0},
     ]
     groups = [group for group in groups if group["params"]]
+    rounds = options.precision == "bfloat16"
     # In half precision torch's fused SGD leaves all but the last few weights on CPUs as they are (pytorch issue 191763).
-    fused = all(parameter.dtype in (torch.float32, torch.float64) for parameter in weights + rest)
+    sound = {torch.float32, torch.float64, *([torch.bfloat16] if rounds else [])}
+    fused = all(parameter.dtype in sound for parameter in weights + rest)
     if options.optimizer == "sgd":
-        return SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
-    made = Adam if options.optimizer == "adam" else AdamW
-    return made(groups, options.lr, betas=(options.beta1, options.beta2), fused=fused)
+        made: Optimizer = SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
+    else:
+        kind = Adam if options.optimizer == "adam" else AdamW
+        made = kind(groups, options.lr, betas=(options.beta1, options.beta2), fused=fused)
+    return StochasticRounding(made, options.seed) if rounds else made
 
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

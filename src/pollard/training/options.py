@@ -24,7 +24,8 @@ class TrainingOptions:
     schedule: constant, step, cosine or one-cycle. decay_every: steps, of schedule step; 0 is a third of the run.
     warmup: steps of linear warm-up, on top of any schedule. seed: of the order of examples and of dropout.
     precision: float32 leaves model and data as they are; autocast runs forward and loss in bfloat16, where weights, their
-    gradients and the optimizer's state stay float32; bfloat16 has all of them, and the inputs, in bfloat16.
+    gradients and the optimizer's state stay float32; bfloat16 has all of them, and the inputs, in bfloat16, stepped in float32
+    and rounded stochastically.
     """
 
     epochs: int = 20

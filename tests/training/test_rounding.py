@@ -1,0 +1,163 @@
+"""Stochastic rounding: right on average, exact where it can be, repeatable, and of a single parameter at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
+
+from pollard.errors import InvalidInput
+from pollard.nn import SparseLinear
+from pollard.training import TrainingOptions, generator, make_optimizer, rounding
+from pollard.training.methods import METHODS
+from pollard.training.rounding import StochasticRounding, round_stochastically
+from pollard.training.sparsifier import Sparsifier
+
+OPTIMIZERS = [
+    lambda p: SGD(p, 0.1),
+    lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    lambda p: Adam(p, 0.01, amsgrad=True),
+    lambda p: AdamW(p, 0.01, fused=True),
+    Adadelta, Adagrad, Adamax, NAdam, RAdam, RMSprop, Rprop,
+]  # fmt: skip
+
+
+def made(name, *shape):
+    return torch.randn(*shape, generator=generator(0, name))
+
+
+def test_the_mean_is_exact_and_each_is_a_neighbour():
+    x = made("x", 50).repeat_interleave(4000)
+    found = round_stochastically(x, generator(0, "draw")).float()
+    gap = 2.0 ** (x.abs().log2().floor() - 7)
+    assert ((found - x).abs() < gap).all()
+    error = (found - x).div(gap).view(50, 4000).mean(1)
+    assert error.abs().max() < 5 * 0.5 / math.sqrt(4000)
+
+
+def test_what_bfloat16_holds_stays_and_so_does_what_is_not_finite():
+    x = torch.tensor([0.0, -0.0, 1.5, -3.0, math.inf, -math.inf, math.nan, 2.0**-130]).repeat(1000)
+    found = round_stochastically(x, generator(0, "draw"))
+    torch.testing.assert_close(found.float(), x, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(torch.signbit(found), torch.signbit(x))
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 5)])
+def test_any_shape_and_any_strides(monkeypatch, shape):
+    monkeypatch.setattr(rounding, "AT_ONCE", 4)
+    x = made("x", *shape).to(torch.bfloat16).float()
+    assert torch.equal(round_stochastically(x, generator(0, "draw")), x.to(torch.bfloat16))
+    assert torch.equal(round_stochastically(x.t(), generator(0, "draw")), x.t().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_float32_parameters_are_stepped_as_without_it(make):
+    ours, theirs = (nn.Parameter(made("weight", 40)) for _ in range(2))
+    wrapped, plain = StochasticRounding(make([ours])), make([theirs])
+    for step in range(3):
+        ours.grad, theirs.grad = made(f"{step}", 40), made(f"{step}", 40)
+        wrapped.step()
+        plain.step()
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_bfloat16_follows_float32_and_is_all_that_is_held(make):
+    narrow, wide = nn.Parameter(made("weight", 400).to(torch.bfloat16)), nn.Parameter(made("weight", 400))
+    wrapped, plain = StochasticRounding(make([narrow])), make([wide])
+    for step in range(20):
+        gradient = made(f"{step}", 400).to(torch.bfloat16)
+        narrow.grad, wide.grad = gradient, gradient.float()
+        wrapped.step()
+        plain.step()
+    assert narrow.dtype is torch.bfloat16
+    assert {entry.dtype for entry in wrapped.state[narrow].values() if entry.dim()} <= {torch.bfloat16}
+    assert (narrow.float() - wide).abs().mean() < 0.02
+    assert wrapped.inner.param_groups == []
+
+
+def test_updates_and_decay_that_rounding_to_nearest_loses_are_kept():
+    weights = [nn.Parameter(torch.ones(2000, dtype=torch.bfloat16)) for _ in range(2)]
+    plain = SGD(weights[:1], 0.1, weight_decay=1e-3)
+    ours = StochasticRounding(SGD(weights[1:], 0.1, weight_decay=1e-3))
+    for _ in range(1000):
+        for weight, optimizer in zip(weights, (plain, ours), strict=True):
+            weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+    assert (weights[0] == 1).all()
+    assert weights[1].float().mean().item() == pytest.approx(math.exp(-0.1), abs=2e-3)
+
+
+def test_it_goes_on_from_its_state_to_the_bit_and_copies_go_their_own_way():
+    def begin(weight):
+        return StochasticRounding(Adam([weight], 0.01), seed=3)
+
+    def step(weight, optimizer, number):
+        weight.grad = made(f"{number}", 300).to(torch.bfloat16)
+        optimizer.step()
+
+    whole = nn.Parameter(made("weight", 300).to(torch.bfloat16))
+    optimizer = begin(whole)
+    for number in range(3):
+        step(whole, optimizer, number)
+    resumed = nn.Parameter(whole.detach().clone())
+    other = begin(resumed)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    copied = copy.deepcopy(optimizer)
+    [third] = copied.param_groups[0]["params"]
+    for number in range(3, 6):
+        step(whole, optimizer, number)
+        step(resumed, other, number)
+        step(third, copied, number)
+    assert torch.equal(whole, resumed)
+    assert torch.equal(whole, third)
+    another = StochasticRounding(Adam([nn.Parameter(resumed.detach().clone())], 0.01), seed=4)
+    another.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(another.param_groups[0]["params"][0], another, 6)
+    step(whole, optimizer, 6)
+    assert not torch.equal(whole, another.param_groups[0]["params"][0])
+
+
+def test_schedulers_and_closures_work_as_usual():
+    weight = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = StochasticRounding(SGD([weight], 1.0))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weight.sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 8
+    schedule.step()
+    assert optimizer.step(closure).item() == 0
+    assert weight.tolist() == [-0.5] * 8
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_moves_its_state(name):
+    model = nn.Sequential(
+        SparseLinear.random(32, 24, 0.5, generator=generator(0, "a")), nn.ReLU(),
+        SparseLinear.random(24, 4, 0.5, generator=generator(0, "b")),
+    ).to(torch.bfloat16)  # fmt: skip
+    optimizer = make_optimizer(model, TrainingOptions(precision="bfloat16"))
+    options = {} if name in ("static", "dsd") else {"every": 3}
+    sparsifier = Sparsifier(model, optimizer, METHODS[name](0.3, 30, **options))
+    for step in range(12):
+        optimizer.zero_grad()
+        model(made(f"{step}", 20, 32).to(torch.bfloat16)).float().square().mean().backward()
+        sparsifier.step()
+    assert sparsifier.updates > 0 or name in ("static", "dsd")
+    for layer in (model[0], model[2]):
+        held = optimizer.state[layer.values]["momentum_buffer"]
+        assert (held.dtype, held.shape) == (torch.bfloat16, layer.values.shape)
+
+
+def test_an_optimizer_of_all_parameters_together_is_refused():
+    with pytest.raises(InvalidInput, match="each parameter by itself"):
+        StochasticRounding(LBFGS([nn.Parameter(torch.ones(2))]))
