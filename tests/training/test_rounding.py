@@ -44,6 +44,8 @@ def test_what_bfloat16_holds_stays_and_so_does_what_is_not_finite():
     found = round_stochastically(x, generator(0, "draw"))
     torch.testing.assert_close(found.float(), x, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(torch.signbit(found), torch.signbit(x))
+    every_bit = torch.tensor([-1, 2**31 - 1], dtype=torch.int32).view(torch.float32).repeat(1000)
+    assert round_stochastically(every_bit, generator(0, "draw")).isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 5)])

@@ -102,7 +102,7 @@ class StochasticRounding(Optimizer):
 def round_stochastically(x: Tensor, draw: torch.Generator) -> Tensor:
     """Float32 `x` in bfloat16, each number one of its two neighbours there, the nearer the likelier; its mean is `x`.
 
-    What bfloat16 holds stays as it is, infinite numbers too.
+    What bfloat16 holds stays as it is, infinite numbers too, and NaN stays NaN.
 
     >>> x = torch.full((10000,), 1 + 2**-9)  # a quarter of the way from 1 to the next
     >>> found = round_stochastically(x, torch.Generator().manual_seed(0))
@@ -117,6 +117,8 @@ def round_stochastically(x: Tensor, draw: torch.Generator) -> Tensor:
         bits = words.random_(-(2**63), None, generator=draw).view(torch.int16)[: len(exact)].int().bitwise_and_(0xFFFF)
         bits += exact.view(torch.int32)
         target.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
+        # The carry could make another number of it.
+        target.masked_fill_(exact.isnan(), torch.nan)
     return rounded
 
 
