@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import over_columns, run_of_groups
+from pollard.kernels.code.emit.tiles import AHEAD, over_columns, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -56,6 +56,9 @@ class _Row:
         step = VECTORS * self.grains
         with code.loop(start, code.sub(end, step - 1), step, [code.zero(lanes)] * VECTORS) as several:
             places = [code.add(several.index, vector * self.grains) for vector in range(VECTORS)]
+            code.prefetch(code.offset(self._weight(code.mul(several.index, self.spec.columns)), AHEAD))
+            index = code.mul(several.index, self.spec.index)
+            code.prefetch(code.offset(code.offset(arguments["columns"], index), AHEAD))
             several.carry([self._several(*pair) for pair in zip(places, several.carried, strict=True)])
         sums = code.ir.fadd(*several.carried)
         with code.loop(several.index, code.sub(end, self.grains - 1), self.grains, [sums]) as whole:

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import run_of_groups
+from pollard.kernels.code.emit.tiles import AHEAD, run_of_groups
 from pollard.kernels.code.simd import I32, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS, Target
@@ -19,7 +19,6 @@ ARGUMENTS = ("values", "x", "y", "bias", "columns", "bits", "bounds", "PASSES", 
 GROUP = 8  # kept weights whose places take whole bytes
 LENGTHS = (4, 8)  # of runs
 SUMS = 2  # that run side by side
-AHEAD = 4096  # bytes: what the hardware asks for by itself comes too late
 PAD = 4  # bytes after the last row that may be read with it
 
 

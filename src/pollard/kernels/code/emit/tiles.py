@@ -11,6 +11,7 @@ from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
 LINE = 64
+AHEAD = 4096  # bytes of a stream that is read once: what the hardware asks for by itself comes too late
 ABREAST = 4  # columns of a grain, whose code is written out
 
 
