@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
-
-HALF = 2  # bytes of a number in half precision
+from pollard.kernels.products.task import HALVES
 
 
 def check_matrix(name: str, tensor: Tensor, features: int) -> None:
@@ -22,11 +21,11 @@ def check_matrix(name: str, tensor: Tensor, features: int) -> None:
 
 def check_dtype(name: str, dtype: torch.dtype, like: Tensor) -> None:
     """Raises InvalidInput unless `dtype` is that of `like`, or float32 where that is half precision."""
-    if dtype == like.dtype or (dtype == torch.float32 and like.dtype.itemsize == HALF):
+    if dtype == like.dtype or (dtype == torch.float32 and like.dtype in HALVES):
         return
     raise InvalidInput(
         f"{name} of {dtype} beside {like.dtype}",
-        f"{like.dtype}" + (", or float32" if like.dtype.itemsize == HALF else ""),
+        f"{like.dtype}" + (", or float32" if like.dtype in HALVES else ""),
         "Convert the input or the layer with .to(dtype).",
     )
 

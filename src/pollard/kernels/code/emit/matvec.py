@@ -40,12 +40,37 @@ def matvec(spec: KernelSpec) -> ir.Module:
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
-class _Row:
-    """One row: as many of its weights as a vector has lanes at a time, or a wider grain; the last few by themselves."""
+class LoneRow:
+    """A row of one sample: the value that it starts from, where its values are, and how it ends."""
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
         self.code, self.spec, self.arguments, self.row = code, spec, arguments, row
         self.values, self.lanes = NUMBERS[spec.values], TARGETS[spec.isa].lanes
+
+    def bias(self) -> Value:
+        """What the sum starts from."""
+        code = self.code
+        if not self.spec.bias:
+            return code.zero(1)
+        return self.values.one(code, self.values.at(code, self.arguments["bias"], self.row))
+
+    def weight(self, place: Value) -> Value:
+        """Where the value at `place` of all lies."""
+        return self.values.at(self.code, self.arguments["values"], place)
+
+    def finish(self, rest: Value, sums: Value) -> None:
+        """Store the sum of `rest` and of the lanes of `sums`."""
+        code, numbers = self.code, NUMBERS[self.spec.numbers]
+        total = code.ir.fadd(rest, code.sum_of(sums))
+        result = code.relu(total, 1) if self.spec.relu else total
+        numbers.store_few(code, result, numbers.at(code, self.arguments["y"], self.row))
+
+
+class _Row(LoneRow):
+    """One row: as many of its weights as a vector has lanes at a time, or a wider grain; the last few by themselves."""
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
+        super().__init__(code, spec, arguments, row)
         self.grains = max(1, self.lanes // spec.columns)  # at a time
 
     def run(self) -> None:
@@ -56,25 +81,16 @@ class _Row:
         step = VECTORS * self.grains
         with code.loop(start, code.sub(end, step - 1), step, [code.zero(lanes)] * VECTORS) as several:
             places = [code.add(several.index, vector * self.grains) for vector in range(VECTORS)]
-            code.prefetch(code.offset(self._weight(code.mul(several.index, self.spec.columns)), AHEAD))
+            code.prefetch(code.offset(self.weight(code.mul(several.index, self.spec.columns)), AHEAD))
             index = code.mul(several.index, self.spec.index)
             code.prefetch(code.offset(code.offset(arguments["columns"], index), AHEAD))
             several.carry([self._several(*pair) for pair in zip(places, several.carried, strict=True)])
         sums = code.ir.fadd(*several.carried)
         with code.loop(several.index, code.sub(end, self.grains - 1), self.grains, [sums]) as whole:
             whole.carry([self._several(whole.index, whole.carried[0])])
-        with code.loop(whole.index, end, carried=[self._bias()]) as single:
+        with code.loop(whole.index, end, carried=[self.bias()]) as single:
             single.carry([self._one(single.index, single.carried[0])])
-        total = code.ir.fadd(single.carried[0], code.sum_of(whole.carried[0]))
-        result = code.relu(total, 1) if self.spec.relu else total
-        numbers = NUMBERS[self.spec.numbers]
-        numbers.store_few(code, result, numbers.at(code, arguments["y"], self.row))
-
-    def _bias(self) -> Value:
-        code = self.code
-        if not self.spec.bias:
-            return code.zero(1)
-        return self.values.one(code, self.values.at(code, self.arguments["bias"], self.row))
+        self.finish(single.carried[0], whole.carried[0])
 
     def _several(self, position: Value, sums: Value) -> Value:
         """The grains from `position` on that are taken at a time."""
@@ -97,18 +113,15 @@ class _Row:
         return code.floats(self.arguments["x"], code.mul(index, columns))
 
     def _added(self, place: Value, features: Value, sums: Value) -> Value:
-        weights = self.values.few(self.code, self._weight(place), self.lanes)
+        weights = self.values.few(self.code, self.weight(place), self.lanes)
         return self.code.fma(weights, features, sums)
 
     def _one(self, position: Value, total: Value) -> Value:
         code, inputs = self.code, self._inputs(position)
         for column in range(self.spec.columns):  # fewer than lanes: else none is left over
-            weight = self.values.one(code, self._weight(code.add(code.mul(position, self.spec.columns), column)))
+            weight = self.values.one(code, self.weight(code.add(code.mul(position, self.spec.columns), column)))
             total = code.fma(weight, code.load(code.floats(inputs, column), 1), total)
         return total
-
-    def _weight(self, place: Value) -> Value:
-        return self.values.at(self.code, self.arguments["values"], place)
 
 
 class _Rows:

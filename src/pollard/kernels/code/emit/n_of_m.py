@@ -7,11 +7,11 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.numbers import NUMBERS
+from pollard.kernels.code.emit.matvec import LoneRow
 from pollard.kernels.code.emit.tiles import AHEAD, run_of_groups
 from pollard.kernels.code.simd import I32, Code, Value
 from pollard.kernels.code.spec import KernelSpec
-from pollard.kernels.code.target import TARGETS, Target
+from pollard.kernels.code.target import Target
 
 # `bits` holds the place of each kept weight within its run of M, log2(M) bits each from the lowest on, rows BYTES apart.
 # KEPT weights of a row are kept.
@@ -37,12 +37,11 @@ def n_of_m(spec: KernelSpec) -> ir.Module:
     return kernel_module(ARGUMENTS, unit, x86=True)
 
 
-class _Row:
+class _Row(LoneRow):
     """One row: as many kept weights as a vector has lanes at a time, the last few by themselves."""
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
-        self.code, self.spec, self.arguments, self.row = code, spec, arguments, row
-        self.values, self.lanes = NUMBERS[spec.values], TARGETS[spec.isa].lanes
+        super().__init__(code, spec, arguments, row)
         self.start = code.mul(row, arguments["KEPT"])
         self.width = spec.m.bit_length() - 1
 
@@ -56,18 +55,9 @@ class _Row:
             several.carry([self._vector(*pair) for pair in zip(places, several.carried, strict=True)])
         with code.loop(several.index, code.sub(kept, lanes - 1), lanes, [code.ir.fadd(*several.carried)]) as whole:
             whole.carry([self._vector(whole.index, whole.carried[0])])
-        with code.loop(whole.index, kept, carried=[self._bias()]) as single:
+        with code.loop(whole.index, kept, carried=[self.bias()]) as single:
             single.carry([self._one(single.index, single.carried[0])])
-        total = code.ir.fadd(single.carried[0], code.sum_of(whole.carried[0]))
-        result = code.relu(total, 1) if self.spec.relu else total
-        numbers = NUMBERS[self.spec.numbers]
-        numbers.store_few(code, result, numbers.at(code, self.arguments["y"], self.row))
-
-    def _bias(self) -> Value:
-        code = self.code
-        if not self.spec.bias:
-            return code.zero(1)
-        return self.values.one(code, self.values.at(code, self.arguments["bias"], self.row))
+        self.finish(single.carried[0], whole.carried[0])
 
     def _vector(self, first: Value, sums: Value) -> Value:
         """The kept weights of a row from `first` on, as many as there are lanes."""
@@ -105,7 +95,7 @@ class _Row:
         return code.fma(self.values.one(code, self._weight(place)), feature, total)
 
     def _weight(self, place: Value) -> Value:
-        return self.values.at(self.code, self.arguments["values"], self.code.add(self.start, place))
+        return self.weight(self.code.add(self.start, place))
 
 
 __all__ = ["ARGUMENTS", "LENGTHS", "PAD", "n_of_m", "serves"]
