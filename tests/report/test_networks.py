@@ -145,6 +145,22 @@ def test_tokens_are_for_built_in_networks():
     assert hidden.shape == (2, 4, 384)
 
 
+@pytest.mark.parametrize(("name", "shape"), [("resnet-20-x0.25", (3, 32, 32)), ("mlp-12-5-3", (12,))])
+def test_every_network_by_name_is_measured_on_a_batch_of_its_inputs(name, shape):
+    state = torch.get_rng_state()
+    first, second = load(name), load(name)
+    assert first.input_shapes == [[32, *shape]]
+    assert torch.equal(first(), second())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_are_of_any_size_that_the_network_takes():
+    workload = load("resnet-20-x0.25", images=(2, 1, 8, 8))
+    assert workload.input_shapes == [[2, 1, 8, 8]]
+    with pytest.raises(InvalidInput, match="--tokens, or none"):
+        load("encoder", images=(2, 1, 8, 8))
+
+
 def test_without_transformers_the_encoder_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(PollardError, match="pip install transformers"):

@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from typer.core import TyperCommand
 
 from pollard.cli import values
+from pollard.cli.network_options import Images, Tokens, workload
 from pollard.cli.output import emit, progress_bar, stages
 from pollard.formats.store import write_atomic
 from pollard.report.bench import ROUNDS, cases, measure, network_cases
 from pollard.report.case import DTYPES, OPERATIONS, Case
 from pollard.report.network_bench import measure_network
 from pollard.report.network_tables import network_tables
-from pollard.report.networks import FUNCTION, NETWORKS, TOKENS, Workload, load
+from pollard.report.networks import Workload, known
 from pollard.report.render import bench_tables
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -52,14 +53,8 @@ Network = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help=f"Time a whole network in inference, pruned by magnitude: {', '.join(NETWORKS)}, or {FUNCTION}, which takes "
+        help=f"Time a whole network in inference, pruned by magnitude: {known()}, which takes "
         "nothing and returns the model and its inputs. One that is sparse already is timed as it is.",
-    ),
-]
-Tokens = Annotated[
-    str | None,
-    typer.Option(
-        metavar="BATCHxLENGTH", help=f"Inputs of a built-in --network (default: {'x'.join(map(str, TOKENS))})."
     ),
 ]
 
@@ -105,6 +100,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Rows of a batch of --step-network.")] = 128,
     network: Network = None,
     tokens: Tokens = None,
+    images: Images = None,
     compiled: Annotated[
         bool,
         typer.Option("--compile", help="Have torch.compile be one of the dense ways of --network; takes a minute."),
@@ -132,7 +128,7 @@ def bench(
         todo += cases(values.words(op, "op"), shapes, **trained)
     if step_network is not None:
         todo += network_cases(values.widths(step_network), batch, **trained)
-    whole = None if network is None else load(network, None if tokens is None else values.tokens(tokens))
+    whole = None if network is None else workload(network, tokens, images)
     layers = _time_cases(todo, rounds=rounds, peers=peers) if todo else []
     networks = _time_network(whole, counts, rounds=rounds, compiled=compiled, **grid) if whole else []
     # The tables first: a file that cannot be written must not take an hour of timings with it.

@@ -8,13 +8,14 @@ import typer
 from rich.console import RenderableType
 
 from pollard.cli import values
+from pollard.cli.network_options import Images, Tokens, workload
 from pollard.cli.output import JsonFlag, emit, stages
 from pollard.errors import InvalidInput
 from pollard.kernels.products.explanation import explain as explain_kernel
 from pollard.recipes.moving import Span, moving_method
 from pollard.report.network_costs import network_costs
 from pollard.report.network_tables import costs_tables
-from pollard.report.networks import FUNCTION, NETWORKS, load
+from pollard.report.networks import is_known, known
 from pollard.report.render import plain_table
 from pollard.report.schedule import schedule_view
 from pollard.training.methods import METHODS
@@ -44,7 +45,7 @@ def explain(
         typer.Argument(
             metavar="WHAT",
             help="OUTxINxBATCH of a layer, as in 4096x4096x128; a network, "
-            f"{', '.join(NETWORKS)} or {FUNCTION}; or a method that moves topologies, as rigl.",
+            f"{known()}; or a method that moves topologies, as rigl.",
         ),
     ],
     *,
@@ -55,9 +56,8 @@ def explain(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     ir: Annotated[bool, typer.Option("--ir", help="Print the optimised LLVM IR of the chosen kernel.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Print its assembly.")] = False,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="BATCHxLENGTH", help="Inputs of a built-in network, as 32x32.")
-    ] = None,
+    tokens: Tokens = None,
+    images: Images = None,
     steps: Annotated[int, typer.Option(min=1, help="Of a method: steps of the whole training.")] = 10_000,
     epoch: Annotated[int, typer.Option(min=1, help="Of a method: steps of an epoch.")] = 100,
     method_options: Annotated[str, typer.Option(help="Of a method: its options, as in every=50,fraction=0.2.")] = "",
@@ -73,16 +73,16 @@ def explain(
         method = moving_method(what, density, Span(steps, epoch), {}, method_options)
         emit(*schedule_view(method, steps, density), as_json=json)
         return
-    if ":" in what or what in NETWORKS:
-        workload = load(what, None if tokens is None else values.tokens(tokens))
+    if is_known(what):
+        whole = workload(what, tokens, images)
         with stages() as tell:
-            costs = network_costs(workload, pattern=pattern, density=density, dtype=dtype, tell=tell)
+            costs = network_costs(whole, pattern=pattern, density=density, dtype=dtype, tell=tell)
         emit(costs.as_json(), [part for table in costs_tables(costs) for part in (table, "")], as_json=json)
         return
     if "x" not in what:
         raise InvalidInput(
             repr(what),
-            f"OUTxINxBATCH, a network ({', '.join(NETWORKS)} or {FUNCTION}), or one of " + ", ".join(METHODS),
+            f"OUTxINxBATCH, a network ({known()}), or one of " + ", ".join(METHODS),
             "pollard explain 1024x1024x128, for example.",
         )
     found = explain_kernel(op, values.shape(what), density, pattern, dtype=dtype, device=device)

@@ -75,6 +75,23 @@ def tokens(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def images(text: str) -> tuple[int, int, int, int]:
+    """BATCHxCHANNELSxHEIGHTxWIDTH of images.
+
+    >>> images("32x3x32x32")
+    (32, 3, 32, 32)
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
+        raise InvalidInput(
+            f"images {text!r}",
+            "BATCHxCHANNELSxHEIGHTxWIDTH, four whole numbers above 0",
+            "Write 1x3x32x32 for one image of three channels, 32 by 32.",
+        )
+    batch, channels, height, width = map(int, parts)
+    return batch, channels, height, width
+
+
 def widths(text: str) -> list[int]:
     """IN-HIDDEN-...-OUT of a fully connected network.
 

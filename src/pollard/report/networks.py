@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from pollard import networks
 from pollard.errors import InvalidInput
+from pollard.networks import FUNCTION, Ends
+from pollard.networks.own import accepts, call_named
 from pollard.pruning.batches import mapped, signals, tensors
 
-FUNCTION = "package.module:function"
 RETURNED = "(model, inputs): an nn.Module, with a tensor, a tuple, or a dict of keyword arguments"
 TOKENS = (32, 32)
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -77,84 +76,80 @@ def outputs(result: Any) -> dict[str, Tensor]:
     return {f"output {index}": each for index, each in enumerate(found)}
 
 
-def load(model: str, tokens: tuple[int, int] | None = None) -> Workload:
-    """The network that `model` names: one of NETWORKS, or a function `package.module:function`, which is called.
+def known() -> str:
+    """The names of networks that can be measured, for help and messages."""
+    return f"{', '.join(NETWORKS)}, {networks.known()}"
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` is that of a network, or is written as a function of the user's.
+
+    >>> is_known("encoder"), is_known("vgg-16-x0.5"), is_known("my_models:small"), is_known("1024x1024x128")
+    (True, True, True, False)
+    """
+    if name in NETWORKS or ":" in name:
+        return True
+    try:
+        networks.require_name(name)
+    except InvalidInput:
+        return False
+    return True
+
+
+def load(model: str, tokens: tuple[int, int] | None = None, images: tuple[int, ...] | None = None) -> Workload:
+    """The network that `model` names: built in, or a function `package.module:function`, which is called.
 
     The function takes nothing and returns a model, in any state, and its inputs. The current folder is among those that modules
-    are found in. tokens: batch and length of the inputs of a built-in network.
+    are found in. tokens: batch and length of the inputs of a built-in network of sequences; images: batch, channels,
+    height and width of those of one of images. Weights and inputs are drawn with seed 0.
     Raises InvalidInput where there is no such function, what it returns is something else, or the model does not take the
     inputs on the CPU.
 
-    >>> load("encoder", (1, 8)).input_shapes
-    [[1, 8]]
+    >>> load("lenet-5-caffe").input_shapes
+    [[32, 1, 28, 28]]
     """
+    if not is_known(model):
+        raise InvalidInput(
+            f"network {model!r}",
+            known(),
+            f"Write a function that takes nothing and returns {RETURNED}; then name it, as in my_models:small.",
+        )
+    takes = "--tokens" if model in NETWORKS else None if ":" in model else "--images"
+    for option, given in {"--tokens": tokens, "--images": images}.items():
+        if given is not None and option != takes:
+            raise InvalidInput(
+                f"{option.strip('-')} {'x'.join(map(str, given))} for {model!r}",
+                f"{takes}, or none" if takes else "no sizes: the function returns its own inputs",
+                f"Leave {option} out.",
+            )
     if model in NETWORKS:
         made = NETWORKS[model](*(tokens or TOKENS))
-    elif tokens is not None:
-        raise InvalidInput(
-            f"tokens {'x'.join(map(str, tokens))} for {model!r}",
-            "a built-in network, which is " + " or ".join(NETWORKS),
-            "Leave --tokens out: the function returns its own inputs.",
-        )
     else:
-        made = _called(model)
+        made = _called(model) if ":" in model else _of_images(model, images)
     return _tried(_understood(model, made))
 
 
 def _called(model: str) -> Any:
-    module_name, _, function_name = model.partition(":")
-    if not module_name or not function_name:
-        raise InvalidInput(
-            f"network {model!r}",
-            f"{' or '.join(NETWORKS)}, or {FUNCTION}",
-            f"Write a function that takes nothing and returns {RETURNED}; then name it, as in my_models:small.",
-        )
-    with _current_folder():
-        try:
-            module = import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
+    def call(function: Callable[..., Any]) -> Any:
+        if not accepts(function):
             raise InvalidInput(
-                f"module {module_name!r}, which is not found",
-                "a module that is installed, or lies in the current folder",
-                f"Run the command in the folder that {module_name.split('.')[0]} lies in.",
-            ) from error
-        function = getattr(module, function_name, None)
-        if not callable(function) or isinstance(function, nn.Module):
-            there = [name for name, each in vars(module).items() if inspect.isfunction(each)]
-            raise InvalidInput(
-                f"{function_name!r}, which is no function of {module_name}",
-                "one of " + ", ".join(there) if there else "a function",
-                f"Name one that takes nothing and returns {RETURNED}.",
+                f"{model}{inspect.signature(function)}",
+                "a function that can be called without arguments",
+                "Give the arguments defaults, or write a function that calls it.",
             )
-        _require_no_arguments(function, model)
         return function()
 
-
-def _require_no_arguments(function: Callable[..., Any], model: str) -> None:
-    try:
-        inspect.signature(function).bind()
-    except TypeError as error:
-        raise InvalidInput(
-            f"{model}{inspect.signature(function)}",
-            "a function that can be called without arguments",
-            "Give the arguments defaults, or write a function that calls it.",
-        ) from error
+    return call_named(model, RETURNED, call)
 
 
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Modules of the current folder are found within, as `python -m` finds them."""
-    folder = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(folder)
+def _of_images(model: str, images: tuple[int, ...] | None) -> tuple[nn.Module, Tensor]:
+    usual = networks.usual_ends(model)
+    batch, *shape = images or (BATCH, *usual.input_shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = networks.build(model, Ends(tuple(shape), usual.classes))
+    generator = torch.Generator().manual_seed(0)
+    return made, torch.randn(batch, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _understood(name: str, made: Any) -> Workload:
@@ -230,5 +225,5 @@ def _encoder(batch: int, length: int) -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {"input_ids": tokens}
 
 
-# Name -> what makes it for a batch of sequences of a length.
+# Networks of sequences: name -> what makes it for a batch of sequences of a length.
 NETWORKS: dict[str, Callable[[int, int], tuple[nn.Module, Any]]] = {"encoder": _encoder}
