@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from pollard.errors import LayerCollapse
+from pollard.networks import Ends
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.recipes import Recipe
 from pollard.recipes.build import build, layer_patterns, random_plan
 from pollard.training import Examples
 
-SIZES = (16, 24, 12, 10)
+ENDS = Ends((16,), 10)
+MLP = "mlp-16-24-12-10"
 WEIGHTS = 16 * 24 + 24 * 12 + 12 * 10
 
 
@@ -30,8 +32,8 @@ def linear(model, kind):
 @pytest.mark.parametrize("allocation", ["global", "uniform", "er", "erk"])
 @pytest.mark.parametrize("pattern", ["unstructured", "v4"])
 def test_density_asked_is_density_got(method, allocation, pattern):
-    recipe = Recipe(method=method, allocation=allocation, pattern=pattern, density=0.3)
-    model, plan = build(recipe, SIZES, examples())
+    recipe = Recipe(model=MLP, method=method, allocation=allocation, pattern=pattern, density=0.3)
+    model, plan = build(recipe, ENDS, examples())
     layers = linear(model, SparseLinear)
     assert list(layers) == list(plan) == ["fc1", "fc2", "fc3"]
     assert sum(layer.topology.nnz for layer in layers.values()) == plan.nnz == round(0.3 * WEIGHTS)
@@ -40,7 +42,7 @@ def test_density_asked_is_density_got(method, allocation, pattern):
 
 
 def test_a_dense_recipe_has_no_plan():
-    model, plan = build(Recipe(method="dense"), SIZES, examples())
+    model, plan = build(Recipe(model=MLP, method="dense"), ENDS, examples())
     assert plan is None
     assert len(linear(model, nn.Linear)) == 3
 
@@ -48,17 +50,19 @@ def test_a_dense_recipe_has_no_plan():
 @pytest.mark.parametrize("method", ["snip", "random"])
 def test_masked_and_compressed_start_equal(method):
     x = examples().x
-    recipe = Recipe(method=method, density=0.3, pattern="v2")
-    sparse, plan = build(recipe, SIZES, examples())
-    masked, masked_plan = build(Recipe(method=method, density=0.3, pattern="v2", storage="masked"), SIZES, examples())
+    recipe = Recipe(model=MLP, method=method, density=0.3, pattern="v2")
+    sparse, plan = build(recipe, ENDS, examples())
+    masked, masked_plan = build(
+        Recipe(model=MLP, method=method, density=0.3, pattern="v2", storage="masked"), ENDS, examples()
+    )
     assert len(linear(masked, MaskedLinear)) == 3
     assert all(plan[name].same_as(masked_plan[name]) for name in plan)
     torch.testing.assert_close(sparse(x), masked(x))
 
 
 def test_a_stored_plan_is_used_as_it_is():
-    _, plan = build(Recipe(method="random", density=0.3, seed=1), SIZES, examples())
-    model, used = build(Recipe(method="snip", density=0.3), SIZES, examples(), plan)
+    _, plan = build(Recipe(model=MLP, method="random", density=0.3, seed=1), ENDS, examples())
+    model, used = build(Recipe(model=MLP, method="snip", density=0.3), ENDS, examples(), plan)
     assert used is plan
     assert all(layer.topology.same_as(plan[name]) for name, layer in linear(model, SparseLinear).items())
 
@@ -68,7 +72,7 @@ def test_a_build_depends_on_its_recipe_alone():
     for seed in (1, 2):
         torch.manual_seed(seed)
         results += [
-            build(Recipe(method=method, density=0.3), SIZES, examples())[0].state_dict()
+            build(Recipe(model=MLP, method=method, density=0.3), ENDS, examples())[0].state_dict()
             for method in ("snip", "random")
         ]
     for one, other in ((0, 2), (1, 3)):
@@ -76,26 +80,26 @@ def test_a_build_depends_on_its_recipe_alone():
 
 
 def test_seeds_differ():
-    plans = [build(Recipe(method="random", density=0.3, seed=seed), SIZES, examples())[1] for seed in (0, 1)]
+    plans = [build(Recipe(model=MLP, method="random", density=0.3, seed=seed), ENDS, examples())[1] for seed in (0, 1)]
     assert not plans[0]["fc1"].same_as(plans[1]["fc1"])
 
 
 def test_score_batch_changes_what_snip_sees():
-    small, large = (build(Recipe(density=0.3, score_batch=n), SIZES, examples())[1] for n in (4, 200))
+    small, large = (build(Recipe(model=MLP, density=0.3, score_batch=n), ENDS, examples())[1] for n in (4, 200))
     assert not small["fc1"].same_as(large["fc1"])
 
 
 def test_born_sparse_holds_nothing_dense():
     # 40 thousand inputs and outputs: a dense weight, or one byte per weight, would take gigabytes.
     recipe = Recipe(method="random", density=1e-6, model="mlp-40000-40000-2")
-    model, plan = build(recipe, (40_000, 40_000, 2), examples())
+    model, plan = build(recipe, Ends((40_000,), 2), examples())
     assert plan.nnz == round(1e-6 * (40_000 * 40_000 + 80_000))
     assert model[0].values.shape == (plan["fc1"].nnz,)
 
 
 def test_a_layer_left_empty_is_told():
     with pytest.warns(LayerCollapse, match="fc1"):
-        random_plan(Recipe(method="random", density=0.01), {"fc1": (4, 4), "fc2": (4, 400)})
+        random_plan(Recipe(model=MLP, method="random", density=0.01), {"fc1": (4, 4), "fc2": (4, 400)})
 
 
 def test_a_pattern_that_does_not_divide_a_layer_leaves_it_unstructured():

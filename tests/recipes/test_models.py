@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from pollard.errors import InvalidInput
-from pollard.recipes.models import dense_network, layer_shapes, layer_sizes
+from pollard.networks import Ends
+from pollard.networks.fully_connected import layer_shapes, layer_sizes
+from pollard.recipes.models import dense_network
 
 
 def draw():
@@ -15,15 +17,15 @@ def draw():
 
 
 def test_names_become_sizes():
-    assert layer_sizes("lenet-300-100", 784, 10) == (784, 300, 100, 10)
-    assert layer_sizes("mlp-784-1024-1024-10", 784, 10) == (784, 1024, 1024, 10)
-    assert layer_sizes("mlp-64-12", 64, 10) == (64, 12)
+    assert layer_sizes("lenet-300-100", Ends((784,), 10)) == (784, 300, 100, 10)
+    assert layer_sizes("mlp-784-1024-1024-10", Ends((784,), 10)) == (784, 1024, 1024, 10)
+    assert layer_sizes("mlp-64-12", Ends((64,), 10)) == (64, 12)
 
 
 @pytest.mark.parametrize("name", ["mlp-784-10", "mlp-64-5"])
 def test_ends_that_do_not_fit_the_data_are_refused_with_those_that_do(name):
     with pytest.raises(InvalidInput, match="Use 'mlp-64-10'"):
-        layer_sizes(name, 64, 10)
+        layer_sizes(name, Ends((64,), 10))
 
 
 def test_a_network_is_linear_layers_with_relu_between():

@@ -8,14 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pollard import data
 from pollard.cli.output import JsonFlag, emit
 from pollard.cli.recipe_options import recipe_of, recipe_options
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.recipes.build import build
-from pollard.recipes.models import layer_sizes
-from pollard.training import Examples
+from pollard.recipes.problem import Problem
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 FIELDS = (
@@ -57,9 +55,8 @@ def prune(
     Density is the fraction kept: 95 % sparsity is --density 0.05.
     """
     recipe = recipe_of(ctx, flags)
-    loaded = data.load(recipe.data)
-    sizes = layer_sizes(recipe.model, loaded.features, loaded.classes)
-    model, plan = build(recipe, sizes, Examples(loaded.train_x, loaded.train_y))
+    problem = Problem.of(recipe)
+    model, plan = build(recipe, problem.ends, problem.examples)
     if plan is None:
         raise InvalidInput(
             "method 'dense'", "a method that removes something", "Use --method snip, magnitude or random."

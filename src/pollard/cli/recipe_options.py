@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pollard.recipes.recipe import MOVING_FIELDS, Recipe, read_fields
+from pollard.recipes.fields import read_fields
+from pollard.recipes.recipe import MOVING_FIELDS, Recipe
 from pollard.training import TrainingOptions
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,10 @@ PIECE = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSet:
-    """Training and test examples: `x` float32 `(examples, features)`, `y` int64 `(examples,)` in `0 .. classes - 1`."""
+    """Training and test examples: `x` float32 `(examples, features)`, `y` int64 `(examples,)` in `0 .. classes - 1`.
+
+    shape: of one example, `(channels, height, width)` of an image; `x.unflatten(1, shape)` are images.
+    """
 
     name: str
     train_x: Tensor
@@ -28,6 +32,7 @@ class DataSet:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    shape: tuple[int, ...]
 
     @property
     def features(self) -> int:
@@ -38,13 +43,14 @@ class DataSet:
 def load(name: str | Path) -> DataSet:
     """The data set `name`: digits, mnist, fashion-mnist, or the path of a folder with four IDX files, gzipped or not.
 
-    Images are flattened and standardised, `(x - mean) / std`, with the one mean and deviation of all training pixels.
+    Images are flattened and standardised, `(x - mean) / std`, with the mean and deviation of all training pixels, of each channel
+    where there are several.
     digits is split by `torch.randperm` under seed 0: the first 1437 train, the last 360 test. The others keep the split
     they come with. A known name is fetched when it is not here yet. Raises DataError on anything missing or damaged.
 
     >>> digits = load("digits")
-    >>> digits.train_x.shape, digits.test_x.shape, digits.classes
-    (torch.Size([1437, 64]), torch.Size([360, 64]), 10)
+    >>> digits.train_x.shape, digits.test_x.shape, digits.classes, digits.shape
+    (torch.Size([1437, 64]), torch.Size([360, 64]), 10, (1, 8, 8))
     """
     if str(name) == "digits":
         return _digits()
@@ -78,7 +84,7 @@ def _labelled(folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
             "at least one image, and one label for each image",
             "The two files do not belong together: check where they come from.",
         )
-    return x.flatten(1), y
+    return x[:, None] if x.ndim == 3 else x, y
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -92,7 +98,7 @@ def _digits() -> DataSet:
     from sklearn.datasets import load_digits  # costs a second and a hundred megabytes, needed by this data set alone
 
     loaded = load_digits()
-    pixels = torch.from_numpy(loaded.data).to(torch.uint8)
+    pixels = torch.from_numpy(loaded.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(loaded.target).to(torch.uint8)
     order = torch.randperm(
         len(pixels), generator=torch.Generator().manual_seed(DIGITS_SEED), dtype=torch.int64, device="cpu"
@@ -102,22 +108,33 @@ def _digits() -> DataSet:
 
 
 def _data_set(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> DataSet:
+    """The data set of pixels `(examples, channels, height, width)`, or `(examples, features)`, and their labels."""
     (train_pixels, train_y), (test_pixels, test_y) = train, test
-    if train_pixels.shape[1] != test_pixels.shape[1]:
+    if train_pixels.shape[1:] != test_pixels.shape[1:]:
         raise DataError(
-            f"{train_pixels.shape[1]} pixels in training images, {test_pixels.shape[1]} in test images of {name}",
+            f"training images {_size(train_pixels)} and test images {_size(test_pixels)} of {name}",
             "images of one size",
             "Training and test files come from different data sets: check both.",
         )
-    mean, deviation = _moments(train_pixels)
+    of_channels = [_moments(channel) for channel in _channels(train_pixels)]
     return DataSet(
         name=name,
-        train_x=_standardised(train_pixels, mean, deviation),
+        train_x=_standardised(train_pixels, of_channels),
         train_y=train_y.to(torch.int64),
-        test_x=_standardised(test_pixels, mean, deviation),
+        test_x=_standardised(test_pixels, of_channels),
         test_y=test_y.to(torch.int64),
         classes=1 + max(int(train_y.max()), int(test_y.max())),
+        shape=tuple(train_pixels.shape[1:]),
     )
+
+
+def _size(pixels: Tensor) -> str:
+    return " x ".join(map(str, pixels.shape[1:]))
+
+
+def _channels(pixels: Tensor) -> tuple[Tensor, ...]:
+    """Views of `pixels`, each of what is standardised by a mean of its own."""
+    return pixels.unbind(1) if pixels.ndim == 4 else (pixels,)
 
 
 def _moments(pixels: Tensor) -> tuple[float, float]:
@@ -130,5 +147,8 @@ def _moments(pixels: Tensor) -> tuple[float, float]:
     return mean, variance**0.5 or 1.0
 
 
-def _standardised(pixels: Tensor, mean: float, deviation: float) -> Tensor:
-    return pixels.to(torch.float32).sub_(mean).div_(deviation)
+def _standardised(pixels: Tensor, of_channels: Sequence[tuple[float, float]]) -> Tensor:
+    x = pixels.to(torch.float32)
+    for channel, (mean, deviation) in zip(_channels(x), of_channels, strict=True):
+        channel.sub_(mean).div_(deviation)
+    return x.flatten(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pollard.errors import InvalidInput, LayerCollapse
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.networks import Ends, is_fully_connected
+from pollard.networks.fully_connected import network
 from pollard.nn.initialise import Initialiser
 from pollard.nn.linear import SparseLinear
 from pollard.nn.surgery import Storage, densify_, sparsify_
@@ -22,9 +24,8 @@ from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Scoring
-from pollard.recipes.models import INITIALISERS, dense_network, layer_shapes, network
+from pollard.recipes.models import INITIALISERS, dense_network, initial_network, prunable_shapes, weight_shapes
 from pollard.recipes.recipe import Recipe
-from pollard.selection import linear_layers
 from pollard.training import Examples, generator
 from pollard.training.precision import bring_
 
@@ -34,24 +35,22 @@ SCORED_AT_ONCE = 1000
 ANEW = "weights anew"
 
 
-def build(
-    recipe: Recipe, sizes: Sequence[int], examples: Examples, plan: Plan | None = None
-) -> tuple[nn.Sequential, Plan | None]:
+def build(recipe: Recipe, ends: Ends, examples: Examples, plan: Plan | None = None) -> tuple[nn.Module, Plan | None]:
     """The network of a `recipe` that prunes before training, and its plan; a `plan` made earlier is used as it is.
 
-    sizes: neurons per layer, input and output included. examples: of the training set, for scores from gradients.
-    With method ``random`` and an allocation that needs no scores, topologies come first and only kept weights are ever
-    drawn. All else starts dense, is scored, and keeps the weights it was scored with. Method ``dense`` has no plan.
+    ends: of the data. examples: of the training set, for scores from gradients.
+    With method ``random`` and an allocation that needs no scores, topologies of a network of linear layers alone come
+    first and only kept weights are ever drawn. All else starts dense, is scored, and keeps the weights it was scored with. Method ``dense`` has no plan.
     """
     if recipe.method == "dense":
-        return initial(recipe, sizes), None
+        return initial(recipe, ends), None
     if is_born_sparse(recipe):
-        plan = plan or random_plan(recipe, layer_shapes(sizes))
+        plan = plan or random_plan(recipe, weight_shapes(recipe.model, ends))
         model = _sparse_network(plan, INITIALISERS[recipe.initialiser], generator(recipe.seed, "weights"))
         return _stored_as(recipe.storage, model, plan), plan
-    scored = weights = initial(recipe, sizes)
+    scored = weights = initial(recipe, ends)
     if recipe.ablation == "reinitialise":
-        weights = initial(recipe, sizes, ANEW)
+        weights = initial(recipe, ends, ANEW)
     plan = plan or finished(recipe, decide(recipe, scored, examples), scored, weights)
     return sparsify_(weights, plan, storage=recipe.storage), plan
 
@@ -60,17 +59,18 @@ def is_born_sparse(recipe: Recipe) -> bool:
     """Whether the network of `recipe` never has a dense weight, not even before training."""
     untrained = recipe.score_at == 0.0 and not recipe.rewinds
     as_it_is = not recipe.ablation and not recipe.repair
-    return recipe.rule == "random" and recipe.allocation != "global" and untrained and as_it_is
+    drawn = is_fully_connected(recipe.model) and recipe.rule == "random" and recipe.allocation != "global"
+    return drawn and untrained and as_it_is
 
 
-def initial(recipe: Recipe, sizes: Sequence[int], purpose: str = "weights") -> nn.Sequential:
+def initial(recipe: Recipe, ends: Ends, purpose: str = "weights") -> nn.Module:
     """The dense network before training; another `purpose` draws other weights."""
-    return dense_network(sizes, recipe.initialiser, generator(recipe.seed, purpose))
+    return initial_network(recipe.model, ends, recipe.initialiser, generator(recipe.seed, purpose))
 
 
 def decide(
     recipe: Recipe,
-    model: nn.Sequential,
+    model: nn.Module,
     examples: Examples,
     *,
     density: float | None = None,
@@ -78,14 +78,13 @@ def decide(
     purpose: str = "mask",
 ) -> Plan:
     """What the method of `recipe` keeps of dense `model`, at `density` instead of its own, of what `within` had kept."""
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
     return prune(
         model,
         recipe.rule,
         density=recipe.first_density if density is None else density,
         batch=_scoring_batch(recipe, examples),
         allocation=recipe.allocation,
-        pattern=layer_patterns(recipe.pattern, shapes),
+        pattern=layer_patterns(recipe.pattern, prunable_shapes(model)),
         generator=generator(recipe.seed, purpose),
         scoring=Scoring(
             mode=recipe.score_mode or None, temperature=recipe.temperature or None, chunk_size=SCORED_AT_ONCE
@@ -96,7 +95,7 @@ def decide(
     )
 
 
-def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequential, *, last: bool = True) -> Plan:
+def finished(recipe: Recipe, plan: Plan, scored: nn.Module, weights: nn.Module, *, last: bool = True) -> Plan:
     """`plan` for the dense network whose `weights` will be trained; after the `last` pruning, ablated and repaired.
 
     Values that a criterion computed belong to the weights it has `scored`: other weights go without them.
@@ -108,20 +107,35 @@ def finished(recipe: Recipe, plan: Plan, scored: nn.Sequential, weights: nn.Sequ
     return restore_isometry(plan, weights) if last and recipe.repair == "isometry" else plan
 
 
-def trained_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor]) -> nn.Sequential:
-    """The network of a `plan`, None for a dense one, with the parameters and buffers of `state`, in the recipe's precision."""
-    if plan is None:
-        weights = [state[f"fc{number}.weight"] for number in range(1, len(state) // 2 + 1)]
-        shapes = [weight.shape for weight in weights]
-        model = initial(recipe, [shapes[0][1], *(shape[0] for shape in shapes)])
+def trained_network(
+    recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor], ends: Ends | None = None
+) -> nn.Module:
+    """The network of a `plan`, None for a dense one, with the parameters and buffers of `state`, in the recipe's precision.
+
+    ends: of the data; those of linear layers alone can be read off their weights, as files of before they were told want it.
+    """
+    if ends is None or is_fully_connected(recipe.model):
+        model = _linear_network(recipe, plan, state)
     else:
-        model = _sparse_network(
-            plan, lambda topology, _: torch.zeros(topology.nnz, dtype=torch.float32, device="cpu"), torch.Generator()
-        )
-        model = _stored_as(recipe.storage, model, plan)
+        model = initial(recipe, ends)
+        model = model if plan is None else sparsify_(model, plan, storage=recipe.storage)
     model.load_state_dict(state)
     bring_(model, recipe.precision)
     return model
+
+
+def _linear_network(recipe: Recipe, plan: Plan | None, state: Mapping[str, Tensor]) -> nn.Module:
+    """Linear layers that `state` fits; those of a `plan` without a dense weight."""
+    if plan is None:
+        weights = [state[f"fc{number}.weight"] for number in range(1, len(state) // 2 + 1)]
+        shapes = [weight.shape for weight in weights]
+        return dense_network(
+            [shapes[0][1], *(shape[0] for shape in shapes)], recipe.initialiser, generator(recipe.seed, "weights")
+        )
+    model = _sparse_network(
+        plan, lambda topology, _: torch.zeros(topology.nnz, dtype=torch.float32, device="cpu"), torch.Generator()
+    )
+    return _stored_as(recipe.storage, model, plan)
 
 
 def layer_patterns(pattern: str, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Pattern]:

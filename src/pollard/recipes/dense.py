@@ -46,7 +46,7 @@ def save_snapshot(recipe: Recipe, out: Path, epoch: float, *, progress: bool = T
         if path.exists():
             return
         problem, work = Problem.of(recipe), path.with_suffix("")
-        model = initial(recipe, problem.sizes)
+        model = initial(recipe, problem.ends)
         observers: list[Observer] = [ProgressBar(f"dense, to epoch {epoch:g}")] if progress else []
         outputs = Outputs(folder=work, identity=recipe.digest, checkpoint_steps=checkpoint_steps, observers=observers)
         train(model, problem.examples, {}, recipe.options(), outputs=outputs, stop=epoch)

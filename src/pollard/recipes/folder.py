@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from torch import Tensor, nn
 
 from pollard import reading
 from pollard.errors import StoreError
-from pollard.formats.store import write_atomic
+from pollard.formats.store import load_tensors, save_tensors, write_atomic
+from pollard.networks import Ends
+from pollard.reading import fits
 from pollard.recipes.recipe import Recipe
 from pollard.training import processes
 
@@ -62,6 +65,26 @@ def common_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[
             if processes.rank() == 0:
                 stack.enter_context(locked_folder(recipe, out, wait=wait))
         yield folder
+
+
+def save_model(path: Path, model: nn.Module, recipe: Recipe, ends: Ends, **told: object) -> None:
+    """Write the parameters and buffers of `model` to `path`, with what making it again takes, and what else is `told`."""
+    between = {"input_shape": list(ends.input_shape), "classes": ends.classes}
+    save_tensors(path, model.state_dict(), {"recipe": recipe.to_dict(), **between, **told})
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], Ends | None]:
+    """What `save_model` wrote: parameters and buffers, and the ends of the data, None in files that did not tell them yet.
+
+    Raises StoreError where it cannot be read.
+    """
+    state, told = load_tensors(path)
+    if "input_shape" not in told:
+        return state, None
+    shape, classes = told["input_shape"], told.get("classes")
+    if not isinstance(shape, list) or not all(fits(size, int) for size in shape) or not isinstance(classes, int):
+        raise StoreError(f"{path} of inputs {shape!r} and classes {classes!r}", "their sizes", "Run the recipe again.")
+    return state, Ends(tuple(shape), classes)
 
 
 def write_json(path: Path, value: object) -> None:

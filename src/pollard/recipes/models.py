@@ -1,59 +1,55 @@
-"""Networks by name, and their initial weights."""
+"""Networks by name with the initial weights of a recipe, and what of them can be pruned."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from pollard.errors import InvalidInput
+from pollard import networks
+from pollard.composites import composable, composed, matrices
 from pollard.formats.topology import Topology
+from pollard.networks import Ends, is_fully_connected
+from pollard.networks.fully_connected import layer_shapes, layer_sizes, network
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
+from pollard.selection import linear_layers
 
-LENET_HIDDEN = (300, 100)
 INITIALISERS: dict[str, Initialiser] = {
     "lecun": initialise.lecun_normal,
     "kaiming": initialise.kaiming_normal,
     "xavier": initialise.xavier_normal,
     "torch": initialise.uniform,
 }
+# The network's own initial weights: what its modules draw for themselves.
+OWN = "own"
 
 
-def layer_sizes(model: str, features: int, classes: int) -> tuple[int, ...]:
-    """Neurons per layer, input and output included, of the network called `model` for data of this size.
+def own_initialiser(model: str) -> str:
+    """How the weights of the network called `model` are drawn where nobody says.
 
-    ``lenet-300-100`` takes its ends from the data; ``mlp-784-1024-10`` names all of its layers.
-    Raises InvalidInput for another name, or where the ends do not fit the data.
-
-    >>> layer_sizes("lenet-300-100", features=64, classes=10)
-    (64, 300, 100, 10)
+    >>> own_initialiser("lenet-300-100"), own_initialiser("vgg-16")
+    ('lecun', 'own')
     """
-    check_model_name(model)
-    if model == "lenet-300-100":
-        return (features, *LENET_HIDDEN, classes)
-    sizes = tuple(int(size) for size in model.split("-")[1:])
-    if sizes[0] != features or sizes[-1] < classes:
-        fitting = "-".join(map(str, ("mlp", features, *sizes[1:-1], classes)))
-        raise InvalidInput(
-            f"model {model!r} for {features} features and {classes} classes",
-            "ends that fit the data",
-            f"Use {fitting!r}.",
-        )
-    return sizes
+    return "lecun" if is_fully_connected(model) else OWN
 
 
-def check_model_name(model: str) -> None:
-    """Raises InvalidInput unless `model` names a network."""
-    if model != "lenet-300-100" and not re.fullmatch(r"mlp(-[1-9][0-9]{0,7}){2,}", model):
-        raise InvalidInput(
-            f"model {model!r}",
-            "lenet-300-100, or mlp and its layer sizes as in mlp-784-1024-1024-10",
-            "The first size is the features of the data, the last its classes.",
-        )
+def initial_network(model: str, ends: Ends, initialiser: str, generator: torch.Generator) -> nn.Module:
+    """The network called `model` between `ends`, all float32 on the CPU, drawn under the seed of `generator`.
+
+    With another `initialiser` than its own, all weights that can be pruned are drawn by it, by their fan-in, and the biases
+    beside them are 0. Raises InvalidInput for a network that does not fit.
+    """
+    if is_fully_connected(model):
+        return dense_network(layer_sizes(model, ends), initialiser, generator)
+    # Modules draw from torch's global generator, and take its default dtype and device: both are the user's.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(generator.initial_seed())
+        made = networks.build(model, ends).float()
+    if initialiser != OWN:
+        _draw_(made, INITIALISERS[initialiser], generator)
+    return made
 
 
 def dense_network(sizes: Sequence[int], initialiser: str, generator: torch.Generator) -> nn.Sequential:
@@ -61,28 +57,32 @@ def dense_network(sizes: Sequence[int], initialiser: str, generator: torch.Gener
     return network(sizes, lambda inputs, outputs: _dense_layer(inputs, outputs, INITIALISERS[initialiser], generator))
 
 
-def network(sizes: Sequence[int], make_layer: Callable[[int, int], nn.Module]) -> nn.Sequential:
-    """`make_layer(inputs, outputs)` for each pair of neighbouring `sizes`, with ReLU between them.
+def weight_shapes(model: str, ends: Ends) -> dict[str, tuple[int, int]]:
+    """Name to shape `(rows, columns)` of every weight that can be pruned in the network called `model`.
 
-    >>> [name for name, _ in network((4, 3, 2), nn.Linear).named_children()]
-    ['fc1', 'relu1', 'fc2']
+    >>> weight_shapes("lenet-5-caffe", Ends((1, 28, 28), 10))
+    {'conv1.linear': (20, 25), 'conv2.linear': (50, 500), 'fc1': (500, 800), 'fc2': (10, 500)}
     """
-    layers = nn.Sequential()
-    last = len(sizes) - 1
-    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        layers.add_module(f"fc{number}", make_layer(inputs, outputs))
-        if number < last:
-            layers.add_module(f"relu{number}", nn.ReLU())
-    return layers
+    if is_fully_connected(model):
+        return layer_shapes(layer_sizes(model, ends))
+    return prunable_shapes(initial_network(model, ends, OWN, torch.Generator().manual_seed(0)))
 
 
-def layer_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """Layer name to weight shape `(out, in)` in `network(sizes, ...)`.
+def prunable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name to shape `(rows, columns)` of every weight of `model` that can be pruned."""
+    return {name: (layer.out_features, layer.in_features) for name, layer in matrices(model).items()}
 
-    >>> layer_shapes((4, 3, 2))
-    {'fc1': (3, 4), 'fc2': (2, 3)}
-    """
-    return {f"fc{number}": (outputs, inputs) for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1)}
+
+@torch.no_grad()
+def _draw_(model: nn.Module, initialiser: Initialiser, generator: torch.Generator) -> None:
+    # What it is composed of are views of its weights.
+    for layer in linear_layers(composed(model)).values():
+        drawn = initialiser(Topology.full((layer.out_features, layer.in_features)), generator)
+        layer.weight.copy_(drawn.view_as(layer.weight))
+    for module in {**linear_layers(model), **composable(model)}.values():
+        for name, parameter in module.named_parameters():
+            if "bias" in name:
+                parameter.zero_()
 
 
 def _dense_layer(inputs: int, outputs: int, initialiser: Initialiser, generator: torch.Generator) -> nn.Linear:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pollard.formats.store import load_tensors, save_tensors
+from pollard.formats.store import load_tensors
 from pollard.nn.surgery import densify_, sparsify_
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import ANEW, build, decide, finished, initial, is_born_sparse, trained_network
-from pollard.recipes.folder import MODEL, PLAN
+from pollard.recipes.folder import MODEL, PLAN, save_model
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.training import Outputs, processes, train
@@ -55,24 +55,24 @@ class Pipeline:
     dense: Callable[[float], State]
     outputs: Callable[[Path, str], Outputs]
 
-    def start(self) -> tuple[nn.Sequential, Plan | None]:
+    def start(self) -> tuple[nn.Module, Plan | None]:
         """The network that the last training starts from, and the plan it was made by; a dense one has none."""
         if self.recipe.method == "dense" or is_born_sparse(self.recipe):
             path = self.folder / PLAN
             stored = Plan.load(path) if path.exists() else None
-            model, plan = build(self.recipe, self.problem.sizes, self.problem.examples, stored)
+            model, plan = build(self.recipe, self.problem.ends, self.problem.examples, stored)
             if plan is not None and stored is None:
                 _save(plan, path)
             return model, plan
         return self._pruned(self.recipe.cycles)
 
-    def before(self) -> nn.Sequential:
+    def before(self) -> nn.Module:
         """The dense network that the last pruning kept weights of; one that was born sparse, as dense as it ever was."""
         if is_born_sparse(self.recipe):
             return densify_(self.start()[0])
         return self._weights(self.recipe.cycles, self._scored(self.recipe.cycles)[0])
 
-    def _pruned(self, cycle: int) -> tuple[nn.Sequential, Plan]:
+    def _pruned(self, cycle: int) -> tuple[nn.Module, Plan]:
         """The network that `cycle` leaves to train, and its plan."""
         scored, within = self._scored(cycle)
         weights = self._weights(cycle, scored)
@@ -84,7 +84,7 @@ class Pipeline:
             _save(plan, path)
         return sparsify_(weights, plan, storage=self.recipe.storage), plan
 
-    def _scored(self, cycle: int) -> tuple[nn.Sequential, Plan | None]:
+    def _scored(self, cycle: int) -> tuple[nn.Module, Plan | None]:
         """The network that `cycle` scores, dense, and the plan that it was trained within."""
         if cycle == 1:
             return self._dense_at(self.recipe.score_at), None
@@ -92,13 +92,13 @@ class Pipeline:
         # Scores and new weights are found in float32, whatever training left the weights in: none of them changes by that.
         return densify_(model).float(), plan
 
-    def _weights(self, cycle: int, scored: nn.Sequential) -> nn.Sequential:
+    def _weights(self, cycle: int, scored: nn.Module) -> nn.Module:
         """The network whose weights are kept, dense: other than `scored` where it rewinds or is drawn anew."""
         if self.recipe.ablation == "reinitialise" and cycle == self.recipe.cycles:
-            return initial(self.recipe, self.problem.sizes, ANEW)
+            return initial(self.recipe, self.problem.ends, ANEW)
         return self._dense_at(self.recipe.weights_at) if self.recipe.rewinds else scored
 
-    def _decided(self, cycle: int, scored: nn.Sequential, within: Plan | None, weights: nn.Sequential) -> Plan:
+    def _decided(self, cycle: int, scored: nn.Module, within: Plan | None, weights: nn.Module) -> Plan:
         recipe, examples = self.recipe, self.problem.examples
         share = cycle / recipe.cycles
         density = recipe.first_density if share == 1.0 else recipe.first_density**share
@@ -106,12 +106,12 @@ class Pipeline:
         plan = decide(recipe, scored, examples, density=density, within=within, purpose=purpose)
         return finished(recipe, plan, scored, weights, last=cycle == recipe.cycles)
 
-    def _trained(self, cycle: int) -> tuple[nn.Sequential, Plan]:
+    def _trained(self, cycle: int) -> tuple[nn.Module, Plan]:
         """The network that `cycle` has pruned and trained, and its plan."""
         folder, recipe = self._folder_of(cycle), self.recipe
         if (folder / MODEL).exists():
             plan = Plan.load(folder / PLAN)
-            return trained_network(recipe, plan, load_tensors(folder / MODEL)[0]), plan
+            return trained_network(recipe, plan, load_tensors(folder / MODEL)[0], self.problem.ends), plan
         folder.mkdir(exist_ok=True)
         model, plan = self._pruned(cycle)
         outputs = self.outputs(folder, f"cycle {cycle} of {recipe.cycles}")
@@ -125,11 +125,11 @@ class Pipeline:
             stop=recipe.score_at,
         )
         if processes.rank() == 0:
-            save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict(), "cycle": cycle})
+            save_model(folder / MODEL, model, recipe, self.problem.ends, cycle=cycle)
         return model, plan
 
-    def _dense_at(self, epoch: float) -> nn.Sequential:
-        model = initial(self.recipe, self.problem.sizes)
+    def _dense_at(self, epoch: float) -> nn.Module:
+        model = initial(self.recipe, self.problem.ends)
         if epoch > 0.0:
             model.load_state_dict(self.dense(epoch))
         return model

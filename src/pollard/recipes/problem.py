@@ -1,38 +1,52 @@
-"""What a recipe's network has to learn: examples, split, and the sizes that fit them."""
+"""What a recipe's network has to learn: examples, split, in the shape that it takes them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from pollard import data
 from pollard.errors import InvalidInput
-from pollard.recipes.models import layer_shapes, layer_sizes
+from pollard.networks import Ends, is_fully_connected
+from pollard.recipes.models import weight_shapes
 from pollard.recipes.recipe import Recipe
 from pollard.training import Examples, generator
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Examples to train on, sets to evaluate on by name, and the neurons per layer, input and output included."""
+    """Examples to train on, sets to evaluate on by name, the shape of one input and how many classes, and the network's name."""
 
     examples: Examples
     evaluation: dict[str, Examples]
-    sizes: tuple[int, ...]
+    ends: Ends
+    model: str
 
     @classmethod
     def of(cls, recipe: Recipe) -> Problem:
         """The problem of `recipe`, read from disk; raises DataError for missing data, InvalidInput for unfit sizes."""
         loaded = data.load(recipe.data)
-        sizes = layer_sizes(recipe.model, loaded.features, loaded.classes)
-        evaluation = {"test": Examples(loaded.test_x, loaded.test_y)}
-        if not recipe.validation:
-            return cls(Examples(loaded.train_x, loaded.train_y), evaluation, sizes)
-        order = torch.randperm(
-            len(loaded.train_x), generator=generator(recipe.seed, "validation"), dtype=torch.int64, device="cpu"
+        # Linear layers alone take rows, all other networks what the data are: images, where they are that.
+        shape = (loaded.features,) if is_fully_connected(recipe.model) else loaded.shape
+        found = cls(
+            Examples(loaded.train_x.unflatten(1, shape), loaded.train_y),
+            {"test": Examples(loaded.test_x.unflatten(1, shape), loaded.test_y)},
+            Ends(shape, loaded.classes),
+            recipe.model,
         )
+        found.require_fit()
+        return found._held_out(recipe) if recipe.validation else found
+
+    def require_fit(self) -> None:
+        """Raises InvalidInput where the network does not fit the data."""
+        assert self.shapes
+
+    def _held_out(self, recipe: Recipe) -> Problem:
+        """This, with a part of the examples to be evaluated on as ``validation`` instead of trained on."""
+        x, y = self.examples
+        order = torch.randperm(len(x), generator=generator(recipe.seed, "validation"), dtype=torch.int64, device="cpu")
         held_out = round(recipe.validation * len(order))
         if not 0 < held_out < len(order):
             raise InvalidInput(
@@ -40,10 +54,11 @@ class Problem:
                 "at least one example on each side",
                 "Use 0 for none.",
             )
-        evaluation["validation"] = Examples(loaded.train_x[order[:held_out]], loaded.train_y[order[:held_out]])
-        return cls(Examples(loaded.train_x[order[held_out:]], loaded.train_y[order[held_out:]]), evaluation, sizes)
+        chosen, left = order[:held_out], order[held_out:]
+        evaluation = {**self.evaluation, "validation": Examples(x[chosen], y[chosen])}
+        return replace(self, examples=Examples(x[left], y[left]), evaluation=evaluation)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Layer name to weight shape `(out, in)`."""
-        return layer_shapes(self.sizes)
+        """Name to shape `(rows, columns)` of every weight that can be pruned; raises InvalidInput where the network does not fit."""
+        return weight_shapes(self.model, self.ends)

@@ -11,14 +11,15 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pollard.errors import InvalidInput, StoreError
+from pollard import networks
+from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.nn.surgery import Storage
 from pollard.pruning.allocation import ALLOCATIONS
 from pollard.pruning.criteria import CRITERIA, own_allocation
 from pollard.pruning.scoring import Mode
-from pollard.reading import read_json, read_toml
-from pollard.recipes.models import INITIALISERS, check_model_name
+from pollard.recipes.fields import Value, read_fields, require_one_of, typed
+from pollard.recipes.models import INITIALISERS, OWN, own_initialiser
 from pollard.recipes.moving import Span, moving_method
 from pollard.training.methods import METHODS as MOVING
 from pollard.training.methods.method import Method
@@ -33,9 +34,6 @@ REPAIRS = ("isometry",)
 MEANING = 1
 UNSAID = -1.0
 ANY_SPAN = Span(1000, 100)  # what a method makes of its options does not depend on how long it runs
-LARGEST = 2**53  # of whole numbers that are floats too
-
-Value = str | int | float | bool
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -68,9 +66,11 @@ class Recipe:
     """
 
     data: str = _setting("digits", "digits, mnist, fashion-mnist, or the path of a folder of IDX files")
-    model: str = _setting("lenet-300-100", "lenet-300-100, or mlp and layer sizes as in mlp-784-1024-1024-10")
+    model: str = _setting("lenet-300-100", networks.known())
     initialiser: str = _setting(
-        "lecun", "initial weights: lecun (as SNIP's paper), kaiming, xavier (as GraSP's code) or torch"
+        "",
+        "initial weights: lecun (as SNIP's paper), kaiming, xavier (as GraSP's code), torch, or own, as the network's modules "
+        "draw them (default: lecun where all layers are linear, own elsewhere)",
     )
     method: str = _setting(
         "snip",
@@ -125,15 +125,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            object.__setattr__(self, entry.name, _typed(entry.name, getattr(self, entry.name), type(entry.default)))
-        _one_of("method", self.method, METHODS)
+            object.__setattr__(self, entry.name, typed(entry.name, getattr(self, entry.name), type(entry.default)))
+        require_one_of("method", self.method, METHODS)
         for name, value in self._filled_in().items():
             if self.method == "dense" or not getattr(self, name):
                 object.__setattr__(self, name, value)
+        object.__setattr__(self, "initialiser", self.initialiser or own_initialiser(self.model))
         self._validate()
 
     def __repr__(self) -> str:
         plain = {e.name: e.default for e in fields(self)} | self._filled_in()
+        plain["initialiser"] = own_initialiser(self.model)
         changed = {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
         return "Recipe(" + ", ".join(f"{name}={value!r}" for name, value in changed.items()) + ")"
 
@@ -142,10 +144,11 @@ class Recipe:
             raise InvalidInput(
                 "an empty data", "the name of a data set, or a folder", "Use data='digits' to try things out."
             )
-        check_model_name(self.model)
-        _one_of("initialiser", self.initialiser, tuple(INITIALISERS))
-        _one_of("storage", self.storage, STORAGES)
-        _one_of("allocation", self.allocation or "global", tuple(ALLOCATIONS))
+        networks.require_name(self.model)
+        own = () if networks.is_fully_connected(self.model) else (OWN,)
+        require_one_of("initialiser", self.initialiser, (*INITIALISERS, *own))
+        require_one_of("storage", self.storage, STORAGES)
+        require_one_of("allocation", self.allocation or "global", tuple(ALLOCATIONS))
         Pattern.parse(self.pattern)
         if not 0.0 < self.density <= 1.0:
             raise InvalidInput(
@@ -168,7 +171,7 @@ class Recipe:
                 "one of them",
                 "score_per_class takes as many examples of each class, score_batch takes them as they come.",
             )
-        _one_of("score_mode", self.score_mode, ("", *MODES))
+        require_one_of("score_mode", self.score_mode, ("", *MODES))
         if not 0.0 <= self.temperature < math.inf:
             raise InvalidInput(f"temperature {self.temperature}", "a number above 0", "Use 0 for the method's own.")
         if self.score_rounds < 0:
@@ -193,8 +196,8 @@ class Recipe:
                 "schedule_at before score_at",
                 f"Set score_at={self.epochs} to prune after training; to score again untrained, set score_rounds.",
             )
-        _one_of("ablation", self.ablation, ("", *ABLATIONS))
-        _one_of("repair", self.repair, ("", *REPAIRS))
+        require_one_of("ablation", self.ablation, ("", *ABLATIONS))
+        require_one_of("repair", self.repair, ("", *REPAIRS))
         if self.ablation == "invert" and CRITERIA[self.rule].solve is not None:
             raise InvalidInput(
                 f"ablation 'invert' of {self.rule}, which changes weights as it chooses",
@@ -204,7 +207,7 @@ class Recipe:
 
     def _validate_moving(self) -> None:
         if self.moves:
-            _one_of("criterion", self.rule, tuple(CRITERIA))
+            require_one_of("criterion", self.rule, tuple(CRITERIA))
             self.moving(ANY_SPAN)
             return
         for name in MOVING_FIELDS:
@@ -321,20 +324,6 @@ class Recipe:
         return getattr(self, entry.name) in (entry.default, own.get(entry.name))
 
 
-def read_fields(path: Path) -> dict[str, Any]:
-    """The fields that a recipe's ``.toml`` or ``.json`` file gives; raises InvalidInput when it cannot be read."""
-    told = "a recipe as TOML or JSON", "Recipe().to_toml() prints one to start from."
-    try:
-        values = read_toml(path, *told) if path.suffix == ".toml" else read_json(path, *told)
-    except StoreError as error:
-        raise InvalidInput(error.got, error.expected, error.fix) from error
-    if not isinstance(values, dict):
-        raise InvalidInput(
-            f"{path} that holds a {type(values).__name__}", "a table of recipe fields", "See Recipe().to_toml()."
-        )
-    return values
-
-
 MOVING_FIELDS = (
     "criterion",
     "update_every",
@@ -369,24 +358,3 @@ DENSE: dict[str, Value] = {
     "method_options": "",
     "storage": "compressed",
 }
-
-
-def _typed(name: str, value: object, kind: type) -> Value:
-    if kind is float and type(value) is int and abs(value) <= LARGEST:
-        return float(value)
-    if type(value) is not kind:
-        raise InvalidInput(f"{name}={value!r}", f"{_ARTICLES[kind]}", f"Give {name} as {_ARTICLES[kind]}.")
-    assert isinstance(value, (str, int, float, bool))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidInput(f"{name} {value}", "a number that is finite", f"Leave {name} out for the default.")
-    return value
-
-
-_ARTICLES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(value, allowed, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Use {allowed[0]!r} if in doubt."
-        raise InvalidInput(f"{name} {value!r}", "one of " + ", ".join(filter(None, allowed)), fix)

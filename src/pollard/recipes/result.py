@@ -10,13 +10,12 @@ from typing import Any, TypeVar, get_type_hints
 from torch import nn
 
 from pollard.errors import InvalidInput, StoreError
-from pollard.formats.store import load_tensors
 from pollard.nn.surgery import sparse_layers
 from pollard.pruning.aims import Aims
 from pollard.pruning.plan import Plan
 from pollard.reading import fits
 from pollard.recipes.build import trained_network
-from pollard.recipes.folder import MODEL, PLAN, RESULT, read_json, write_json
+from pollard.recipes.folder import MODEL, PLAN, RESULT, load_model, read_json, write_json
 from pollard.recipes.recipe import Recipe
 from pollard.report.measure import ModuleBytes
 
@@ -27,7 +26,7 @@ Value = TypeVar("Value")
 class RunResult:
     """What a run came to; `result.json` in `folder` holds the same.
 
-    density, nnz: over the weights of all linear layers; densities: per layer. bytes: what training holds, by purpose.
+    density, nnz: over all weights that can be pruned; densities: per layer. bytes: what training holds, by purpose.
     explored_rate: fraction of the dense weights that were ever trained after the last pruning. training_flops: multiply-adds
     of the last training, of dense training's, as papers count them. dead_neurons: outputs that keep no weight at the end.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
@@ -95,10 +94,10 @@ class RunResult:
         """Whether all that a study asks for is there: both aims, wherever something was pruned."""
         return self.aims is not None or self.recipe.method == "dense"
 
-    def model(self) -> nn.Sequential:
+    def model(self) -> nn.Module:
         """The trained network, of sparse layers where the run was sparse; raises StoreError where its files are damaged."""
         plan = Plan.load(self.folder / PLAN) if self.recipe.method != "dense" else None
-        return trained_network(self.recipe, plan, load_tensors(self.folder / MODEL)[0])
+        return trained_network(self.recipe, plan, *load_model(self.folder / MODEL))
 
     def kept(self) -> Plan | None:
         """What the trained network keeps; other than the plan it began with, where the topology moved. None for a dense one."""

@@ -13,13 +13,12 @@ from typing import Literal
 
 import torch
 
-from pollard.formats.store import save_tensors
 from pollard.nn.surgery import sparse_layers
 from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
-from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, common_folder
+from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, common_folder, save_model
 from pollard.recipes.moving import Span
 from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
@@ -136,7 +135,7 @@ def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
         start=recipe.schedule_at,
     )
     if processes.rank() == 0 and not (folder / MODEL).exists():
-        save_tensors(folder / MODEL, model.state_dict(), {"recipe": recipe.to_dict()})
+        save_model(folder / MODEL, model, recipe, problem.ends)
     return _result(recipe, folder, problem.shapes, trained)
 
 
