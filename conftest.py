@@ -22,6 +22,7 @@ os.environ["POLLARD_CACHE"] = _cache.name
 collect_ignore = [] if "POLLARD_PRETENDS" in os.environ else ["tests/pretended.py", "tests/training/device_trials.py"]
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=6000)
 hypothesis.settings.load_profile("ci")
 
 

@@ -55,14 +55,37 @@ class ComposedConv(_Convolution):
         """As the module it was made of, of a batch or of one sample."""
         spatial = len(self.kernel_size)
         x = input if input.dim() == spatial + 2 else input.unsqueeze(0)
+        y = self._by_kernels(x)
+        if y is None:
+            x = self._padded(x)
+            if self._is_dense():
+                y = _NATIVE[spatial](x, self.weight, self.bias, self.stride, 0, self.dilation)
+            else:
+                y = self._unfolded(x)
+        return y if input.dim() == spatial + 2 else y.squeeze(0)
+
+    def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         around = self._reversed_padding_repeated_twice
-        x = functional.pad(x, around, mode=mode) if any(around) else x
-        if self._is_dense():
-            y = _NATIVE[spatial](x, self.weight, self.bias, self.stride, 0, self.dilation)
-        else:
-            y = self._unfolded(x)
-        return y if input.dim() == spatial + 2 else y.squeeze(0)
+        return functional.pad(x, around, mode=mode) if any(around) else x
+
+    def _by_kernels(self, x: Tensor) -> Tensor | None:
+        """As the layer convolves itself, if it does: images of one or two axes."""
+        convolve, spatial = getattr(self.linear, "convolve", None), len(self.kernel_size)
+        if convolve is None or spatial > 2:
+            return None
+        around: list[int] = self._reversed_padding_repeated_twice
+        if self.padding_mode != "zeros":
+            x, around = self._padded(x), [0] * len(around)
+        padding = tuple(zip(around[-2::-2], around[::-2], strict=True))
+        window = [tuple(self.kernel_size), tuple(self.stride), tuple(self.dilation), padding]
+        if spatial == 2:
+            made: Tensor | None = convolve(x, self._parameters.get("bias"), window)
+            return made
+        # Images of one row.
+        window = [(one, *each) for one, each in zip((1, 1, 1, (0, 0)), window, strict=True)]
+        made = convolve(x.unsqueeze(2), self._parameters.get("bias"), window)
+        return None if made is None else made.squeeze(2)
 
     def _unfolded(self, x: Tensor) -> Tensor:
         taps = self._taps()

@@ -12,13 +12,16 @@ from torch import Tensor
 from pollard.errors import PatternError
 
 ROWS = (1, 2, 4, 8, 16)
-COLUMNS = (1, 2, 4, 8, 16, 32, 64)
+COLUMNS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 25, 32, 49, 64)  # powers of two, and kernels of convolutions
 LONGEST = 32  # grains of which N:M may have something to say
 
 _SPELLED = (
-    "Patterns are spelled 'unstructured', 'v4' (4 rows share their columns), 'b16x2' (blocks), '2:4' (2 of every 4)."
+    "Patterns are spelled 'unstructured', 'v4' (4 rows share their columns), 'b16x2' (blocks), 'k3x3' (the kernel of a pair of "
+    "channels, which is b1x9), '2:4' (2 of every 4)."
 )
-_BLOCK, _VECTOR, _OF = (re.compile(rf"{text}") for text in (r"b(\d+)x(\d+)", r"v(\d+)", r"(\d+):(\d+)"))
+_BLOCK, _VECTOR, _OF, _KERNEL = (
+    re.compile(text) for text in (r"b(\d+)x(\d+)", r"v(\d+)", r"(\d+):(\d+)", r"k(\d+)(?:x(\d+))?")
+)
 
 
 @dataclass(frozen=True, order=True, slots=True, repr=False)
@@ -26,8 +29,8 @@ class Pattern:
     """A grain is a block of `rows` x `columns` weights, kept or dropped as one; where `m` is not 0, of every `m` weights
     along a row, from the first on, exactly `n` are kept.
 
-    >>> [str(Pattern.parse(name)) for name in ("unstructured", "v4", "b16x2", "2:4")]
-    ['unstructured', 'v4', 'b16x2', '2:4']
+    >>> [str(Pattern.parse(name)) for name in ("unstructured", "v4", "b16x2", "2:4", "k3x3")]
+    ['unstructured', 'v4', 'b16x2', '2:4', 'b1x9']
     >>> Pattern.parse("b16x2").size, Pattern.parse("2:4").density, Pattern.parse("v4").density
     (32, 0.5, None)
     """
@@ -69,7 +72,7 @@ class Pattern:
             return text
         found = _named(text) if isinstance(text, str) else None
         if found is None:
-            raise PatternError(f"pattern {text!r}", "unstructured, vN, bRxC or N:M, in whole numbers", _SPELLED)
+            raise PatternError(f"pattern {text!r}", "unstructured, vN, bRxC, kRxC or N:M, in whole numbers", _SPELLED)
         return found
 
     @property
@@ -156,6 +159,8 @@ def _named(text: str) -> Pattern | None:
         return Pattern(int(vector[1]))
     if block := _BLOCK.fullmatch(text):
         return Pattern(int(block[1]), int(block[2]))
+    if kernel := _KERNEL.fullmatch(text):
+        return Pattern(1, int(kernel[1]) * int(kernel[2] or 1))
     if some := _OF.fullmatch(text):
         return Pattern(n=int(some[1]), m=int(some[2]))
     return None

@@ -13,12 +13,14 @@ from pollard.errors import InvalidInput, PollardError, TopologyError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import derived
 from pollard.kernels.products.backend import tell_untuned
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
-from pollard.ops import matmul, operators
+from pollard.nn.watched import is_watched
+from pollard.ops import convolution, matmul, operators
 
 
 class SparseLinear(ReadableWeight, nn.Module):
@@ -194,6 +196,17 @@ class SparseLinear(ReadableWeight, nn.Module):
         # Who has more dimensions than a batch works on rows next: norms, attention, what goes past a layer.
         y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, relu=self.relu, rows=True)
         return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
+
+    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor | None:
+        """The convolution that this layer is of unfolded images, with another bias; None where they have to be unfolded.
+
+        x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each; in_features are
+        channels x taps. Whoever watches the layer is to see what it is given.
+        """
+        if torch.compiler.is_compiling() or is_watched(self):
+            return None
+        values = self.values if self.active is None else straight_through(self.values, self.active)
+        return convolution.convolve(x, values, self.topology, bias, Window(*window), relu=self.relu)
 
     def reset_parameters(self) -> None:
         """Draws values and bias anew, from U(-b, b) with b = 1 / sqrt(kept fan-in); what is kept stays."""

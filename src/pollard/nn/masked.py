@@ -16,6 +16,7 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn import initialise
 from pollard.nn.readable import straight_through
+from pollard.nn.watched import is_watched
 
 
 class KeptParameter(nn.Parameter):
@@ -107,6 +108,19 @@ class MaskedLinear(nn.Module):
         if self.active is not None:
             weight = straight_through(weight, self.active)
         return functional.linear(x, weight, self.bias)
+
+    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor | None:
+        """The convolution that this layer is of unfolded images, with another bias, by torch's own; None where they have to
+        be unfolded, for whoever watches or compiles the layer.
+
+        x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each.
+        """
+        if torch.compiler.is_compiling() or is_watched(self):
+            return None
+        kernel, stride, dilation, padding = window
+        weight = self._kept() if self.active is None else straight_through(self._kept(), self.active)
+        padded = functional.pad(x, (*padding[1], *padding[0]))
+        return functional.conv2d(padded, weight.unflatten(1, (-1, *kernel)), bias, stride, 0, dilation)
 
     def reset_parameters(self) -> None:
         """Draws kept weights and bias anew, as `SparseLinear` draws them: from U(-b, b) with b = 1 / sqrt(kept fan-in)."""

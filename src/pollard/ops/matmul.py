@@ -45,7 +45,7 @@ def linear(
     >>> linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), topology)
     tensor([[ 1., 32.]])
     """
-    if torch.compiler.is_compiling() or _watched() or not _plain(x, values, bias):
+    if not direct(x, values, bias):
         return _the_long_way(x, values, bias, topology, relu)
     if _autocast("cpu"):
         x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
@@ -121,6 +121,11 @@ _transforms, _keys = torch._C._are_functorch_transforms_active, torch._C._dispat
 
 
 _set_tracing: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]  # noqa: SLF001 - torch's stubs lack it
+
+
+def direct(x: Tensor, values: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether kernels may be called at once on these tensors: nobody but autograd and autocast needs to know."""
+    return not torch.compiler.is_compiling() and not _watched() and _plain(x, values, bias)
 
 
 def _watched() -> bool:
@@ -237,4 +242,4 @@ class _Eager(torch.autograd.Function):
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.
 _apply: Any = super(torch.autograd.Function, _Eager).apply
 
-__all__ = ["input_grad", "linear", "refuse", "value_grad"]
+__all__ = ["direct", "input_grad", "linear", "refuse", "value_grad"]

@@ -49,8 +49,18 @@ def specs(isa):
         for size in (2, 4):
             yield KernelSpec(operation, isa, index=size)
     yield KernelSpec("sddmm", isa, dots=4, index=2)
+    yield from convolutions(isa)
     yield KernelSpec("turn", isa, size=2, index=2)
     yield KernelSpec("move", isa, rows=16, size=8)
+
+
+def convolutions(isa):
+    lanes = TARGETS[isa].lanes
+    reach = tuple((lanes * vector, lanes * vector) for vector in range(3))
+    for abreast in (1, lanes, 2 * lanes):
+        yield KernelSpec("convolve", isa, rows=4, block=4, abreast=abreast, reach=reach, bias=True, relu=True)
+        yield KernelSpec("correlate", isa, dots=4, abreast=abreast, reach=reach)
+    yield KernelSpec("convolve", isa, columns=9, abreast=1, reach=reach, numbers="bfloat16", values="bfloat16")
 
 
 @pytest.mark.parametrize("isa", TARGETS)

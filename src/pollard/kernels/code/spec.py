@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack")
+PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack", "convolve", "correlate")
 INDICES = (
     "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
     "within",
@@ -61,6 +61,8 @@ class KernelSpec:
     index: int = 4
     n: int = 0
     m: int = 0
+    abreast: int = 0
+    reach: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS or self.rows % self.block or self.vectors < 0:
@@ -81,6 +83,7 @@ class KernelSpec:
         parts = [self.operation, self.isa, grain, f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
         sizes += [f"x{self.chains}"] * (self.chains > 1) + [f"i{self.index}"] * (self.index != 4)
-        sizes += [f"{self.n}:{self.m}"] * (self.m > 0)
+        sizes += [f"{self.n}:{self.m}"] * (self.m > 0) + [f"a{self.abreast}"] * (self.abreast > 0)
+        sizes += [f"r{x}-{y}" for x, y in self.reach]
         kinds = [self.numbers] * (self.numbers != "float32") + [f"w{self.values}"] * (self.values != "float32")
         return ".".join(parts + sizes + kinds + [flag for flag in flags if getattr(self, flag)])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from pollard.kernels.code.emit import choose as _choose
+from pollard.kernels.code.emit import convolve as _convolve
+from pollard.kernels.code.emit import correlate as _correlate
 from pollard.kernels.code.emit import draw as _draw
 from pollard.kernels.code.emit import gather as _gather
 from pollard.kernels.code.emit import matvec as _matvec
@@ -26,6 +28,8 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "above": _scan.above,
     "absent": _merge.absent,
     "choose": _choose.choose,
+    "convolve": _convolve.convolve,
+    "correlate": _correlate.correlate,
     "count": _turn.count,
     "cut": _turn.cut,
     "draw": _draw.draw,
@@ -50,6 +54,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "above": _scan.ABOVE,
     "absent": _merge.ABSENT,
     "choose": _choose.CHOOSE,
+    "convolve": _convolve.ARGUMENTS,
+    "correlate": _correlate.ARGUMENTS,
     "count": _turn.COUNT,
     "cut": _turn.CUT,
     "draw": _draw.DRAW,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments
-from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_module
-from pollard.kernels.code.emit.tiles import Tile, each_tile, over_columns, run_of_groups
+from pollard.kernels.code.emit.rows import Rows
+from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
@@ -16,8 +16,6 @@ ARGUMENTS = (
     "values", "x", "y", "bias", "resting", "tiles", "columns", "bounds",
     "PASSES", "TILES", "STRIDE", "END", "IN", "LDX", "LDY", "PANELS", "WIDE", "LAST", "CHUNKS", "ROOM", "WIDTH",
 )  # fmt: skip
-# Grains a turn in a long row: an unstructured one is over in a few cycles. In short runs the rest would cost more.
-UNROLL = 2
 
 
 def gather(spec: KernelSpec) -> ir.Module:
@@ -29,12 +27,12 @@ def gather(spec: KernelSpec) -> ir.Module:
     return panel_module(spec, ARGUMENTS, work)
 
 
-class _Gather:
+class _Gather(Rows):
     """A panel of the batch: where it lies in X and Y, and the walk over row groups."""
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
-        self.code, self.spec, self.arguments, self.panel = code, spec, arguments, panel
-        self.numbers, self.values = NUMBERS[spec.numbers], NUMBERS[spec.values]
+        super().__init__(code, spec, arguments)
+        self.panel = panel
         self.y = self.numbers.at(code, arguments["y"], panel.start)
         if spec.packed:
             self.x = self.numbers.at(code, arguments["x"], code.mul(panel.start, arguments["IN"]))
@@ -78,11 +76,7 @@ class _Gather:
     def _start(self, tile: Tile, rows: list[Value]) -> list[Value]:
         # The first tile starts from the bias or zero, the others from what the tile before left.
         code, spec, panel = self.code, self.spec, self.panel
-        if spec.bias:
-            biases = [self.values.one(code, self.values.at(code, self.arguments["bias"], row)) for row in rows]
-            fresh = [code.splat(bias, panel.lanes) for bias in biases for _ in range(panel.count)]
-        else:
-            fresh = [code.zero(panel.lanes)] * (spec.block * panel.count)
+        fresh = self.starting_sums(rows, panel.count)
         if not spec.tiled:
             return fresh
         before = code.ir.block
@@ -107,17 +101,12 @@ class _Gather:
         return [sums[first : first + size] for first in range(0, len(sums), size)]
 
     def _accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
-        code, spec, (start, end) = self.code, self.spec, grains
-        # Values of half precision are read two at a time in any case.
-        if spec.block == spec.columns == spec.chains == 1 and (not spec.tiled or self.values.parts > 1):
-            with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
-                several.carry(self._grains(several.index, UNROLL, offset, several.carried))
-            start, sums = several.index, several.carried
-        elif spec.chains > 1:
+        start, end = grains
+        if self.spec.chains > 1:
             start, sums = self._in_chains(grains, offset, sums)
-        with code.loop(start, end, carried=sums) as single:
-            single.carry(self._grains(single.index, 1, offset, single.carried))
-        return single.carried
+        # Values of half precision are read two at a time in any case.
+        unroll = self.spec.chains == 1 and (not self.spec.tiled or self.values.parts > 1)
+        return self.accumulate((start, end), offset, sums, unroll=unroll)
 
     def _in_chains(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> tuple[Value, list[Value]]:
         """As many grains as there are chains at a time, each added to sums of its own; where that ends, and all sums added."""
@@ -127,7 +116,7 @@ class _Gather:
             following = []
             for chain in range(chains):
                 own = several.carried[chain * width : (chain + 1) * width]
-                following += self._grains(code.add(several.index, chain), 1, offset, own)
+                following += self.grains(code.add(several.index, chain), 1, offset, own)
             several.carry(following)
         total = several.carried[:width]
         for chain in range(1, chains):
@@ -135,38 +124,7 @@ class _Gather:
             total = [code.ir.fadd(*pair) for pair in zip(total, own, strict=True)]
         return several.index, total
 
-    def _grains(self, first: Value, count: int, offset: int, sums: list[Value]) -> list[Value]:
-        code, spec = self.code, self.spec
-        if spec.columns == 1:
-            weights = self._weights(first, count, offset)
-            for grain in range(count):
-                column = code.index_at(self.arguments["columns"], code.add(first, grain), spec.index)
-                sums = self._column(column, weights[grain * spec.block : (grain + 1) * spec.block], sums)
-            return sums
-        start = code.mul(code.index_at(self.arguments["columns"], first, spec.index), spec.columns)
-
-        def columns(c: Value, some: int, sums: list[Value]) -> list[Value]:
-            weights = self._weights(code.add(code.mul(first, spec.columns), c), some, offset)
-            for each in range(some):
-                own = weights[each * spec.block : (each + 1) * spec.block]
-                sums = self._column(code.add(start, code.add(c, each)), own, sums)
-            return sums
-
-        return over_columns(code, spec, sums, columns)
-
-    def _weights(self, first: Value, count: int, offset: int) -> list[Value]:
-        """Those of a block of rows of `count` columns, kept one after another, from the one that is the `first` of all."""
-        code, spec, values, lanes = self.code, self.spec, self.values, self.panel.lanes
-        together = count if spec.block == spec.rows else 1
-        found = []
-        for column in range(0, count, together):
-            place = code.add(code.mul(code.add(first, column), spec.rows), offset)
-            at = values.at(code, self.arguments["values"], place)
-            found += values.splats(code, at, together * spec.block, lanes)
-        return found
-
-    def _column(self, column: Value, weights: list[Value], sums: list[Value]) -> list[Value]:
-        code, packed = self.code, self.spec.packed
-        vectors = self.panel.load(self.numbers.at(code, self.x, code.mul(column, self.ldx)), masked=not packed)
-        pairs = [(weight, vector) for weight in weights for vector in vectors]
-        return [code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+    def vectors(self, column: Value) -> list[Value]:
+        """The row of X that it names, in the panel."""
+        row = self.numbers.at(self.code, self.x, self.code.mul(column, self.ldx))
+        return self.panel.load(row, masked=not self.spec.packed)

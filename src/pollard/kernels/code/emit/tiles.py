@@ -12,7 +12,7 @@ from pollard.kernels.code.spec import KernelSpec
 
 LINE = 64
 AHEAD = 4096  # bytes of a stream that is read once: what the hardware asks for by itself comes too late
-ABREAST = 4  # columns of a grain, whose code is written out
+ABREAST = 4  # columns of a grain, whose code is written out, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def over_columns(
     code: Code, spec: KernelSpec, sums: list[Value], body: Callable[[Value, int, list[Value]], list[Value]]
 ) -> list[Value]:
     """What `sums` become by ``body(first, count, sums)`` for the columns of a grain, a few of them at a time."""
-    count = min(spec.columns, ABREAST)
+    count = max(part for part in range(1, ABREAST + 1) if spec.columns % part == 0)
     if count == spec.columns:
         return body(code.integer(0), count, sums)
     with code.loop(0, spec.columns, count, sums) as few:

@@ -1,0 +1,81 @@
+"""``dW[o, c, t] = sum over pixels of dY[o] X[c, shifted by t]`` on the pattern only, sample by sample."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit import field
+from pollard.kernels.code.emit.dots import Dots
+from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.spec import KernelSpec
+
+# As for a convolution. Values are a copy of their own for each unit, whose samples are added up there. tiles: where each begins in
+# the field of X and in that of dY.
+ARGUMENTS = (
+    "values", "x", "dy", "x_field", "dy_field",
+    "columns", "pointers", "offsets", "tiles", "bounds", *field.names("x"), *field.names("dy"),
+    "PASSES", "TILES", "SAMPLES", "GROUPS", "VALUES",
+)  # fmt: skip
+
+
+def correlate(spec: KernelSpec) -> ir.Module:
+    """The module of the gradient of a convolution in its values; a unit of work is a run of samples."""
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        index, _ = work
+        x, dy = (
+            field.Images(
+                code,
+                spec,
+                arguments,
+                of,
+                code.floats(arguments[f"{of}_field"], code.mul(index, arguments[f"{of.upper()}_FIELD"])),
+            )
+            for of in ("x", "dy")
+        )
+        x.clear()
+        dy.clear()
+        first, last = (code.index_at(arguments["bounds"], code.add(index, end)) for end in (0, 1))
+        values = code.floats(arguments["values"], code.mul(index, arguments["VALUES"]))
+        with code.loop(first, last) as group:
+            sample = code.mul(group.index, spec.abreast)
+            x.take(sample, arguments["SAMPLES"])
+            dy.take(sample, arguments["SAMPLES"])
+            with code.loop(0, arguments["GROUPS"]) as each:
+                grains = [code.index_at(arguments["pointers"], code.add(each.index, end)) for end in (0, 1)]
+                start, end = (code.mul(grain, spec.columns) for grain in grains)
+                for offset in range(0, spec.rows, spec.block):
+                    dots = _Correlate(code, spec, arguments, offset, values)
+                    row = code.add(code.mul(each.index, spec.rows), offset)
+                    dots.among(x, dy, row).run((start, end), code.less(first, group.index))
+
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+
+
+class _Correlate(Dots):
+    def among(self, x: field.Images, dy: field.Images, row: Value) -> Self:
+        """Of the rows of dY from `row` on with those of x."""
+        code = self.code
+        self.field = x.field
+        starts = [code.mul(code.add(row, r), dy["PLANE"]) for r in range(self.spec.block)]
+        self.upstream = [code.floats(dy.field, start) for start in starts]
+        return self
+
+    def sums(self, columns: list[Value]) -> list[Value]:
+        """Summed over all pixels of the samples at hand."""
+        code, arguments, lanes = self.code, self.arguments, self.lanes
+        inputs = [code.floats(self.field, code.index_at(arguments["offsets"], column)) for column in columns]
+        with code.loop(0, arguments["TILES"], carried=[code.zero(lanes)] * self.spec.dots) as tile:
+            place = code.mul(tile.index, 2)
+            x, y = (code.index_at(arguments["tiles"], code.add(place, i)) for i in (0, 1))
+            sums = tile.carried
+            for there, here in self.spec.reach:
+                held = [code.load(code.floats(row, code.add(y, here)), lanes) for row in self.upstream]
+                loaded = [code.load(code.floats(start, code.add(x, there)), lanes) for start in inputs]
+                pairs = [(vector, row) for vector in loaded for row in held]
+                sums = [code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+            tile.carry(sums)
+        return tile.carried

@@ -1,0 +1,1 @@
+"""Convolutions with a sparse weight: what is read where, in which memory, by which kernel."""

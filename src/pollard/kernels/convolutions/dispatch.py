@@ -1,0 +1,133 @@
+"""The three products of a convolution, without autograd, found once for images of such sizes, strides and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pollard.errors import InvalidInput, KernelError
+from pollard.formats.topology import Topology
+from pollard.kernels.code.fallback import warn
+from pollard.kernels.code.target import current
+from pollard.kernels.convolutions.calls import Call, Convolution
+from pollard.kernels.convolutions.window import Window
+from pollard.kernels.products.backend import GENERATED, choose
+from pollard.kernels.products.checks import check_dtype, check_vector, extent, freed
+from pollard.kernels.products.derived import calls
+from pollard.kernels.products.dispatch import RECENT
+from pollard.settings import Settings
+
+Make = Callable[[Convolution, tuple[Tensor, ...]], Call]
+# Where a number is, in a field, is 32 bits.
+MOST = 1 << 31
+
+
+def serves(x: Tensor, topology: Topology, window: Window) -> bool:
+    """Whether kernels compute a convolution of `x` `(samples, channels, rows, columns)`: elsewhere it is unfolded.
+
+    Raises InvalidInput for images of other channels, or that the kernel does not fit in.
+    """
+    channels = topology.shape[1] // window.taps
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise InvalidInput(
+            f"images of shape {tuple(x.shape)}",
+            f"(samples, {channels}, rows, columns)",
+            "The channels of the input must be those that the convolution was made for.",
+        )
+    rows, columns = window.extents((x.shape[2], x.shape[3]))
+    padded = (x.shape[2] + sum(window.padding[0])) * (x.shape[3] + sum(window.padding[1]) + 16)
+    largest = max(padded * channels, (padded + rows * columns) * topology.shape[0]) * 64
+    return 0 not in (x.numel(), topology.grains) and largest < MOST and choose(x.device, x.dtype)[0] is GENERATED
+
+
+def forward(
+    x: Tensor, values: Tensor, topology: Topology, window: Window, bias: Tensor | None, *, relu: bool
+) -> Tensor | None:
+    """``y = W * x + bias``, then ReLU if asked: `(samples, out, rows, columns)`, contiguous, of x's dtype; None where no kernel compiles.
+
+    Values and bias are of x's dtype, or float32 beside half precision.
+    """
+    given = (x, values) if bias is None else (x, values, bias)
+
+    def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
+        check_dtype("values", values.dtype, x)
+        check_vector("values", values, topology.nnz, x.device, values.dtype)
+        if bias is not None:
+            check_vector("bias", bias, topology.shape[0], x.device, values.dtype)
+        return convolution.forward(tensors[0], values, bias=bias is not None, relu=relu)
+
+    return _run(("forward", window, relu), topology, given, make)
+
+
+def input_grad(
+    grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: tuple[int, int]
+) -> Tensor | None:
+    """The gradient in x, whose images are of `sizes`, contiguous and of the gradient's dtype; None where no kernel compiles."""
+
+    def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
+        return convolution.input_grad(tensors[0], tensors[1], sizes)
+
+    return _run(("input_grad", window, sizes), topology, (grad, values), make)
+
+
+def value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window) -> Tensor | None:
+    """The gradient in values, float32; None where no kernel compiles."""
+
+    def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
+        return convolution.value_grad(tensors[0], tensors[1])
+
+    return _run(("value_grad", window), topology, (grad, x), make)
+
+
+class _Way(NamedTuple):
+    """How it is computed, if it is, which tensors are brought in order first, and the bytes that each has to have."""
+
+    call: Call | None
+    copied: tuple[bool, ...]
+    needed: tuple[int, ...]
+
+
+def _run(what: tuple[Any, ...], topology: Topology, tensors: tuple[Tensor, ...], make: Make) -> Tensor | None:
+    threads = torch.get_num_threads()
+    key = (what, threads, Settings.asked_target(), *((each.shape, each.stride(), each.dtype) for each in tensors))
+    recent = calls(topology).recent
+    way = recent.get(key)
+    if way is None:
+        if len(recent) >= RECENT:
+            recent.clear()
+        target = current()
+        assert target is not None, "chosen for a CPU without kernels"
+        convolution = Convolution(topology, what[1], target, threads)
+        way = recent[key] = _way(tensors, lambda ready: make(convolution, ready))
+    call, copied, needed = way
+    for each, bytes_needed in zip(tensors, needed, strict=True):
+        if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize:
+            raise freed(each, bytes_needed)
+    if call is None:
+        return None
+    return call(*_ready(tensors, copied))
+
+
+def _way(tensors: tuple[Tensor, ...], make: Callable[[tuple[Tensor, ...]], Call]) -> _Way:
+    copied = tuple(not (_rows_lie_together(each) if each.dim() == 4 else each.is_contiguous()) for each in tensors)
+    needed = tuple(extent(each) for each in tensors)
+    try:
+        return _Way(make(_ready(tensors, copied)), copied, needed)
+    except KernelError as refused:
+        warn(str(refused))
+        return _Way(None, copied, needed)
+
+
+def _ready(tensors: tuple[Tensor, ...], copied: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.contiguous() if copy else each for each, copy in zip(tensors, copied, strict=True))
+
+
+def _rows_lie_together(images: Tensor) -> bool:
+    """Whether the pixels of a channel follow one another: samples and channels may be anywhere."""
+    return images.stride(3) == 1 and images.stride(2) == images.shape[3]
+
+
+__all__ = ["forward", "input_grad", "serves", "value_grad"]

@@ -1,0 +1,24 @@
+"""Whether somebody wants to see what a layer is given, so that it must be called as it is."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether a hook is on `layer`, or on all modules, but for methods of what says itself that it is not `watching`.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> is_watched(layer), layer.register_forward_hook(print) and is_watched(layer)
+    (False, True)
+    """
+    of_all = (vars(torch_module)[name] for name in _GLOBAL)
+    hooks = (hook for held in (*(vars(layer)[name] for name in _HOOKS), *of_all) for hook in held.values())
+    return any(getattr(getattr(hook, "__self__", None), "watching", True) for hook in hooks)
+
+
+__all__ = ["is_watched"]

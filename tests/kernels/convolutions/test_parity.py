@@ -1,0 +1,213 @@
+"""Convolutions by kernels against their slow twin: sizes, windows, patterns, dtypes, instruction sets, numbers of threads."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pollard.errors import InvalidInput
+from pollard.formats.pattern import Pattern
+from pollard.formats.topology import Topology
+from pollard.kernels.code.target import host_isas
+from pollard.kernels.convolutions import dispatch
+from pollard.kernels.convolutions.window import Window
+from pollard.ops.convolution import unfolded
+
+ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "neon")
+PATTERNS = ("unstructured", "v2", "v4", "v8", "v16", "k3x3", "b4x2", "2:4")
+DTYPES = ((torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float16))
+SIDE = (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("POLLARD_TARGET", request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def images(shape, seed, dtype=torch.float32, layout="contiguous"):
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    if layout == "channels-last":
+        return made.contiguous(memory_format=torch.channels_last)
+    if layout == "part":
+        return made.repeat(2, 2, 1, 1)[: shape[0], : shape[1]]
+    return made
+
+
+def products(convolution, x, values, bias, grad):
+    """y, and the gradients in x and values, by kernels."""
+    topology, window = convolution
+    y = dispatch.forward(x, values, topology, window, bias, relu=False)
+    dx = dispatch.input_grad(grad, values, topology, window, tuple(x.shape[2:]))
+    return y, dx, dispatch.value_grad(grad, x, topology, window)
+
+
+def twins(convolution, x, values, bias, grad):
+    topology, window = convolution
+    x, values, bias, grad = (each.detach().double() for each in (x, values, bias, grad))
+    x.requires_grad_()
+    values.requires_grad_()
+    y = unfolded(x, values, topology, bias, window)
+    return y.detach(), *torch.autograd.grad(y, (x, values), grad)
+
+
+def assert_parity(convolution, given, terms):
+    # A sum of n rounded products is off by at most n units of rounding of the sum of their magnitudes, here doubled; half
+    # precision rounds that sum once more.
+    found, exact = products(convolution, *given), twins(convolution, *given)
+    size = twins(convolution, *(each.abs() for each in given))
+    for fast, wanted, magnitude, count in zip(found, exact, size, terms, strict=True):
+        assert fast.shape == wanted.shape
+        assert fast.is_contiguous()
+        allowed = torch.finfo(torch.float32).eps * (count + 2) * magnitude
+        if fast.dtype != torch.float32:
+            kind = torch.finfo(fast.dtype)
+            allowed += kind.eps / 2 * (wanted.abs() + allowed) + kind.smallest_normal
+        assert ((fast.double() - wanted).abs() <= allowed + 1e-30).all()
+    return found
+
+
+def made(topology, window, samples, sizes, dtypes=DTYPES[0], layout="contiguous"):
+    """What a convolution is given: x, values, bias and the gradient of y."""
+    out, channels = topology.shape[0], topology.shape[1] // window.taps
+    x = images((samples, channels, *sizes), 3, dtypes[0], layout)
+    values, bias = (images((count,), seed, dtypes[1]) for seed, count in ((1, topology.nnz), (2, out)))
+    return x, values, bias, images((samples, out, *window.extents(sizes)), 4, dtypes[0], layout)
+
+
+def check(topology, window, samples, sizes, dtypes=DTYPES[0], layout="contiguous"):
+    given = made(topology, window, samples, sizes, dtypes, layout)
+    rows, columns = window.extents(sizes)
+    terms = (topology.shape[1], topology.shape[0] * window.taps, samples * rows * columns)
+    return assert_parity((topology, window), given, terms)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "dtypes"),
+    [
+        *((pattern, DTYPES[0]) for pattern in PATTERNS),
+        *((name, pair) for name in ("v4", "k3x3") for pair in DTYPES[1:]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("samples", "sizes"), [(3, (18, 17)), (19, (6, 5)), (70, (2, 2)), (1, (1, 40))])
+def test_every_pattern_in_every_precision(isa, pattern, dtypes, samples, sizes):
+    kind = Pattern.parse(pattern)
+    topology = Topology.random((16, 4 * 9), kind.density or 0.3, kind, torch.Generator().manual_seed(0))
+    check(topology, Window(*SIDE), samples, sizes, dtypes)
+
+
+@pytest.mark.parametrize("layout", ["channels-last", "part"])
+@pytest.mark.parametrize("sizes", [(18, 17), (5, 6)])
+def test_images_may_lie_anyhow(isa, layout, sizes):
+    topology = Topology.random((8, 5 * 9), 0.3, "v4", torch.Generator().manual_seed(0))
+    check(topology, Window(*SIDE), 9, sizes, layout=layout)
+
+
+@st.composite
+def problems(draw):
+    pairs = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
+    kernel, stride, dilation = pairs(1, 4), pairs(1, 3), pairs(1, 3)
+    window = Window(kernel, stride, dilation, (pairs(0, 4), pairs(0, 4)))
+    least = [max(1, dilation[axis] * (kernel[axis] - 1) + 1 - sum(window.padding[axis])) for axis in (0, 1)]
+    sizes = tuple(size + more for size, more in zip(least, pairs(0, 20), strict=True))
+    pattern = Pattern.parse(draw(st.sampled_from(("unstructured", "v2", "v4"))))
+    channels, out = draw(st.integers(1, 5)), pattern.rows * draw(st.integers(1, 3))
+    density = draw(st.sampled_from((0.05, 0.3, 1.0)))
+    seed = draw(st.integers(0, 99))
+    shape = out, channels * window.taps
+    topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(seed))
+    return topology, window, draw(st.integers(1, 20)), sizes
+
+
+@pytest.mark.parametrize("kind", ISAS)
+@given(problem=problems())
+@settings(
+    max_examples=settings().max_examples // 3, suppress_health_check=[HealthCheck.too_slow]
+)  # each compiles kernels
+def test_any_window_over_any_images(kind, problem):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLLARD_TARGET", kind)
+        before, found = torch.get_num_threads(), []
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                found.append(check(*problem))
+        finally:
+            torch.set_num_threads(before)
+        for alone, together in zip(*found, strict=True):
+            assert torch.equal(alone, together)
+
+
+def test_any_number_of_threads_gives_the_same_bits(isa, threads):
+    window = Window(*SIDE)
+    for pattern, samples, sizes in (("unstructured", 37, (9, 9)), ("v4", 61, (4, 4)), ("v4", 7, (20, 20))):
+        topology = Topology.random((16, 6 * 9), 0.3, pattern, torch.Generator().manual_seed(0))
+        given = made(topology, window, samples, sizes)
+        found = []
+        for count in (1, 2, 3, 5):
+            threads(count)
+            found.append(products((topology, window), *given))
+        for other in found[1:]:
+            assert all(map(torch.equal, found[0], other))
+
+
+def test_a_sample_is_what_it_is_in_any_batch(isa):
+    window = Window(*SIDE)
+    topology = Topology.random((8, 3 * 9), 0.4, "unstructured", torch.Generator().manual_seed(0))
+    for sizes in ((12, 12), (4, 4)):
+        x, values, bias, _ = made(topology, window, 33, sizes)
+        every = dispatch.forward(x, values, topology, window, bias, relu=False)
+        some = dispatch.forward(x[17:30], values, topology, window, bias, relu=False)
+        assert torch.equal(every[17:30], some)
+
+
+def test_numbers_that_are_not_finite_stay_where_they_are_met(isa):
+    window = Window((3, 3), (2, 2), (1, 1), ((0, 0), (0, 0)))
+    topology = Topology.full((2, 2 * 9))
+    for size, samples in ((8, 9), (17, 3)):
+        for stride in (1, 2):
+            window = window._replace(stride=(stride, stride))
+            x, values, bias, grad = made(topology, window, samples, (size, size))
+            x[1, 1, 4, 4] = torch.inf
+            y, _, dw = products((topology, window), x, values, bias, grad)
+            exact, _, slow = twins((topology, window), x, values, bias, grad)
+            assert torch.equal(y.isfinite(), exact.isfinite())
+            assert torch.equal(dw.isfinite(), slow.isfinite())
+
+
+def test_a_relu_is_fused(isa):
+    window, topology = Window(*SIDE), Topology.full((4, 2 * 9))
+    for size in (12, 4):
+        x, values, bias, _ = made(topology, window, 9, (size, size))
+        plain, fused = (dispatch.forward(x, values, topology, window, bias, relu=relu) for relu in (False, True))
+        assert torch.equal(plain.relu(), fused)
+        assert plain.lt(0).any()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    topology, window = Topology.full((4, 2 * 9)), Window(*SIDE)
+    with pytest.raises(InvalidInput, match="channels"):
+        dispatch.serves(torch.zeros(2, 3, 8, 8), topology, window)
+    with pytest.raises(InvalidInput, match="at least as large"):
+        dispatch.serves(torch.zeros(2, 2, 1, 8), topology, window._replace(padding=((0, 0), (0, 0))))
+    with pytest.raises(InvalidInput, match="values"):
+        dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(3), topology, window, None, relu=False)
+    with pytest.raises(InvalidInput, match="bias"):
+        dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(72), topology, window, torch.zeros(5), relu=False)
+
+
+def test_memory_that_is_gone_is_not_read():
+    topology, window = Topology.full((4, 2 * 9)), Window(*SIDE)
+    x, values = torch.zeros(2, 2, 8, 8), torch.zeros(72)
+    dispatch.forward(x, values, topology, window, None, relu=False)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(InvalidInput, match="resized or freed"):
+        dispatch.forward(x, values, topology, window, None, relu=False)

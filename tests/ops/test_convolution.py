@@ -1,0 +1,173 @@
+"""Convolutions as torch sees them: autograd, autocast, whoever watches."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import pollard
+from pollard.errors import KernelError, KernelFallback
+from pollard.formats.topology import Topology
+from pollard.kernels.code import once
+from pollard.kernels.code.target import host_isas
+from pollard.kernels.convolutions import calls
+from pollard.kernels.convolutions.window import Window
+from pollard.ops import convolution
+
+WINDOW = Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+TOPOLOGY = Topology.random((4, 2 * 9), 0.4, "unstructured", torch.Generator().manual_seed(0))
+pytestmark = pytest.mark.skipif(not host_isas(), reason="no kernels for this CPU")
+
+
+def operands(size=9, samples=3, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    shapes = (samples, 2, size, size), (TOPOLOGY.nnz,), (4,)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def weight(values):
+    flat = values.new_zeros(4 * 18).scatter(0, TOPOLOGY.weight_positions(), values)
+    return flat.view(4, 2, 3, 3)
+
+
+def test_gradients_are_those_of_torchs_own():
+    x, values, bias = operands()
+    y = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW)
+    dense = functional.conv2d(x, weight(values), bias, padding=1)
+    torch.testing.assert_close(y, dense)
+    seed = torch.randn_like(y)
+    for fast, slow in zip(
+        torch.autograd.grad(y, (x, values, bias), seed),
+        torch.autograd.grad(dense, (x, values, bias), seed),
+        strict=True,
+    ):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_a_fused_relu_passes_what_it_passed():
+    x, values, bias = operands()
+    y = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW, relu=True)
+    plain = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW).relu()
+    assert torch.equal(y, plain)
+    for one, other in zip(
+        torch.autograd.grad(y.square().sum(), (x, values, bias)),
+        torch.autograd.grad(plain.square().sum(), (x, values, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_only_what_is_asked_for_is_computed(wanted):
+    given = [each.detach() for each in operands()]
+    for index in wanted:
+        given[index].requires_grad_()
+    x, values, bias = given
+    convolution.convolve(x, values, TOPOLOGY, bias, WINDOW).sum().backward()
+    assert [each.grad is not None for each in given] == [index in wanted for index in range(3)]
+
+
+def test_the_twin_is_differentiable_twice():
+    x, values, bias = (each.detach().double().requires_grad_() for each in operands(size=4, samples=2))
+    assert torch.autograd.gradgradcheck(
+        lambda *given: convolution.unfolded(given[0], given[1], TOPOLOGY, given[2], WINDOW), (x, values, bias)
+    )
+
+
+def test_derivatives_of_derivatives_exist():
+    x, values, bias = operands()
+    penalty = []
+    for way in (convolution.convolve, convolution.unfolded):
+        y = way(x, values, TOPOLOGY, bias, WINDOW)
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        penalty.append(torch.autograd.grad(dx.square().sum(), (x, values)))
+    for fast, slow in zip(*penalty, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_brings_images_to_half_precision_and_leaves_values():
+    x, values, bias = operands(size=12)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW)
+    assert y.dtype == torch.bfloat16
+    exact = functional.conv2d(x.bfloat16().double(), weight(values).double(), bias.double(), padding=1)
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-3)
+    y.sum().backward()
+    assert (x.grad.dtype, values.grad.dtype) == (torch.float32, torch.float32)
+
+
+def test_what_no_kernel_computes_is_left_to_others():
+    x, values, bias = operands()
+    doubles = [each.double() for each in (x, values, bias)]
+    assert convolution.convolve(doubles[0], doubles[1], TOPOLOGY, doubles[2], WINDOW) is None
+    assert convolution.convolve(x[:0], values, TOPOLOGY, bias, WINDOW) is None
+    one = torch.func.vmap(lambda each: torch.tensor(convolution.convolve(each, values, TOPOLOGY, bias, WINDOW) is None))
+    assert one(x.unsqueeze(1)).all()
+
+
+def test_an_input_changed_before_the_backward_pass_is_noticed():
+    x, values, bias = (each.detach() for each in operands())
+    y = convolution.convolve(x, values.requires_grad_(), TOPOLOGY, bias, WINDOW)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="inplace"):
+        y.sum().backward()
+
+
+def test_results_may_be_written_to():
+    x, values, bias = operands()
+    y = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW)
+    plain = y.detach().clone()
+    assert torch.equal(functional.relu_(y), plain.relu())
+    y.sum().backward()
+
+
+def test_a_kernel_that_does_not_compile_leaves_it_to_the_twin(monkeypatch):
+    def refuse(*_, **__):
+        raise KernelError("a refusal", "code", "Nothing.")
+
+    monkeypatch.setattr(calls.Convolution, "_convolve", refuse)
+    monkeypatch.setattr(once, "_told", set())
+    x, values, bias = operands(size=11)
+    topology = copy.deepcopy(TOPOLOGY)
+    with pytest.warns(KernelFallback):
+        y = convolution.convolve(x, values, topology, bias, WINDOW)
+    torch.testing.assert_close(y, functional.conv2d(x, weight(values), bias, padding=1))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, torch.autograd.grad(functional.conv2d(x, weight(values), padding=1).sum(), x)[0])
+
+
+def sparse(storage="compressed"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2))
+    return pollard.sparsify_(model, pollard.prune(model, "magnitude", density=0.3), storage=storage)
+
+
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+def test_whoever_watches_the_layer_sees_what_it_is_given(storage):
+    model, seen = sparse(storage), []
+    x = torch.randn(3, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    plain = model(x)
+    handle = model[0].linear.register_forward_hook(lambda layer, given, result: seen.append(given[0].shape))
+    watched = model(x)
+    handle.remove()
+    assert seen == [(3 * 12 * 12, 18)]
+    torch.testing.assert_close(plain, watched)
+
+
+def test_both_storages_compute_the_same():
+    x = torch.randn(3, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sparse()(x), sparse("masked")(x))
+
+
+def test_kernels_of_pairs_of_channels_are_kept_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 8, 3))
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", density=0.25, pattern="k3x3"))
+    mask = model[0].linear.topology.mask().view(8, 6, 9)
+    assert torch.equal(mask.any(-1), mask.all(-1))
+    assert mask.all(-1).sum() == 12
+    dense = pollard.densify_(copy.deepcopy(model))
+    x = torch.randn(9, 6, 10, 10)
+    torch.testing.assert_close(model(x), dense(x))
