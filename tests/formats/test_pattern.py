@@ -20,19 +20,24 @@ def test_text_and_pattern_are_inverse(pattern):
     assert pickle.loads(pickle.dumps(pattern)) == pattern
 
 
-@pytest.mark.parametrize("name", ["unstructured", "v2", "v16", "b16x2", "b1x4", "b4x64", "2:4", "1:4", "4:8", "16:32"])
+@pytest.mark.parametrize("name", ["unstructured", "v2", "v16", "b16x2", "b1x4", "b4x64", "b1x9", "b4x25", "2:4", "1:4", "4:8", "16:32"])
 def test_what_is_named_is_told_by_its_name(name):
     assert str(Pattern.parse(name)) == name
 
 
+@pytest.mark.parametrize(("name", "block"), [("k3x3", "b1x9"), ("k1x7", "b1x7"), ("k5", "b1x5"), ("k3", "b1x3")])
+def test_kernels_of_convolutions_are_blocks_of_a_row(name, block):
+    assert Pattern.parse(name) == Pattern.parse(block)
+
+
 @given(st.text())
 def test_any_other_text_is_refused(text):
-    with pytest.raises(PatternError, match=r"unstructured, vN, bRxC or N:M.*'2:4'"):
+    with pytest.raises(PatternError, match=r"unstructured, vN, bRxC, kRxC or N:M.*'2:4'"):
         Pattern.parse(f"x{text}")
 
 
 @pytest.mark.parametrize(
-    "name", ["v0", "v3", "v32", "b3x2", "b16x3", "b32x2", "2:2", "0:4", "4:2", "2:64", "v-1", "2:4 ", ""]
+    "name", ["v0", "v3", "v32", "b3x2", "b16x6", "b32x2", "2:2", "0:4", "4:2", "2:64", "v-1", "2:4 ", ""]
 )
 def test_what_no_kernel_or_file_may_meet_is_refused(name):
     with pytest.raises(PatternError, match=f"pattern '{name}'.*Patterns are spelled"):
