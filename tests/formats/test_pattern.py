@@ -20,7 +20,9 @@ def test_text_and_pattern_are_inverse(pattern):
     assert pickle.loads(pickle.dumps(pattern)) == pattern
 
 
-@pytest.mark.parametrize("name", ["unstructured", "v2", "v16", "b16x2", "b1x4", "b4x64", "b1x9", "b4x25", "2:4", "1:4", "4:8", "16:32"])
+@pytest.mark.parametrize(
+    "name", ["unstructured", "v2", "v16", "b16x2", "b1x4", "b4x64", "b1x9", "b4x25", "2:4", "1:4", "4:8", "16:32"]
+)
 def test_what_is_named_is_told_by_its_name(name):
     assert str(Pattern.parse(name)) == name
 
