@@ -82,6 +82,50 @@ def test_bfloat16_follows_float32_and_is_all_that_is_held(make):
     assert wrapped.inner.param_groups == []
 
 
+def test_small_parameters_are_stepped_at_once_and_large_ones_alone(monkeypatch):
+    monkeypatch.setattr(rounding, "TOGETHER", 100)
+    sizes = (30, 40, 0, 50, 300, 20, 7)
+    narrow = [nn.Parameter(made(f"{place}", size).to(torch.bfloat16)) for place, size in enumerate(sizes)]
+    wide = [nn.Parameter(each.detach().float()) for each in narrow]
+    narrow.append(nn.Parameter(made("float32", 12)))
+    wide.append(nn.Parameter(narrow[-1].detach().clone()))
+    unmoved = nn.Parameter(made("unmoved", 9).to(torch.bfloat16))
+    wrapped, plain = StochasticRounding(Adam([narrow[0], unmoved, *narrow[1:]], 0.05)), Adam(wide, 0.05)
+    stepped = []
+    inner = wrapped.inner.step
+    monkeypatch.setattr(
+        wrapped.inner,
+        "step",
+        lambda: (stepped.append([p.numel() for p in wrapped.inner.param_groups[0]["params"]]), inner()),
+    )
+    for step in range(10):
+        for place, (ours, theirs) in enumerate(zip(narrow, wide, strict=True)):
+            ours.grad = made(f"{step} {place}", *ours.shape).to(ours.dtype)
+            theirs.grad = ours.grad.float()
+        wrapped.step()
+        plain.step()
+    assert stepped[:4] == [[30, 40, 0], [50], [300], [20, 7]]
+    assert stepped[4] == [12]
+    assert unmoved not in wrapped.state
+    for ours, theirs in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.03, atol=0.03)
+        for entry in (ours, wrapped.state[ours]["exp_avg"]):
+            assert (entry.dtype, entry.shape) == (ours.dtype, ours.shape)
+            assert entry.untyped_storage().nbytes() == entry.nbytes
+    assert torch.equal(narrow[-1], wide[-1])
+
+
+@pytest.mark.parametrize("wrong", [[math.nan, 1.0], [math.inf, -math.inf, 1.0, math.nan], [math.inf, -math.inf]])
+def test_nan_stays_nan_among_numbers_of_any_size(monkeypatch, wrong):
+    monkeypatch.setattr(rounding, "AT_ONCE", 8)
+    for place in range(0, 30, 5):
+        x = made("x", 40)
+        x[place : place + len(wrong)] = torch.tensor(wrong)
+        found = round_stochastically(x, generator(0, "draw")).float()
+        assert torch.equal(found.isnan(), x.isnan())
+        assert torch.equal(found.isinf(), x.isinf())
+
+
 def test_updates_and_decay_that_rounding_to_nearest_loses_are_kept():
     weights = [nn.Parameter(torch.ones(2000, dtype=torch.bfloat16)) for _ in range(2)]
     plain = SGD(weights[:1], 0.1, weight_decay=1e-3)

@@ -7,7 +7,7 @@ down at random, in proportion to how near each is, the weight is the exact one o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,17 +19,19 @@ from pollard.training.randomness import stream
 
 # The entry of a group that counts its steps: torch keeps groups in state_dict().
 COUNT = "roundings"
-# Bounds what rounding holds besides its result, whatever the size of the parameter.
-AT_ONCE = 1 << 20
+# Bounds what rounding holds besides its result, whatever the size of the parameter; what is gone over again is in L2.
+AT_ONCE = 1 << 17
+# Numbers of small parameters that are stepped at once: each by itself would cost more in calls than in work.
+TOGETHER = 1 << 18
 
 
 class StochasticRounding(Optimizer):
     """A torch optimizer that takes the steps of `optimizer` in float32 and rounds bfloat16 parameters and state at random.
 
     It takes over the groups and the state of `optimizer`, which is not to be stepped any more. Parameters are stepped one by
-    one, so that float32 copies of a single one are held at a time. Random bits are a function of `seed`, the number of
-    the step, and the place of parameter and number: a resumed run rounds as the whole one would have, and so does every process.
-    Parameters of other dtypes are stepped as `optimizer` steps them.
+    one, small ones a few at a time, so that float32 copies of a single one or of 262,144 numbers are held. Random bits are a
+    function of `seed`, the number of the step, and the place of a number among those that have a gradient: a resumed run rounds
+    as the whole one would have, and so does every process. Parameters of other dtypes are stepped as `optimizer` steps them.
 
     Raises InvalidInput for LBFGS, which steps all parameters together.
 
@@ -67,36 +69,68 @@ class StochasticRounding(Optimizer):
                 loss = closure()
         for number, group in enumerate(self.param_groups):
             group[COUNT] += 1
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._step_alone(parameter, group, f"step {group[COUNT]} of parameter {number}.{place}")
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for place, some in enumerate(_together(moving)):
+                self._step_some(some, group, f"step {group[COUNT]} of parameters {number}.{place}")
         return loss
 
-    def _step_alone(self, parameter: Tensor, group: dict[str, Any], purpose: str) -> None:
-        wide = parameter.detach()
-        if parameter.dtype is torch.bfloat16:
-            wide = wide.float()
-        assert parameter.grad is not None
-        wide.grad = parameter.grad.to(wide.dtype)
-        self.inner.param_groups = [{**group, "params": [wide]}]
-        self.inner.state = defaultdict(dict, {wide: {key: _widened(e) for key, e in self.state[parameter].items()}})
+    def _step_some(self, parameters: list[Tensor], group: dict[str, Any], purpose: str) -> None:
+        """One step of `parameters`, which are of one dtype and on one device."""
+        wide = [_widened(parameter.detach()) for parameter in parameters]
+        for parameter, own in zip(parameters, wide, strict=True):
+            assert parameter.grad is not None
+            own.grad = parameter.grad.to(own.dtype)
+        states = [{key: _widened(entry) for key, entry in self.state[each].items()} for each in parameters]
+        self.inner.param_groups = [{**group, "params": wide}]
+        self.inner.state = defaultdict(dict, zip(wide, states, strict=True))
         try:
             self.inner.step()
-            found = self.inner.state[wide]
+            found = [self.inner.state[own] for own in wide]
         finally:
             self.inner.param_groups, self.inner.state = [], defaultdict(dict)
-        if wide.dtype is parameter.dtype:
-            self.state[parameter] = found
-            return
-        for key, entry in found.items():
-            self.state[parameter][key] = self._narrowed(entry, f"{purpose}, {key}")
-        parameter.copy_(self._narrowed(wide, purpose))
+        if parameters[0].dtype is torch.bfloat16:
+            self._narrow(found, purpose)
+            for parameter, rounded in zip(parameters, self._rounded(wide, purpose), strict=True):
+                parameter.copy_(rounded)
+        for parameter, state in zip(parameters, found, strict=True):
+            self.state[parameter] = state
 
-    def _narrowed(self, entry: Any, purpose: str) -> Any:
-        if not isinstance(entry, Tensor) or entry.dtype is not torch.float32 or entry.dim() == 0:
-            return entry
-        draw = torch.Generator(entry.device).manual_seed(stream(self.seed, f"rounding, {purpose}"))
-        return round_stochastically(entry, draw)
+    def _narrow(self, states: list[dict[str, Any]], purpose: str) -> None:
+        """Round what is of float32 in `states`, in place, but single numbers: steps are counted in them."""
+        for key in dict.fromkeys(key for state in states for key in state):
+            own = [state for state in states if _is_wide(state.get(key))]
+            for state, rounded in zip(
+                own, self._rounded([each[key] for each in own], f"{purpose}, {key}"), strict=True
+            ):
+                # A part of a larger tensor would keep all of it, in copies and files too.
+                state[key] = rounded if len(own) == 1 else rounded.clone()
+
+    def _rounded(self, exact: list[Tensor], purpose: str) -> list[Tensor]:
+        """Each of `exact` in bfloat16, by a stream of random bits of its own."""
+        if not exact:
+            return []
+        draw = torch.Generator(exact[0].device).manual_seed(stream(self.seed, f"rounding, {purpose}"))
+        if len(exact) == 1:
+            return [round_stochastically(exact[0], draw)]
+        parts = round_stochastically(torch.cat([each.reshape(-1) for each in exact]), draw)
+        return [
+            part.view(each.shape) for part, each in zip(parts.split([e.numel() for e in exact]), exact, strict=True)
+        ]
+
+
+def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours that are stepped at once: of one dtype and device, of so many numbers at most; a larger one alone."""
+    some: list[Tensor] = []
+    count = 0
+    for parameter in parameters:
+        alike = not some or (parameter.dtype, parameter.device) == (some[0].dtype, some[0].device)
+        if some and not (alike and count + parameter.numel() <= TOGETHER):
+            yield some
+            some, count = [], 0
+        some.append(parameter)
+        count += parameter.numel()
+    if some:
+        yield some
 
 
 def round_stochastically(x: Tensor, draw: torch.Generator) -> Tensor:
@@ -117,13 +151,18 @@ def round_stochastically(x: Tensor, draw: torch.Generator) -> Tensor:
         bits = words.random_(-(2**63), None, generator=draw).view(torch.int16)[: len(exact)].int().bitwise_and_(0xFFFF)
         bits += exact.view(torch.int32)
         target.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
-        # The carry could make another number of it.
-        target.masked_fill_(exact.isnan(), torch.nan)
+        # The carry could make another number of NaN. A sum without it had none; other devices would have to be waited for.
+        if exact.device.type != "cpu" or exact.sum().isnan():
+            target.masked_fill_(exact.isnan(), torch.nan)
     return rounded
 
 
 def _widened(entry: Any) -> Any:
     return entry.float() if isinstance(entry, Tensor) and entry.dtype is torch.bfloat16 else entry
+
+
+def _is_wide(entry: Any) -> bool:
+    return isinstance(entry, Tensor) and entry.dtype is torch.float32 and entry.dim() > 0
 
 
 def _without_parameters(optimizer: Optimizer) -> Optimizer:
