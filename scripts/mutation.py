@@ -57,6 +57,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/kernels/products/test_tuning.py",
         "tests/ops",
         "tests/kernels/products/test_parity.py",
+        "tests/kernels/products/test_same_bits.py",
+        "tests/kernels/products/test_half_precision.py",
+        "tests/kernels/products/test_blocks.py",
     ),
 }
 
