@@ -50,7 +50,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "src/pollard/training/weights.py": ("tests/training/methods/test_momentum.py", *EVERY_METHOD[1:]),
     "src/pollard/formats/rewiring.py": ("tests/kernels/indices/test_rewire.py",),
     "src/pollard/pruning/masks.py": ("tests/pruning/test_running_top.py",),
-    "src/pollard/pruning/allocation.py": ("tests/pruning/test_decision.py",),
+    "src/pollard/pruning/allocation.py": ("tests/pruning/test_decision.py", "tests/pruning/test_rounds.py"),
     "src/pollard/kernels/indices/rewire.py": ("tests/kernels/indices/test_candidates.py",),
     "src/pollard/kernels/products/tuning.py": ("tests/kernels/products/test_tuning_by_default.py",),
     "src/pollard/kernels/products/dispatch.py": (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
+from torch.optim import LBFGS, SGD, Adadelta, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
 
 from pollard.errors import InvalidInput
 from pollard.nn import SparseLinear
@@ -82,7 +83,7 @@ def test_bfloat16_follows_float32_and_is_all_that_is_held(make):
     assert wrapped.inner.param_groups == []
 
 
-def test_small_parameters_are_stepped_at_once_and_large_ones_alone(monkeypatch):
+def test_small_parameters_are_stepped_at_once_and_large_ones_in_parts(monkeypatch):
     monkeypatch.setattr(rounding, "TOGETHER", 100)
     sizes = (30, 40, 0, 50, 300, 20, 7)
     narrow = [nn.Parameter(made(f"{place}", size).to(torch.bfloat16)) for place, size in enumerate(sizes)]
@@ -104,8 +105,7 @@ def test_small_parameters_are_stepped_at_once_and_large_ones_alone(monkeypatch):
             theirs.grad = ours.grad.float()
         wrapped.step()
         plain.step()
-    assert stepped[:4] == [[30, 40, 0], [50], [300], [20, 7]]
-    assert stepped[4] == [12]
+    assert stepped[:7] == [[30, 40, 0], [50], [100], [100], [100], [20, 7], [12]]
     assert unmoved not in wrapped.state
     for ours, theirs in zip(narrow, wide, strict=True):
         torch.testing.assert_close(ours.float(), theirs, rtol=0.03, atol=0.03)
@@ -124,6 +124,64 @@ def test_nan_stays_nan_among_numbers_of_any_size(monkeypatch, wrong):
         found = round_stochastically(x, generator(0, "draw")).float()
         assert torch.equal(found.isnan(), x.isnan())
         assert torch.equal(found.isinf(), x.isinf())
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_in_parts_a_parameter_is_stepped_as_it_is_whole(monkeypatch, make):
+    # To nearest: random bits are others where parts are.
+    monkeypatch.setattr(rounding, "round_stochastically", lambda x, draw: x.to(torch.bfloat16))
+    found = []
+    for together in (1 << 20, 64):
+        monkeypatch.setattr(rounding, "TOGETHER", together)
+        weight = nn.Parameter(made("weight", 20, 15).to(torch.bfloat16))
+        optimizer = StochasticRounding(make([weight]))
+        for step in range(4):
+            weight.grad = made(f"{step}", 20, 15).to(torch.bfloat16)
+            optimizer.step()
+        found.append((weight, optimizer.state[weight]))
+    (whole, state), (parts, other) = found
+    assert torch.equal(whole, parts)
+    assert list(state) == list(other)
+    for key, entry in state.items():
+        if isinstance(entry, torch.Tensor):
+            assert (entry.dtype, entry.shape) == (other[key].dtype, other[key].shape)
+            assert torch.equal(entry, other[key])
+        else:
+            assert entry == other[key]
+
+
+def test_no_float32_copy_of_a_large_parameter_is_held(monkeypatch):
+    monkeypatch.setattr(rounding, "TOGETHER", 1 << 12)
+    weight = nn.Parameter(made("weight", 1 << 20).to(torch.bfloat16))
+    weight.grad = torch.ones_like(weight)
+    optimizer = StochasticRounding(Adam([weight], fused=True))
+    optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        optimizer.step()
+    allocated = [event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert max(itertools.accumulate(allocated)) < weight.nbytes / 8
+
+
+def test_an_optimizer_that_looks_at_a_whole_parameter_is_given_it(monkeypatch):
+    monkeypatch.setattr(rounding, "TOGETHER", 16)
+    narrow, wide = nn.Parameter(made("weight", 30, 20).to(torch.bfloat16)), nn.Parameter(made("weight", 30, 20))
+    ours, theirs = StochasticRounding(Adafactor([narrow], 0.05)), Adafactor([wide], 0.05)
+    for step in range(5):
+        narrow.grad = made(f"{step}", 30, 20).to(torch.bfloat16)
+        wide.grad = narrow.grad.float()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(narrow.float(), wide, rtol=0.03, atol=0.03)
+    assert ours.state[narrow]["row_var"].shape == (30, 1)
+
+
+def test_strided_parameters_are_stepped_whole(monkeypatch):
+    monkeypatch.setattr(rounding, "TOGETHER", 16)
+    narrow = nn.Parameter(made("weight", 30, 20).to(torch.bfloat16).t())
+    narrow.grad = torch.ones_like(narrow)
+    before = narrow.detach().float()
+    StochasticRounding(SGD([narrow], 1.0)).step()
+    torch.testing.assert_close(narrow.float(), before - 1, rtol=0.01, atol=0.01)
 
 
 def test_updates_and_decay_that_rounding_to_nearest_loses_are_kept():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import perf_counter
@@ -177,13 +177,11 @@ def _watched(modules: Mapping[str, nn.Module]) -> Iterator[Costs]:
     def leave(name: str, *_: object) -> None:
         spent[name] += 1e3 * (perf_counter() - started[name])
 
-    handles = [module.register_forward_pre_hook(partial(enter, name)) for name, module in modules.items()]
-    handles += [module.register_forward_hook(partial(leave, name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+            hooks.enter_context(module.register_forward_hook(partial(leave, name)))
         yield spent
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
@@ -200,10 +198,8 @@ def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
         if name not in {each.name for each in found[owner]}:
             found[owner].append(matrix)
 
-    handles = [layer.register_forward_pre_hook(partial(seen, name)) for name, layer in linear.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in linear.items():
+            hooks.enter_context(layer.register_forward_pre_hook(partial(seen, name)))
         sparse()
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

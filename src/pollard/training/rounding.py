@@ -12,7 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 from pollard.errors import InvalidInput
 from pollard.training.randomness import stream
@@ -21,17 +35,21 @@ from pollard.training.randomness import stream
 COUNT = "roundings"
 # Bounds what rounding holds besides its result, whatever the size of the parameter; what is gone over again is in L2.
 AT_ONCE = 1 << 17
-# Numbers of small parameters that are stepped at once: each by itself would cost more in calls than in work.
-TOGETHER = 1 << 18
+# Numbers that are stepped at once: small parameters each by itself would cost more in calls than in work, and of large ones
+# all float32 copies would be held.
+TOGETHER = 1 << 17
+# Those whose step of a number looks at no other number. Others, Adafactor say, are given whole parameters.
+BY_NUMBER = {ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop}
 
 
 class StochasticRounding(Optimizer):
     """A torch optimizer that takes the steps of `optimizer` in float32 and rounds bfloat16 parameters and state at random.
 
-    It takes over the groups and the state of `optimizer`, which is not to be stepped any more. Parameters are stepped one by
-    one, small ones a few at a time, so that float32 copies of a single one or of 262,144 numbers are held. Random bits are a
-    function of `seed`, the number of the step, and the place of a number among those that have a gradient: a resumed run rounds
-    as the whole one would have, and so does every process. Parameters of other dtypes are stepped as `optimizer` steps them.
+    It takes over the groups and the state of `optimizer`, which is not to be stepped any more. Float32 copies are held of 131,072
+    numbers at a time; of a whole parameter where `optimizer` is none of torch's whose step of a number looks at no other. Random
+    bits are a function of `seed`, the number of the step, and the place of a number among those that have a gradient: a resumed
+    run rounds as the whole one would have, and so does every process. Parameters of other dtypes are stepped as `optimizer`
+    steps them.
 
     Raises InvalidInput for LBFGS, which steps all parameters together.
 
@@ -71,18 +89,51 @@ class StochasticRounding(Optimizer):
             group[COUNT] += 1
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
             for place, some in enumerate(_together(moving)):
-                self._step_some(some, group, f"step {group[COUNT]} of parameters {number}.{place}")
+                purpose = f"step {group[COUNT]} of parameters {number}.{place}"
+                if self._in_parts(some[0]):
+                    self._step_in_parts(some[0], group, purpose)
+                    continue
+                states = self._stepped(some, [self.state[each] for each in some], group, purpose)
+                self.state.update(zip(some, states, strict=True))
         return loss
 
-    def _step_some(self, parameters: list[Tensor], group: dict[str, Any], purpose: str) -> None:
-        """One step of `parameters`, which are of one dtype and on one device."""
+    def _in_parts(self, parameter: Tensor) -> bool:
+        """Whether it is too large to be held in float32 as a whole, and need not be."""
+        if parameter.numel() <= TOGETHER or parameter.dtype is not torch.bfloat16 or type(self.inner) not in BY_NUMBER:
+            return False
+        whole = [parameter, parameter.grad, *(e for e in self.state[parameter].values() if _is_of(e, parameter))]
+        return all(each is not None and each.is_contiguous() for each in whole)
+
+    def _step_in_parts(self, parameter: Tensor, group: dict[str, Any], purpose: str) -> None:
+        """One step of `parameter`, some numbers at a time. Each part finds the state that the step before has left."""
+        assert parameter.grad is not None
+        old, new = self.state[parameter], {}
+        for first in range(0, parameter.numel(), TOGETHER):
+            part = slice(first, first + TOGETHER)
+            numbers = parameter.detach().view(-1)[part]
+            numbers.grad = parameter.grad.view(-1)[part]
+            state = {key: _part(entry, parameter, part) for key, entry in old.items()}
+            [found] = self._stepped([numbers], [state], group, f"{purpose}, from {first}")
+            for key, entry in found.items():
+                if not _is_of(entry, numbers):
+                    new[key] = entry
+                    continue
+                if key not in new:
+                    new[key] = old[key] if key in old else torch.empty_like(parameter, dtype=entry.dtype)
+                new[key].view(-1)[part] = entry
+        self.state[parameter] = new
+
+    def _stepped(
+        self, parameters: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any], purpose: str
+    ) -> list[dict[str, Any]]:
+        """The states after one step of `parameters`, which are of one dtype and on one device."""
         wide = [_widened(parameter.detach()) for parameter in parameters]
         for parameter, own in zip(parameters, wide, strict=True):
             assert parameter.grad is not None
             own.grad = parameter.grad.to(own.dtype)
-        states = [{key: _widened(entry) for key, entry in self.state[each].items()} for each in parameters]
+        copies = [{key: _widened(entry) for key, entry in state.items()} for state in states]
         self.inner.param_groups = [{**group, "params": wide}]
-        self.inner.state = defaultdict(dict, zip(wide, states, strict=True))
+        self.inner.state = defaultdict(dict, zip(wide, copies, strict=True))
         try:
             self.inner.step()
             found = [self.inner.state[own] for own in wide]
@@ -92,8 +143,7 @@ class StochasticRounding(Optimizer):
             self._narrow(found, purpose)
             for parameter, rounded in zip(parameters, self._rounded(wide, purpose), strict=True):
                 parameter.copy_(rounded)
-        for parameter, state in zip(parameters, found, strict=True):
-            self.state[parameter] = state
+        return found
 
     def _narrow(self, states: list[dict[str, Any]], purpose: str) -> None:
         """Round what is of float32 in `states`, in place, but single numbers: steps are counted in them."""
@@ -163,6 +213,17 @@ def _widened(entry: Any) -> Any:
 
 def _is_wide(entry: Any) -> bool:
     return isinstance(entry, Tensor) and entry.dtype is torch.float32 and entry.dim() > 0
+
+
+def _is_of(entry: Any, numbers: Tensor) -> bool:
+    return isinstance(entry, Tensor) and entry.shape == numbers.shape
+
+
+def _part(entry: Any, parameter: Tensor, part: slice) -> Any:
+    if _is_of(entry, parameter):
+        return entry.view(-1)[part]
+    # A count, which every part moves on from where it was.
+    return entry.clone() if isinstance(entry, Tensor) else entry
 
 
 def _without_parameters(optimizer: Optimizer) -> Optimizer:
