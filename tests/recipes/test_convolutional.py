@@ -60,6 +60,7 @@ METHODS = {
     "in cycles": {"method": "magnitude", "score_at": 1.0, "cycles": 2},
     "moving": {"method": "rigl", "update_every": 3},
     "falling": {"method": "gmp", "update_every": 3},
+    "augmented": {"augment": "crop,flip"},
     "dense": {"method": "dense"},
 }
 
@@ -109,7 +110,7 @@ def test_both_storages_learn_the_same(out, recipe):
     assert results[0].test_loss == pytest.approx(results[1].test_loss, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["before training", "moving", "in cycles", "dense"])
+@pytest.mark.parametrize("name", ["before training", "augmented", "moving", "in cycles", "dense"])
 def test_a_run_that_was_stopped_ends_bit_for_bit_where_it_would_have(out, tmp_path, recipe, name, monkeypatch):
     chosen = replace(recipe, **METHODS[name])
     whole = run(chosen, out, progress=False)
@@ -198,6 +199,17 @@ def test_what_can_be_pruned_is_told_before_anything_is_trained():
     shapes = weight_shapes(NAMED, Ends((1, 8, 8), 10))
     assert len(shapes) == 20
     assert shapes["blocks.8.conv2.linear"] == (16, 16 * 9)
+
+
+def test_augmented_images_are_others_and_need_images(out, recipe):
+    plain, changed = (run(replace(recipe, augment=augment), out, progress=False) for augment in ("", "crop,flip"))
+    assert plain.recipe.digest != changed.recipe.digest
+    assert plain.train_loss != changed.train_loss
+    assert all(plain.kept()[name].same_as(changed.kept()[name]) for name in SHAPES)  # scores see images as they are
+    with pytest.raises(InvalidInput, match="train a network that takes images"):
+        run(Recipe(data=recipe.data, model="mlp-16-4-2", augment="flip"), out, progress=False)
+    with pytest.raises(InvalidInput, match="some of crop, flip"):
+        Recipe(augment="rotate")
 
 
 def test_scoring_on_a_batch_leaves_running_statistics_as_they_are(tmp_path, recipe):

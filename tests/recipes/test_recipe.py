@@ -54,6 +54,7 @@ def test_every_field_is_part_of_the_hash():
         "data": "mnist",
         "model": "mlp-64-10",
         "initialiser": "torch",
+        "augment": "flip",
         "method": "magnitude",
         "allocation": "er",
         "pattern": "v2",

@@ -13,6 +13,7 @@ from pollard.networks import Ends, is_fully_connected
 from pollard.recipes.models import weight_shapes
 from pollard.recipes.recipe import Recipe
 from pollard.training import Examples, generator
+from pollard.training.augmentation import require_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Problem:
         loaded = data.load(recipe.data)
         # Linear layers alone take rows, all other networks what the data are: images, where they are that.
         shape = (loaded.features,) if is_fully_connected(recipe.model) else loaded.shape
+        require_images(recipe.augment, shape)
         found = cls(
             Examples(loaded.train_x.unflatten(1, shape), loaded.train_y),
             {"test": Examples(loaded.test_x.unflatten(1, shape), loaded.test_y)},

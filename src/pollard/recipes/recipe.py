@@ -109,6 +109,10 @@ class Recipe:
     precision: str = _later(
         "float32", "float32; autocast: bfloat16 products, float32 weights; or bfloat16: weights and optimizer state too"
     )
+    augment: str = _later(
+        "",
+        "changes of training images, each time anew: crop (shifted by up to 4 pixels), flip (mirrored), or crop,flip",
+    )
     optimizer: str = _setting("sgd", "sgd, adam or adamw")
     lr: float = _setting(0.1, "highest learning rate")
     momentum: float = _setting(0.9, "of sgd")

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from pollard.errors import InvalidInput, PollardError, StoreError
 from pollard.nn.surgery import sparse_layers
 from pollard.training import processes
+from pollard.training.augmentation import augmented, draw
 from pollard.training.checkpoint import Checkpoint
 from pollard.training.methods.method import Method
 from pollard.training.metrics import MetricsLog, Number
@@ -264,7 +265,9 @@ class _Run:
             # Noise of other processes than the first is drawn anew at each step: nothing of it is to be saved.
             torch.manual_seed(stream(self.options.seed, f"noise of rank {rank} at step {self.step}"))
         own, share = processes.part_of(batch)
-        x, y = self.examples.x[own], self.examples.y[own]
+        drawn = draw(self.options.augment, len(batch), self.options.seed, self.step)
+        x = augmented(self.options.augment, self.examples.x[own], [processes.part_of(each)[0] for each in drawn])
+        y = self.examples.y[own]
         loss = output_and_loss(self.model, x, y, self.loss_fn, self.options.precision)[1] * share
         value = float(processes.mean(loss.detach().clone()))
         if not math.isfinite(value):
@@ -360,8 +363,8 @@ class _Run:
 
 
 def _identity(options: TrainingOptions) -> str:
-    # Checkpoints from before there was a choice of precision are found under what they were called.
-    told = repr(options).replace(", precision='float32'", "")
+    # Checkpoints from before there were these choices are found under what they were called.
+    told = repr(options).replace(", precision='float32'", "").replace(", augment=''", "")
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pollard.errors import InvalidInput
 from pollard.training import schedules
+from pollard.training.augmentation import changes_of
 from pollard.training.schedules import Schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -26,6 +27,7 @@ class TrainingOptions:
     precision: float32 leaves model and data as they are; autocast runs forward and loss in bfloat16, where weights, their
     gradients and the optimizer's state stay float32; bfloat16 has all of them, and the inputs, in bfloat16, stepped in float32
     and rounded stochastically.
+    augment: how training images are changed at random, each time anew: crop, flip, or crop,flip.
     """
 
     epochs: int = 20
@@ -43,6 +45,7 @@ class TrainingOptions:
     decay_factor: float = 0.1
     warmup: int = 0
     precision: str = "float32"
+    augment: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ class TrainingOptions:
                 "one of " + ", ".join(PRECISIONS),
                 "Use 'autocast' for bfloat16 products with float32 weights, 'bfloat16' to hold weights in it too.",
             )
+        changes_of(self.augment)
         for name, least in (("epochs", 1), ("batch_size", 1), ("decay_every", 0), ("warmup", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} {getattr(self, name)}", f"at least {least}", f"Raise {name}.")
