@@ -83,7 +83,7 @@ def main() -> None:
         wanted = [recipe(method, density, precision, seed) for seed in SEEDS]
         rows.append(row(method, density, precision, [run(each, given.out, threads=given.threads) for each in wanted]))
         print({name: value for name, value in rows[-1].items() if name != "versions"})
-    RECORD.write_text(json.dumps(rows, indent=2) + "\n")
+    RECORD.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

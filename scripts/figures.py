@@ -204,6 +204,52 @@ def _beside_torch(found: Mapping[str, Any]) -> str:
     return f"{found['speedup']:.1f}x" + ("" if way == "as it is" else f" ({way})")
 
 
+MOMENTS = {
+    "parameter_bytes": "weights and biases",
+    "index_bytes": "indices",
+    "gradient_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
+    "activation_bytes": "activations, of 100 examples",
+    "peak_bytes": "most at a time within a step",
+}
+
+
+def precisions(record: str) -> str:
+    """Accuracy by method, density and precision, and the bytes of the first setting by moment."""
+    found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
+    for row in load(record)["rows"]:
+        found.setdefault((row["method"], row["density"]), {})[row["precision"]] = row
+    names, first = {"snip": "SNIP", "rigl": "RigL"}, next(iter(found.values()))
+    rows = [
+        [f"test accuracy, %: {names[method]}, {100 * density:g}% kept"]
+        + [f"{each['mean']:.2f} ± {each['standard_deviation']:.2f}" for each in own.values()]
+        for (method, density), own in found.items()
+    ]
+    rows += [
+        [f"KB at {100 * next(iter(found))[1]:g}% kept: {text}", *(f"{each[key] / 1e3:,.1f}" for each in first.values())]
+        for key, text in MOMENTS.items()
+        if key in first["float32"]
+    ]
+    return markdown(["", *first], rows)
+
+
+def rounding() -> str:
+    """A step of AdamW with stochastic rounding beside the same in float32."""
+    rows = []
+    for case, ways in load("rounding.json")["cases"].items():
+        wide, narrow = ways["float32"], ways["bfloat16, stochastic"]
+        held = [f"{wide['bytes_held']:.0f}", f"{narrow['bytes_held']:.0f}", f"{narrow['bytes_beyond']:.1f}"]
+        rows.append([case, *held, f"{narrow['nanoseconds'] / wide['nanoseconds']:.0f}x"])
+    head = [
+        "parameters",
+        "bytes held a number: float32",
+        "bfloat16",
+        "bytes more within a step",
+        "its time over float32's",
+    ]
+    return markdown(head, rows)
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed, "memory": memory, "snip": snip},
     "docs/folk-knowledge.md": {
@@ -214,6 +260,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
     },
     "docs/how-to/other-weights.md": {"other weights": other_weights},
+    "docs/how-to/own-training-loop.md": {
+        "precisions": partial(precisions, "training-precisions.json"),
+        "rounding": rounding,
+    },
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),

@@ -37,7 +37,7 @@ COUNT = "roundings"
 AT_ONCE = 1 << 17
 # Numbers that are stepped at once: small parameters each by itself would cost more in calls than in work, and of large ones
 # all float32 copies would be held.
-TOGETHER = 1 << 17
+TOGETHER = 1 << 18
 # Those whose step of a number looks at no other number. Others, Adafactor say, are given whole parameters.
 BY_NUMBER = {ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop}
 
@@ -45,7 +45,7 @@ BY_NUMBER = {ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RM
 class StochasticRounding(Optimizer):
     """A torch optimizer that takes the steps of `optimizer` in float32 and rounds bfloat16 parameters and state at random.
 
-    It takes over the groups and the state of `optimizer`, which is not to be stepped any more. Float32 copies are held of 131,072
+    It takes over the groups and the state of `optimizer`, which is not to be stepped any more. Float32 copies are held of 262,144
     numbers at a time; of a whole parameter where `optimizer` is none of torch's whose step of a number looks at no other. Random
     bits are a function of `seed`, the number of the step, and the place of a number among those that have a gradient: a resumed
     run rounds as the whole one would have, and so does every process. Parameters of other dtypes are stepped as `optimizer`
