@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pollard.formats.indices import index_dtype
 from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
-from pollard.kernels.code.target import Target
-from pollard.kernels.convolutions.plan import Dots, Field, Tiles
+from pollard.kernels.code.target import Target, caches
+from pollard.kernels.convolutions.plan import Dots, Field, Patches
 from pollard.kernels.convolutions.turned import turned
 from pollard.kernels.convolutions.window import Axis, Window
 from pollard.kernels.products import results
+from pollard.kernels.products.derived import tiling
 from pollard.kernels.products.operand import name_of
 from pollard.kernels.products.workspace import workspace
 
@@ -25,6 +26,7 @@ Call = Callable[..., Tensor]
 SLICES = 4
 BLOCK = 4  # rows of a grain that are worked on at a time
 DOTS = 8  # dot products at a time: enough additions under way
+RUN = 8  # grains of a row in a tile, below which its beginning and end cost more than it saves
 SPARE = 3  # registers beside the sums of single rows, which are multiplied straight from memory: for values
 
 
@@ -39,20 +41,20 @@ class Convolution:
 
     def forward(self, x: Tensor, values: Tensor, *, bias: bool, relu: bool) -> Call:
         """What makes y `(samples, out, rows, columns)`, contiguous, of an x like this one, values and, if there is one, a bias."""
-        topology, indices = self.topology, self.topology.indices
+        topology = self.topology
         field = self._field(self.window.forward(_sizes(x)), x)
         spec = replace(self._spec("convolve", field, x), values=name_of(values.dtype), bias=bias, relu=relu)
-        tiles = Tiles.best(field, topology.groups, self._most(spec.block))
-        return self._convolve(spec, tiles, (indices.row_pointers, indices.columns), x, topology.shape[0])
+        patches = Patches.best(field, topology.groups, self._most(spec.block))
+        return self._convolve(spec, patches, topology, x, topology.shape[0])
 
     def input_grad(self, grad: Tensor, values: Tensor, sizes: tuple[int, int]) -> Call:
         """What makes the gradient in x, whose images are of `sizes`, of a gradient like this one and values."""
         axes, channels = self.window.backward(sizes), self.topology.shape[1] // self.window.taps
         field, found = self._field(axes, grad), turned(self.topology, axes)
-        index = index_dtype(grad.shape[1] * self.window.taps).itemsize
+        index = found.topology.indices.columns.itemsize
         spec = replace(self._spec("convolve", field, grad), rows=1, columns=1, block=1, index=index)
-        tiles = Tiles.best(field, channels, self._most(1))
-        run = self._convolve(spec, tiles, (found.row_pointers, found.columns), grad, channels)
+        patches = Patches.best(field, channels, self._most(1))
+        run = self._convolve(spec, patches, found.topology, grad, channels)
         arrange = self._ordering(found.permutation, values)
         return lambda grad, values: run(grad, arrange(values))
 
@@ -103,33 +105,40 @@ class Convolution:
         registers = self.target.registers
         return registers - SPARE if block == 1 else (registers - 1) // (block + 1)
 
-    def _convolve(
-        self, spec: KernelSpec, tiles: Tiles, indices: tuple[Tensor, Tensor], images: Tensor, channels: int
-    ) -> Call:
-        field, samples = tiles.field, images.shape[0]
+    def _convolve(self, spec: KernelSpec, patches: Patches, topology: Topology, images: Tensor, channels: int) -> Call:
+        field, samples = patches.field, images.shape[0]
         height, width = field.rows.places, field.columns.places
         groups = -(-samples // field.abreast)
         units = min(self.threads, groups)
-        table, alone = tiles.table(), field.abreast == 1
+        table, alone = patches.table(), field.abreast == 1
         phases = len(field.rows.counts) * len(field.columns.counts)
-        room = 0 if alone else phases * channels * tiles.plane
         strides = (channels * height * width, height * width, width, 1)
+        tiles = tiling(topology, self._width(spec, patches, topology))
+        resting = channels * patches.vectors * field.lanes if tiles.tiles > 1 else 0
+        room = resting if alone else phases * channels * patches.plane
         launch = Launch(
-            replace(spec, reach=tiles.reach()), units, self.threads,
-            pointers=indices[0], columns=indices[1], offsets=field.offsets(), tiles=table, bounds=_runs(groups, units),
-            ends=0 if alone else tiles.ends(), **field.arguments("x", images.stride()), PASSES=1, TILES=len(table),
-            SAMPLES=samples, Y_SAMPLE=strides[0], Y_CHANNEL=strides[1], Y_CHANNELS=channels, Y_PIXELS=strides[1],
-            Y_PLANE=tiles.plane, ROOM=room,
+            replace(spec, reach=patches.reach(), tiled=tiles.tiles > 1), units, self.threads,
+            columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
+            offsets=field.offsets(), patches=table, bounds=_runs(groups, units), ends=0 if alone else patches.ends(),
+            **field.arguments("x", images.stride()), PASSES=1, PATCHES=len(table), SAMPLES=samples, Y_SAMPLE=strides[0],
+            Y_CHANNEL=strides[1], Y_CHANNELS=channels, Y_PIXELS=strides[1], Y_PLANE=patches.plane, ROOM=room,
         ).at(units)  # fmt: skip
         result = results.room((samples, channels, height, width), strides, images.dtype)
 
         def call(x: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
             y, fields = result(x), workspace("field", field.size * units)
-            rooms = None if alone else workspace("room", room * units)
+            rooms = workspace("room", room * units) if room else None
             launch(values.data_ptr(), x.data_ptr(), y.data_ptr(), _address(bias), fields.data_ptr(), _address(rooms))
             return y
 
         return call
+
+    def _width(self, spec: KernelSpec, patches: Patches, topology: Topology) -> int:
+        """Columns of grains of a tile: so many channels that what a patch reads of them stays in L1, and a row has some grains there."""
+        taps = self.window.taps
+        held = caches().l1 * 7 // 8 // patches.window * taps // spec.columns
+        filled = math.ceil(RUN / max(topology.density, 1e-9))
+        return max(held, filled, 1)
 
     def _ordering(self, permutation: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
         count, threads = self.topology.nnz, self.threads

@@ -14,6 +14,7 @@ from torch import Tensor
 from pollard.kernels.convolutions.window import Axis
 
 MOST = 8  # vectors of a turn in dot products, which are written out
+LINE = 64  # bytes that are fetched at once
 TURN = 3  # what a grain costs besides, in vectors
 
 
@@ -41,7 +42,7 @@ class Field:
     @cached_property
     def plane(self) -> int:
         """Numbers of a channel; samples abreast have a last pixel that nobody reads, for those of an image that no tap meets."""
-        return self.rows.extent * self.pitch + (self.abreast if self.abreast > 1 else 0)
+        return spaced(self.rows.extent * self.pitch + (self.abreast if self.abreast > 1 else 0))
 
     @cached_property
     def size(self) -> int:
@@ -86,10 +87,10 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """A result cut into tiles of `down` x `along` vectors; those at the end overlap, and write the same again.
+class Patches:
+    """A result cut into patches of `down` x `along` vectors; those at the end overlap, and write the same again.
 
-    reach: where in the field, and in the result, each vector of a tile begins. groups: row groups of a phase of the result.
+    reach: where in the field, and in the result, each vector of a patch begins. groups: row groups of a phase of the result.
     """
 
     field: Field
@@ -98,7 +99,7 @@ class Tiles:
     groups: int
 
     @classmethod
-    def best(cls, field: Field, groups: int, most: int) -> Tiles:
+    def best(cls, field: Field, groups: int, most: int) -> Patches:
         """Those of at most `most` vectors that make the fewest turns."""
         height, width = (min(filter(None, axis.counts)) for axis in (field.rows, field.columns))
         if field.abreast == 1:
@@ -115,6 +116,16 @@ class Tiles:
         return cls(field, down, along, groups)
 
     @cached_property
+    def window(self) -> int:
+        """Bytes of a channel of the field that a patch reads, in whole lines."""
+        field = self.field
+        rows = (self.down - 1) * field.rows.step + max(field.rows.taps) + 1
+        vectors = (self.along - 1) * field.columns.step + 1
+        pixels = vectors * field.lanes if field.abreast == 1 else vectors
+        line = -(-4 * (pixels + max(field.columns.taps)) * field.abreast // LINE) + (field.abreast == 1)
+        return min(rows * line * LINE, 4 * field.plane + LINE)
+
+    @cached_property
     def width(self) -> int:
         """Numbers of a row of a phase of the result, in its room."""
         return max(self.field.columns.counts) * self.field.abreast
@@ -122,10 +133,15 @@ class Tiles:
     @cached_property
     def plane(self) -> int:
         """Numbers of a channel of a phase of the result, in its room."""
-        return max(self.field.rows.counts) * self.width
+        return spaced(max(self.field.rows.counts) * self.width)
+
+    @property
+    def vectors(self) -> int:
+        """Of a patch."""
+        return len(self.reach())
 
     def reach(self) -> tuple[tuple[int, int], ...]:
-        """Where each vector begins, from the beginning of its tile, in the field and in the result."""
+        """Where each vector begins, from the beginning of its patch, in the field and in the result."""
         field, step = self.field, self.field.columns.step
         parts = range(0, field.abreast, field.lanes) if field.abreast > 1 else range(1)
         found = []
@@ -139,8 +155,8 @@ class Tiles:
         return tuple(found)
 
     def table(self) -> Tensor:
-        """int32 `(tiles, 4)`: where each begins, in the field and in the result, and the row groups of its phase."""
-        return torch.tensor(list(self._tiles()), dtype=torch.int32, device="cpu")
+        """int32 `(patches, 4)`: where each begins, in the field and in the result, and the row groups of its phase."""
+        return torch.tensor(list(self._each()), dtype=torch.int32, device="cpu")
 
     def ends(self) -> Tensor:
         """int32, where in the room each pixel of the result is, of its first channel."""
@@ -158,7 +174,7 @@ class Tiles:
     def _whole(self) -> bool:
         return self.along == len(self._vectors())
 
-    def _tiles(self) -> Iterator[tuple[int, int, int, int]]:
+    def _each(self) -> Iterator[tuple[int, int, int, int]]:
         field = self.field
         rows, columns = field.rows, field.columns
         phases = product(range(len(rows.counts)), range(len(columns.counts)))
@@ -175,6 +191,11 @@ class Tiles:
         if self.field.abreast > 1:
             return _starts(width, self.along)
         return [0] if self._whole() else _starts(width, self.along * self.field.lanes)
+
+
+def spaced(plane: int) -> int:
+    """Numbers of a channel, some more where channels would fall into the same few places of a cache."""
+    return plane if plane % 256 else plane + 16
 
 
 def _starts(count: int, length: int) -> list[int]:
@@ -236,4 +257,4 @@ class Dots:
         )
 
 
-__all__ = ["Dots", "Field", "Tiles"]
+__all__ = ["Dots", "Field", "Patches"]

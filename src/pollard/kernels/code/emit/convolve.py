@@ -7,16 +7,17 @@ from llvmlite import ir
 from pollard.kernels.code.emit import field
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.rows import Rows
+from pollard.kernels.code.emit.tiles import Tile, each_tile
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
-# offsets: of each column of W, where in the field it is read for the first pixel. tiles: of each, where it begins in the field and
-# in the result, and which row groups it is for. bounds: which vectors of samples each unit takes. field and room are memory of a
-# unit each; results lie in the room where samples lie abreast, pixel p of a channel at ends[p].
+# offsets: of each column of W, where in the field it is read for the first pixel. patches: of each tile of pixels, where it begins in
+# the field and in the result, and which row groups it is for. bounds: which vectors of samples each unit takes. field and room are memory of a
+# unit each; sums rest in the room from tile to tile, and results lie there where samples lie abreast, pixel p of a channel at ends[p].
 ARGUMENTS = (
     "values", "x", "y", "bias", "field", "room",
-    "columns", "pointers", "offsets", "tiles", "bounds", "ends", *field.names("x"),
-    "PASSES", "TILES", "SAMPLES", "Y_SAMPLE", "Y_CHANNEL", "Y_CHANNELS", "Y_PIXELS", "Y_PLANE", "ROOM",
+    "columns", "tiles", "offsets", "patches", "bounds", "ends", *field.names("x"),
+    "PASSES", "TILES", "STRIDE", "END", "PATCHES", "SAMPLES", "Y_SAMPLE", "Y_CHANNEL", "Y_CHANNELS", "Y_PIXELS", "Y_PLANE", "ROOM",
 )  # fmt: skip
 
 
@@ -32,10 +33,10 @@ def convolve(spec: KernelSpec) -> ir.Module:
 class _Convolve(Rows):
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, unit: Value) -> None:
         super().__init__(code, spec, arguments)
-        self.unit = unit
+        self.unit, self.count = unit, len(spec.reach)
         own = code.floats(arguments["field"], code.mul(unit, arguments["X_FIELD"]))
         self.images = field.Images(code, spec, arguments, "x", own)
-        self.x = own  # the tile at hand
+        self.x = self.y = own  # those of the patch at hand
         self.room = code.floats(arguments["room"], code.mul(unit, arguments["ROOM"]))
 
     def run(self) -> None:
@@ -48,11 +49,12 @@ class _Convolve(Rows):
             self.images.take(sample, arguments["SAMPLES"])
             alone = self.spec.abreast == 1
             result = self._result(sample, code.integer(0)) if alone else self.room
-            with code.loop(0, arguments["TILES"]) as turn:
+            with code.loop(0, arguments["PATCHES"]) as turn:
                 place = code.mul(turn.index, 4)
-                x, y, *groups = (code.index_at(arguments["tiles"], code.add(place, i)) for i in range(4))
-                base = self.numbers.at(code, result, y) if alone else code.floats(result, y)
-                self._tile(code.floats(self.images.field, x), base, (groups[0], groups[1]))
+                x, y, first, last = (code.index_at(arguments["patches"], code.add(place, i)) for i in range(4))
+                self.x = code.floats(self.images.field, x)
+                self.y = self.numbers.at(code, result, y) if alone else code.floats(result, y)
+                each_tile(code, self.spec, arguments, (first, last), self.row_group)
             if not alone:
                 self._spread(sample)
 
@@ -71,29 +73,44 @@ class _Convolve(Rows):
                 place = code.floats(source, first), arguments["ends"]
                 field.spread(code, self.spec, place, arguments["Y_PIXELS"], targets)
 
-    def _tile(self, x: Value, y: Value, groups: tuple[Value, Value]) -> None:
-        code, spec, pointers = self.code, self.spec, self.arguments["pointers"]
-        self.x = x
-        with code.loop(*groups) as group:
-            grains = code.index_at(pointers, group.index), code.index_at(pointers, code.add(group.index, 1))
-            for offset in range(0, spec.rows, spec.block):
-                rows = [code.add(code.mul(group.index, spec.rows), offset + r) for r in range(spec.block)]
-                sums = self.starting_sums(rows, len(spec.reach))
-                self._store(y, rows, self.accumulate(grains, offset, sums, unroll=True))
+    def put(self, tile: Tile, rows: list[Value], sums: list[list[Value]]) -> None:
+        """To the result, or to the room, where they rest from tile to tile too."""
+        code, alone = self.code, self.spec.abreast == 1
+        if not alone or not self.spec.tiled:
+            self._write(rows, sums, to_room=not alone)
+            return
+        with code.ir.if_else(tile.is_last) as (last, others):
+            with last:
+                self._write(rows, sums, to_room=False)
+            with others:
+                self._write(rows, sums, to_room=True)
 
-    def _store(self, y: Value, rows: list[Value], sums: list[Value]) -> None:
-        code, spec, count = self.code, self.spec, len(self.spec.reach)
-        if spec.relu:
-            sums = [code.relu(total, self.lanes) for total in sums]
-        for number, row in enumerate(rows):
-            own = sums[number * count : (number + 1) * count]
-            for total, (_, place) in zip(own, spec.reach, strict=True):
-                if spec.abreast == 1:
-                    start = code.add(code.mul(row, self.arguments["Y_CHANNEL"]), place)
-                    self.numbers.store_few(code, total, self.numbers.at(code, y, start))
+    def left(self, row: Value) -> list[Value]:
+        """From there."""
+        return [self.code.load(there, self.lanes) for there in self._in_room(row)]
+
+    def _write(self, rows: list[Value], sums: list[list[Value]], *, to_room: bool) -> None:
+        code = self.code
+        for row, own in zip(rows, sums, strict=True):
+            places = self._in_room(row) if to_room else self._in_result(row)
+            for total, there in zip(own, places, strict=True):
+                if to_room:
+                    code.store(total, there)
                 else:
-                    start = code.add(code.mul(row, self.arguments["Y_PLANE"]), place)
-                    code.store(total, code.floats(y, start))
+                    self.numbers.store_few(code, total, there)
+
+    def _in_result(self, row: Value) -> list[Value]:
+        code, start = self.code, self.code.mul(row, self.arguments["Y_CHANNEL"])
+        return [self.numbers.at(code, self.y, code.add(start, place)) for _, place in self.spec.reach]
+
+    def _in_room(self, row: Value) -> list[Value]:
+        code = self.code
+        if self.spec.abreast == 1:
+            # Close together: channels of a result may all fall into the same few places of a cache.
+            start = code.mul(row, self.count * self.lanes)
+            return [code.floats(self.room, code.add(start, number * self.lanes)) for number in range(self.count)]
+        start = code.mul(row, self.arguments["Y_PLANE"])
+        return [code.floats(self.y, code.add(start, place)) for _, place in self.spec.reach]
 
     def vectors(self, column: Value) -> list[Value]:
         """The channel that it names, shifted by the tap that it names."""

@@ -32,7 +32,7 @@ class _Gather(Rows):
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
         super().__init__(code, spec, arguments)
-        self.panel = panel
+        self.panel, self.count = panel, panel.count
         self.y = self.numbers.at(code, arguments["y"], panel.start)
         if spec.packed:
             self.x = self.numbers.at(code, arguments["x"], code.mul(panel.start, arguments["IN"]))
@@ -49,43 +49,28 @@ class _Gather(Rows):
             place = code.mul(code.add(code.mul(chunk, arguments["WIDTH"]), self.panel.start), arguments["ROOM"])
             start = code.mul(code.mul(groups[0], self.spec.rows), self.panel.width)
             self.resting = code.floats(arguments["resting"], code.sub(place, start))
-        each_tile(code, self.spec, arguments, groups, self._row_group)
+        each_tile(code, self.spec, arguments, groups, self.row_group)
 
-    def _row_group(self, tile: Tile, group: Value, grains: tuple[Value, Value]) -> None:
-        code, spec, panel = self.code, self.spec, self.panel
-        for offset in range(0, spec.rows, spec.block):
-            rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
-            sums = self._accumulate(grains, offset, self._start(tile, rows))
-            if not spec.rests:
-                self._finish(tile, rows, sums)
-                continue
-            with code.ir.if_else(tile.is_last) as (last, others):
-                with last:
-                    self._finish(tile, rows, sums)
-                with others:
-                    for row, own in zip(rows, self._by_row(sums), strict=True):
-                        panel.put_to_rest(own, self._resting(row))
-
-    def _finish(self, tile: Tile, rows: list[Value], sums: list[Value]) -> None:
+    def put(self, tile: Tile, rows: list[Value], sums: list[list[Value]]) -> None:
+        """To the result, or where they rest until the last tile."""
         code, panel = self.code, self.panel
-        if self.spec.relu:
-            sums = [code.ir.select(tile.is_last, code.relu(total, panel.lanes), total) for total in sums]
-        for row, own in zip(rows, self._by_row(sums), strict=True):
-            panel.store(own, self._target(row), masked=True)
 
-    def _start(self, tile: Tile, rows: list[Value]) -> list[Value]:
-        # The first tile starts from the bias or zero, the others from what the tile before left.
-        code, spec, panel = self.code, self.spec, self.panel
-        fresh = self.starting_sums(rows, panel.count)
-        if not spec.tiled:
-            return fresh
-        before = code.ir.block
-        with code.ir.if_then(code.ir.not_(tile.is_first)):
-            left = [vector for row in rows for vector in self._left(row)]
-            inside = code.ir.block
-        return [code.either(pair, (before, inside)) for pair in zip(fresh, left, strict=True)]
+        def finish() -> None:
+            for row, own in zip(rows, sums, strict=True):
+                panel.store(own, self._target(row), masked=True)
 
-    def _left(self, row: Value) -> list[Value]:
+        if not self.spec.rests:
+            finish()
+            return
+        with code.ir.if_else(tile.is_last) as (last, others):
+            with last:
+                finish()
+            with others:
+                for row, own in zip(rows, sums, strict=True):
+                    panel.put_to_rest(own, self._resting(row))
+
+    def left(self, row: Value) -> list[Value]:
+        """From there."""
         if self.spec.rests:
             return self.panel.rest(self._resting(row))
         return self.panel.load(self._target(row), masked=True)
@@ -96,17 +81,12 @@ class _Gather(Rows):
     def _resting(self, row: Value) -> Value:
         return self.code.floats(self.resting, self.code.mul(row, self.panel.width))
 
-    def _by_row(self, sums: list[Value]) -> list[list[Value]]:
-        size = self.panel.count
-        return [sums[first : first + size] for first in range(0, len(sums), size)]
-
-    def _accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
+    def accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
+        """In chains, where there are several."""
         start, end = grains
         if self.spec.chains > 1:
             start, sums = self._in_chains(grains, offset, sums)
-        # Values of half precision are read two at a time in any case.
-        unroll = self.spec.chains == 1 and (not self.spec.tiled or self.values.parts > 1)
-        return self.accumulate((start, end), offset, sums, unroll=unroll)
+        return super().accumulate((start, end), offset, sums)
 
     def _in_chains(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> tuple[Value, list[Value]]:
         """As many grains as there are chains at a time, each added to sums of its own; where that ends, and all sums added."""

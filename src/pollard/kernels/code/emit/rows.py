@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import over_columns
+from pollard.kernels.code.emit.tiles import Tile, over_columns
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -16,10 +16,12 @@ UNROLL = 2
 
 
 class Rows(ABC):
-    """The walk over the grains of a row group; a subclass says which vectors a column brings.
+    """The walk over the grains of a row group; a subclass says which vectors a column brings, and where sums go.
 
-    The arguments `columns` and `values` are those of W. Sums are those of the first row of a block, then of the next.
+    The arguments `columns` and `values` are those of W. Of each row of a block there are `count` vectors of sums.
     """
+
+    count: int
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments) -> None:
         self.code, self.spec, self.arguments = code, spec, arguments
@@ -29,9 +31,44 @@ class Rows(ABC):
     def vectors(self, column: Value) -> list[Value]:
         """What `column` of W is multiplied with."""
 
-    def accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value], *, unroll: bool) -> list[Value]:
+    @abstractmethod
+    def left(self, row: Value) -> list[Value]:
+        """What `put` wrote of `row`, in the tile before."""
+
+    @abstractmethod
+    def put(self, tile: Tile, rows: list[Value], sums: list[list[Value]]) -> None:
+        """Write the sums of each of `rows`."""
+
+    def row_group(self, tile: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+        """What grains ``start:end`` of `group`, which lie in `tile`, add to its rows."""
+        code, spec = self.code, self.spec
+        for offset in range(0, spec.rows, spec.block):
+            rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
+            sums = self.accumulate(grains, offset, self._start(tile, rows))
+            if spec.relu:
+                sums = [code.ir.select(tile.is_last, code.relu(total, self.lanes), total) for total in sums]
+            self.put(tile, rows, [sums[first : first + self.count] for first in range(0, len(sums), self.count)])
+
+    def _start(self, tile: Tile, rows: list[Value]) -> list[Value]:
+        # The first tile starts from the bias or zero, the others from what the tile before left.
+        code, spec = self.code, self.spec
+        fresh = [code.zero(self.lanes)] * (spec.block * self.count)
+        if spec.bias:
+            biases = [self.values.one(code, self.values.at(code, self.arguments["bias"], row)) for row in rows]
+            fresh = [code.splat(bias, self.lanes) for bias in biases for _ in range(self.count)]
+        if not spec.tiled:
+            return fresh
+        before = code.ir.block
+        with code.ir.if_then(code.ir.not_(tile.is_first)):
+            left = [vector for row in rows for vector in self.left(row)]
+            inside = code.ir.block
+        return [code.either(pair, (before, inside)) for pair in zip(fresh, left, strict=True)]
+
+    def accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
         """`sums` and the products of grains ``start:end``, of the block of rows that is at `offset` of the group."""
         code, spec, (start, end) = self.code, self.spec, grains
+        # Values of half precision are read two at a time in any case.
+        unroll = spec.chains == 1 and (not spec.tiled or self.values.parts > 1)
         if unroll and spec.block == spec.columns == 1:
             with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
                 several.carry(self.grains(several.index, UNROLL, offset, several.carried))
@@ -59,14 +96,6 @@ class Rows(ABC):
             return sums
 
         return over_columns(code, spec, sums, columns)
-
-    def starting_sums(self, rows: list[Value], count: int) -> list[Value]:
-        """`count` vectors for each of `rows`: of its bias, or zeros."""
-        code = self.code
-        if not self.spec.bias:
-            return [code.zero(self.lanes)] * (len(rows) * count)
-        biases = [self.values.one(code, self.values.at(code, self.arguments["bias"], row)) for row in rows]
-        return [code.splat(bias, self.lanes) for bias in biases for _ in range(count)]
 
     def _weights(self, first: Value, count: int, offset: int) -> list[Value]:
         """Those of a block of rows of `count` columns, kept one after another, from the one that is the `first` of all."""

@@ -70,7 +70,7 @@ def run_of_groups(code: Code, arguments: Arguments, chunk: Value, turn: Value) -
 
 def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
     # Every row of an output has to be written once, though it keeps nothing: by its first tile, by its last where that does more.
-    if spec.operation != "gather":
+    if spec.operation not in ("gather", "convolve"):
         return grains
     needed = code.ir.or_(grains, tile.is_first)
     return code.ir.or_(needed, tile.is_last) if spec.relu or spec.rests else needed
