@@ -14,7 +14,7 @@ from pollard.kernels.code import once
 from pollard.kernels.code.target import host_isas
 from pollard.kernels.convolutions import calls
 from pollard.kernels.convolutions.window import Window
-from pollard.ops import convolution
+from pollard.ops import convolution, convolution_operators
 
 WINDOW = Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 TOPOLOGY = Topology.random((4, 2 * 9), 0.4, "unstructured", torch.Generator().manual_seed(0))
@@ -72,14 +72,14 @@ def test_only_what_is_asked_for_is_computed(wanted):
 def test_the_twin_is_differentiable_twice():
     x, values, bias = (each.detach().double().requires_grad_() for each in operands(size=4, samples=2))
     assert torch.autograd.gradgradcheck(
-        lambda *given: convolution.unfolded(given[0], given[1], TOPOLOGY, given[2], WINDOW), (x, values, bias)
+        lambda *given: convolution_operators.unfolded(given[0], given[1], TOPOLOGY, given[2], WINDOW), (x, values, bias)
     )
 
 
 def test_derivatives_of_derivatives_exist():
     x, values, bias = operands()
     penalty = []
-    for way in (convolution.convolve, convolution.unfolded):
+    for way in (convolution.convolve, convolution_operators.unfolded):
         y = way(x, values, TOPOLOGY, bias, WINDOW)
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         penalty.append(torch.autograd.grad(dx.square().sum(), (x, values)))
@@ -105,6 +105,64 @@ def test_what_no_kernel_computes_is_left_to_others():
     assert convolution.convolve(x[:0], values, TOPOLOGY, bias, WINDOW) is None
     one = torch.func.vmap(lambda each: torch.tensor(convolution.convolve(each, values, TOPOLOGY, bias, WINDOW) is None))
     assert one(x.unsqueeze(1)).all()
+
+
+def test_operators_are_what_torch_expects_of_operators():
+    x, values, bias = operands(size=5)
+    both, window = TOPOLOGY.handed, convolution_operators.flat(WINDOW)
+    grad = torch.randn(3, 4, 5, 5, requires_grad=True)
+    for relu in (False, True):
+        torch.library.opcheck(torch.ops.pollard.convolution, (x, values, *both, bias, 18, "unstructured", relu, window))
+    torch.library.opcheck(
+        torch.ops.pollard.convolution_input_grad, (grad, values, *both, 18, "unstructured", window, [5, 5])
+    )
+    torch.library.opcheck(torch.ops.pollard.convolution_value_grad, (grad, x, *both, 18, "unstructured", window))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_is_watched_is_the_same_product(dtype):
+    x, values, bias = operands(dtype=dtype)
+    window = convolution_operators.flat(WINDOW)
+    seen = torch.ops.pollard.convolution(x, values, *TOPOLOGY.handed, bias, 18, "unstructured", False, window)
+    torch.testing.assert_close(seen, functional.conv2d(x, weight(values), bias, padding=1))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        profiled = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW)
+        profiled.sum().backward()
+    assert torch.equal(profiled, seen)
+    names = {each.key for each in profile.key_averages()}
+    assert names >= {f"pollard::convolution{kind}" for kind in ("", "_input_grad", "_value_grad")}
+
+
+def test_the_second_derivative_of_operators_is_torchs():
+    x, values, bias = operands(size=4, samples=2, dtype=torch.float64)
+    window = convolution_operators.flat(WINDOW)
+    assert torch.autograd.gradgradcheck(
+        lambda x, values, bias: torch.ops.pollard.convolution(
+            x, values, *TOPOLOGY.handed, bias, 18, "unstructured", False, window
+        ),
+        (x, values, bias),
+    )
+
+
+def test_a_compiled_network_is_one_graph_and_runs_the_kernels():
+    model, x = sparse(), torch.randn(9, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).square().sum().backward()
+    found = model[0].linear.values.grad.clone()
+    model.zero_grad()
+    model(x).square().sum().backward()
+    torch.testing.assert_close(found, model[0].linear.values.grad, rtol=1e-4, atol=1e-4)
+    exported = torch.export.export(model.eval(), (x,))
+    assert any("pollard.convolution" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+def test_operations_are_counted_for_each_kept_weight():
+    x, values, bias = operands()
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        convolution.convolve(x, values, TOPOLOGY, bias, WINDOW).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * TOPOLOGY.nnz * 3 * 9 * 9
 
 
 def test_an_input_changed_before_the_backward_pass_is_noticed():

@@ -203,10 +203,11 @@ class SparseLinear(ReadableWeight, nn.Module):
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each; in_features are
         channels x taps. Whoever watches the layer is to see what it is given.
         """
-        if torch.compiler.is_compiling() or is_watched(self):
+        if is_watched(self):
             return None
+        topology = self._topology if torch.compiler.is_compiling() else self.topology
         values = self.values if self.active is None else straight_through(self.values, self.active)
-        return convolution.convolve(x, values, self.topology, bias, Window(*window), relu=self.relu)
+        return convolution.convolve(x, values, topology, bias, Window(*window), relu=self.relu)
 
     def reset_parameters(self) -> None:
         """Draws values and bias anew, from U(-b, b) with b = 1 / sqrt(kept fan-in); what is kept stays."""

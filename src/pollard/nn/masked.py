@@ -111,11 +111,11 @@ class MaskedLinear(nn.Module):
 
     def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor | None:
         """The convolution that this layer is of unfolded images, with another bias, by torch's own; None where they have to
-        be unfolded, for whoever watches or compiles the layer.
+        be unfolded, for whoever watches the layer.
 
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each.
         """
-        if torch.compiler.is_compiling() or is_watched(self):
+        if is_watched(self):
             return None
         kernel, stride, dilation, padding = window
         weight = self._kept() if self.active is None else straight_through(self._kept(), self.active)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -16,6 +17,9 @@ def is_watched(layer: nn.Module) -> bool:
     >>> is_watched(layer), layer.register_forward_hook(print) and is_watched(layer)
     (False, True)
     """
+    if torch.compiler.is_compiling():
+        # Who looks away now may look when the compiled code runs.
+        return bool(layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001 - no public name
     of_all = (vars(torch_module)[name] for name in _GLOBAL)
     hooks = (hook for held in (*(vars(layer)[name] for name in _HOOKS), *of_all) for hook in held.values())
     return any(getattr(getattr(hook, "__self__", None), "watching", True) for hook in hooks)

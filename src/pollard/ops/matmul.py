@@ -128,6 +128,12 @@ def direct(x: Tensor, values: Tensor, bias: Tensor | None = None) -> bool:
     return not torch.compiler.is_compiling() and not _watched() and _plain(x, values, bias)
 
 
+def needs_parts(x: Tensor) -> bool:
+    """Whether an operator that is made of `linear` has to be taken apart: for transforms, an export to ONNX, symbols of a tracer."""
+    compiling = torch.compiler.is_compiling()
+    return isinstance(x, torch.fx.Proxy) or (not compiling and _transformed()) or _exported_to_onnx()
+
+
 def _watched() -> bool:
     """Whether anybody but autograd and autocast wants to know of each operation."""
     return bool(_modes() or _functions() or _tracing() or _profiling() or _transformed())
@@ -242,4 +248,4 @@ class _Eager(torch.autograd.Function):
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.
 _apply: Any = super(torch.autograd.Function, _Eager).apply
 
-__all__ = ["direct", "input_grad", "linear", "refuse", "value_grad"]
+__all__ = ["direct", "input_grad", "linear", "needs_parts", "refuse", "value_grad"]

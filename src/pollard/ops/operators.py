@@ -264,7 +264,7 @@ def _pair_backward(kind: Kind) -> Callable[[Any, Tensor], tuple[Any, ...]]:
 
 # -- autocast
 
-_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 def autocast(device: str, tensor: Tensor, *, stays: tuple[torch.dtype, ...] = ()) -> Tensor:
@@ -279,7 +279,7 @@ MASTERS = (torch.float32,)
 
 
 def _cast(name: Kind, device: str, left: Tensor, right: Tensor, *rest: Any, **named: Any) -> Tensor:
-    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST[device]))  # noqa: SLF001 - no public name
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST[device]))  # noqa: SLF001 - no public name
     stays = () if name == "value_grad" else MASTERS
     left, right = autocast(device, left), autocast(device, right, stays=stays)
     if name == "linear" and rest[2] is not None:
@@ -298,7 +298,7 @@ for _name, _run, _fake, _backward, _context in _OPERATORS:
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pollard::{_name}", _fake, lib=_library)
     torch.library.register_autograd(f"pollard::{_name}", _backward, setup_context=_context, lib=_library)
-    for _device, _key in _AUTOCAST.items():
+    for _device, _key in AUTOCAST.items():
         _library.impl(_name, partial(_cast, _name, _device), _key)
 
 
@@ -311,6 +311,7 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
 
 
 __all__ = [
+    "AUTOCAST",
     "MASTERS",
     "arrays",
     "autocast",

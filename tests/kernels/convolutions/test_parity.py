@@ -11,7 +11,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.target import host_isas
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
-from pollard.ops.convolution import unfolded
+from pollard.ops.convolution_operators import unfolded
 
 ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "neon")
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16", "k3x3", "b4x2", "2:4")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pollard.errors import KernelError
 from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
@@ -24,6 +25,7 @@ from pollard.kernels.products.workspace import workspace
 Call = Callable[..., Tensor]
 # Runs of samples whose dot products are summed apart: a number of its own, so that no bit depends on the number of threads.
 SLICES = 4
+MOST = 1 << 31  # numbers of a field, in which a place is 32 bits
 BLOCK = 4  # rows of a grain that are worked on at a time
 DOTS = 8  # dot products at a time: enough additions under way
 RUN = 8  # grains of a row in a tile, below which its beginning and end cost more than it saves
@@ -91,7 +93,7 @@ class Convolution:
     def _field(self, axes: tuple[Axis, Axis], images: Tensor) -> Field:
         samples, channels = images.shape[:2]
         lanes = self.target.lanes
-        return Field(*axes, channels, abreast(axes, samples, lanes), lanes)
+        return _fitting(Field(*axes, channels, abreast(axes, samples, lanes), lanes))
 
     def _spec(self, operation: str, field: Field, images: Tensor) -> KernelSpec:
         pattern = self.topology.pattern
@@ -162,6 +164,17 @@ def abreast(axes: tuple[Axis, Axis], samples: int, lanes: int) -> int:
         return 1
     pixels = min(filter(None, rows.counts)) * min(filter(None, columns.counts))
     return lanes * max(1, min(8 // pixels, 4, samples // lanes))
+
+
+def _fitting(field: Field) -> Field:
+    pixels = max(field.rows.extent, field.rows.places) * max(field.columns.extent, field.columns.places) * field.abreast
+    if field.channels * max(field.plane, pixels) < MOST:
+        return field
+    raise KernelError(
+        f"images of {field.channels} channels, {field.rows.size} x {field.columns.size}",
+        f"channels that take less than {MOST} numbers with their zeros around",
+        "Cut the images into parts.",
+    )
 
 
 def _runs(count: int, parts: int) -> Tensor:

@@ -21,8 +21,6 @@ from pollard.kernels.products.dispatch import RECENT
 from pollard.settings import Settings
 
 Make = Callable[[Convolution, tuple[Tensor, ...]], Call]
-# Where a number is, in a field, is 32 bits.
-MOST = 1 << 31
 
 
 def serves(x: Tensor, topology: Topology, window: Window) -> bool:
@@ -37,10 +35,13 @@ def serves(x: Tensor, topology: Topology, window: Window) -> bool:
             f"(samples, {channels}, rows, columns)",
             "The channels of the input must be those that the convolution was made for.",
         )
-    rows, columns = window.extents((x.shape[2], x.shape[3]))
-    padded = (x.shape[2] + sum(window.padding[0])) * (x.shape[3] + sum(window.padding[1]) + 16)
-    largest = max(padded * channels, (padded + rows * columns) * topology.shape[0]) * 64
-    return 0 not in (x.numel(), topology.grains) and largest < MOST and choose(x.device, x.dtype)[0] is GENERATED
+    window.extents((x.shape[2], x.shape[3]))
+    return 0 not in (x.numel(), topology.grains) and generated(x)
+
+
+def generated(images: Tensor) -> bool:
+    """Whether generated kernels compute on that device, in that dtype."""
+    return choose(images.device, images.dtype)[0] is GENERATED
 
 
 def forward(
@@ -130,4 +131,4 @@ def _rows_lie_together(images: Tensor) -> bool:
     return images.stride(3) == 1 and images.stride(2) == images.shape[3]
 
 
-__all__ = ["forward", "input_grad", "serves", "value_grad"]
+__all__ = ["forward", "generated", "input_grad", "serves", "value_grad"]
