@@ -12,7 +12,7 @@ from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels.code import once
 from pollard.kernels.code.target import host_isas
-from pollard.kernels.convolutions import calls
+from pollard.kernels.convolutions.passes import Pass
 from pollard.kernels.convolutions.window import Window
 from pollard.ops import convolution, convolution_operators
 
@@ -185,7 +185,7 @@ def test_a_kernel_that_does_not_compile_leaves_it_to_the_twin(monkeypatch):
     def refuse(*_, **__):
         raise KernelError("a refusal", "code", "Nothing.")
 
-    monkeypatch.setattr(calls.Convolution, "_convolve", refuse)
+    monkeypatch.setattr(Pass, "best", refuse)
     monkeypatch.setattr(once, "_told", set())
     x, values, bias = operands(size=11)
     topology = copy.deepcopy(TOPOLOGY)

@@ -1,5 +1,7 @@
 """Convolutions by kernels against their slow twin: sizes, windows, patterns, dtypes, instruction sets, numbers of threads."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,9 +10,11 @@ from hypothesis import strategies as st
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.kernels.code import target
 from pollard.kernels.code.target import host_isas
-from pollard.kernels.convolutions import dispatch
+from pollard.kernels.convolutions import dispatch, passes
 from pollard.kernels.convolutions.window import Window
+from pollard.kernels.products import tuning
 from pollard.ops.convolution_operators import unfolded
 
 ISAS = tuple(isa for isa in host_isas() if isa != "neon" or host_isas()[0] == "neon")
@@ -157,6 +161,41 @@ def test_any_number_of_threads_gives_the_same_bits(isa, threads):
             found.append(products((topology, window), *given))
         for other in found[1:]:
             assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "v4", "v16"])
+@pytest.mark.parametrize(("samples", "sizes"), [(18, (21, 34)), (17, (8, 8)), (33, (3, 3))])
+def test_every_choice_gives_the_same_bits(isa, monkeypatch, pattern, samples, sizes):
+    # Small tiles, so that sums rest from one to the next.
+    monkeypatch.setattr(passes, "RUN", 2)
+    monkeypatch.setattr(passes, "caches", lambda: target.Caches(4096, 1 << 18, 1 << 20))
+    topology = Topology.random((16, 24 * 9), 0.3, pattern, torch.Generator().manual_seed(0))
+    window, tried = Window(*SIDE), []
+
+    def every(own, tensors):
+        found = [own.call(choice)(*tensors) for choice in own.options()]
+        assert all(torch.equal(found[0], other) for other in found[1:])
+        tried.append(len(found))
+        return own.call(own.options()[0])
+
+    monkeypatch.setattr(passes.Pass, "best", every)
+    check(topology, window, samples, sizes)
+    check(topology, window, samples, sizes, DTYPES[1])
+    assert min(tried) >= 2
+
+
+def test_what_is_measured_is_remembered(isa, monkeypatch, tmp_path):
+    monkeypatch.setenv("POLLARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "SMALL", 0)
+    topology = Topology.random((16, 24 * 9), 0.3, "v4", torch.Generator().manual_seed(0))
+    check(topology, Window(*SIDE), 18, (10, 10))
+    entries = json.loads((tmp_path / f"tuning-v{tuning.VERSION}.json").read_text())
+    assert len(entries) == 2
+    assert all(key.startswith(f"convolution {isa}") for key in entries)
+    raced = []
+    monkeypatch.setattr(tuning, "_race", lambda *_: raced.append(1))
+    check(Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns), Window(*SIDE), 18, (10, 10))
+    assert not raced
 
 
 def test_a_sample_is_what_it_is_in_any_batch(isa):

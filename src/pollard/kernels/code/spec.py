@@ -20,7 +20,7 @@ class KernelSpec:
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``n_of_m`` where `n` of
     every `m` weights are kept, ``scatter`` adds to them (``dX = W^T dY``), ``sddmm`` takes dot products on the pattern
-    (``dW``), ``pack`` lays a dense operand out in panels. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
+    (``dW``), ``pack`` lays a dense operand out in panels. ``convolve`` and ``correlate`` are the first and the last of these over images. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
     ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
     ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``move``
     carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose, ``order`` lays values
@@ -33,7 +33,8 @@ class KernelSpec:
     into ``gather``, ``matvec`` and ``n_of_m``. size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
-    in memory. values: of W, and of the bias.
+    in memory. values: of W, and of the bias. abreast: samples side by side, reach: where vectors of a patch begin in the field and in
+    what is made or multiplied with it (``convolve``, ``correlate``).
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
     >>> str(spec)
@@ -74,7 +75,9 @@ class KernelSpec:
 
     @property
     def rests(self) -> bool:
-        """Whether sums rest between tiles beside the result, which could not hold them without rounding (``gather``)."""
+        """Whether sums rest between tiles beside the result: it could not hold them without rounding (``gather``), or close together."""
+        if self.operation == "convolve":
+            return self.tiled and self.abreast == 1
         return self.operation == "gather" and self.tiled and self.numbers != "float32"
 
     def __str__(self) -> str:

@@ -12,7 +12,8 @@ from pollard.errors import InvalidInput, KernelError
 from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import warn
 from pollard.kernels.code.target import current
-from pollard.kernels.convolutions.calls import Call, Convolution
+from pollard.kernels.convolutions.calls import Convolution
+from pollard.kernels.convolutions.passes import Call
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products.backend import GENERATED, choose
 from pollard.kernels.products.checks import check_dtype, check_vector, extent, freed
@@ -58,7 +59,7 @@ def forward(
         check_vector("values", values, topology.nnz, x.device, values.dtype)
         if bias is not None:
             check_vector("bias", bias, topology.shape[0], x.device, values.dtype)
-        return convolution.forward(tensors[0], values, bias=bias is not None, relu=relu)
+        return convolution.forward(tensors[0], tensors[1], tensors[2] if bias is not None else None, relu=relu)
 
     return _run(("forward", window, relu), topology, given, make)
 

@@ -76,7 +76,7 @@ class _Convolve(Rows):
     def put(self, tile: Tile, rows: list[Value], sums: list[list[Value]]) -> None:
         """To the result, or to the room, where they rest from tile to tile too."""
         code, alone = self.code, self.spec.abreast == 1
-        if not alone or not self.spec.tiled:
+        if not self.spec.rests:
             self._write(rows, sums, to_room=not alone)
             return
         with code.ir.if_else(tile.is_last) as (last, others):

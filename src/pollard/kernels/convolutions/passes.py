@@ -1,0 +1,167 @@
+"""A pass over images that gathers shifted channels: the forward product, and the gradient in the input, of W turned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pollard.errors import KernelError
+from pollard.formats.topology import Topology
+from pollard.kernels.code.launch import Launch, equal_runs
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import Target, caches
+from pollard.kernels.convolutions.plan import Field, Patches
+from pollard.kernels.convolutions.window import Axis
+from pollard.kernels.products import results, tuning
+from pollard.kernels.products.derived import forget, tiling, widths
+from pollard.kernels.products.tuning import Choice, near_batch
+from pollard.kernels.products.workspace import workspace
+
+Call = Callable[..., Tensor]
+Axes = tuple[Axis, Axis]
+MOST = 1 << 31  # numbers of a field, in which a place is 32 bits
+BLOCK = 4  # rows of a grain that are worked on at a time
+RUN = 8  # grains of a row in a tile, below which its beginning and end cost more than it saves
+SPARE = 3  # registers beside the sums of single rows, which are multiplied straight from memory: for values
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What `spec` leaves open: `topology`, whose columns are channels x taps, over `images` such as these.
+
+    A choice says of how many `vectors` a patch is at most, how many columns of grains a tile has (0: all), and whether samples lie
+    abreast, which is its `packed`. Every choice adds in the same order.
+    """
+
+    spec: KernelSpec
+    topology: Topology
+    axes: Axes
+    images: Tensor
+    target: Target
+    threads: int
+
+    def best(self, tensors: tuple[Tensor | None, ...]) -> Call:
+        """The call that was fastest on `tensors`, or is known to be: of images, values and perhaps a bias."""
+        topology, options = self.topology, self.options()
+        known = tuning.known(self._key, lambda: options)
+        if known is None:
+            before = widths(topology)
+            work = topology.nnz * self.images.shape[0] * math.prod(axis.places for axis in self.axes)
+            known = tuning.decide(self._key, work, options, lambda choice: partial(self.call(choice), *tensors))
+            forget(topology, widths(topology) - before - {known.choice.width})
+        return self.call(known.choice)
+
+    def call(self, choice: Choice) -> Call:
+        """The call by that choice."""
+        topology, images = self.topology, self.images
+        field, channels = self._field(choice.packed), topology.shape[0] // self._phases
+        patches = Patches.best(field, topology.groups // self._phases, choice.vectors)
+        samples, height, width = images.shape[0], *(axis.places for axis in self.axes)
+        groups, alone = -(-samples // field.abreast), field.abreast == 1
+        units, table = min(self.threads, groups), patches.table()
+        strides = (channels * height * width, height * width, width, 1)
+        tiles = tiling(topology, choice.width or topology.width)
+        resting = channels * patches.vectors * field.lanes if tiles.tiles > 1 else 0
+        room = resting if alone else self._phases * channels * patches.plane
+        launch = Launch(
+            replace(self.spec, abreast=field.abreast, reach=patches.reach(), tiled=tiles.tiles > 1), units, self.threads,
+            columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
+            offsets=field.offsets(), patches=table, bounds=runs(groups, units), ends=0 if alone else patches.ends(),
+            **field.arguments("x", images.stride()), PASSES=1, PATCHES=len(table), SAMPLES=samples, Y_SAMPLE=strides[0],
+            Y_CHANNEL=strides[1], Y_CHANNELS=channels, Y_PIXELS=strides[1], Y_PLANE=patches.plane, ROOM=room,
+        ).at(units)  # fmt: skip
+        result = results.room((samples, channels, height, width), strides, images.dtype)
+
+        def call(x: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+            y, fields = result(x), workspace("field", field.size * units)
+            rooms = workspace("room", room * units) if room else None
+            launch(values.data_ptr(), x.data_ptr(), y.data_ptr(), _address(bias), fields.data_ptr(), _address(rooms))
+            return y
+
+        return call
+
+    @property
+    def _phases(self) -> int:
+        return math.prod(len(axis.counts) for axis in self.axes)
+
+    @property
+    def _key(self) -> str:
+        topology, spec, (samples, *sizes) = self.topology, self.spec, self.images.shape
+        density = round(4 * math.log2(max(topology.density, 1e-9)))
+        looks = [(axis.shift, axis.extent, axis.step, axis.taps, axis.counts) for axis in self.axes]
+        return (
+            f"convolution {self.target.isa} {topology.pattern} {topology.shape} images {sizes} {looks} batch "
+            f"{near_batch(samples, self.target)} density 2^{density / 4} {spec.numbers} by {spec.values} threads {self.threads}"
+        )
+
+    def options(self) -> list[Choice]:
+        """Choices worth measuring, the best guess first."""
+        registers, samples, lanes, block = (
+            self.target.registers,
+            self.images.shape[0],
+            self.target.lanes,
+            self.spec.block,
+        )
+        # For each vector a sum for each row of the block, which share it; and there is a value.
+        most = registers - SPARE if block == 1 else (registers - 1) // (block + 1)
+        usual = together(self.axes, samples, lanes) > 1
+        found = []
+        for abreast in [True] if usual else [False, True] if samples >= lanes else [False]:
+            for vectors in (most, max(1, most * 2 // 3)):
+                patches = Patches.best(self._field(abreast), 1, vectors)
+                found += [Choice(vectors, self._width(patches), packed=abreast)]
+            found += [Choice(most, 0, packed=abreast)]
+        return list(dict.fromkeys(found))
+
+    def _width(self, patches: Patches) -> int:
+        # So many channels that what a patch reads of them stays in L1, and a row has some grains there.
+        topology, spec = self.topology, self.spec
+        taps = topology.shape[1] // self.images.shape[1]
+        held = caches().l1 * 7 // 8 // patches.window * taps // spec.columns
+        filled = math.ceil(RUN * topology.groups * topology.width / max(topology.grains, 1))
+        width = max(held, filled, 1)
+        return width if width < topology.width else 0
+
+    def _field(self, abreast: bool) -> Field:
+        lanes = self.target.lanes
+        count = max(lanes, together(self.axes, self.images.shape[0], lanes)) if abreast else 1
+        return fitting(Field(*self.axes, self.images.shape[1], count, lanes))
+
+
+def together(axes: Axes, samples: int, lanes: int) -> int:
+    """How many samples lie side by side in a field: one where a row of the result fills a vector, and no pixel is passed over."""
+    rows, columns = axes
+    if columns.step == len(columns.counts) == len(rows.counts) == 1 and columns.counts[0] >= lanes:
+        return 1
+    pixels = min(filter(None, rows.counts)) * min(filter(None, columns.counts))
+    return lanes * max(1, min(8 // pixels, 4, samples // lanes))
+
+
+def fitting(field: Field) -> Field:
+    """`field`; raises KernelError where it is too large for a kernel."""
+    rows, columns = field.rows, field.columns
+    pixels = max(rows.extent, rows.places) * max(columns.extent, columns.places) * field.abreast
+    if field.channels * max(field.plane, pixels) < MOST:
+        return field
+    raise KernelError(
+        f"images of {field.channels} channels, {rows.size} x {columns.size}",
+        f"channels that take less than {MOST} numbers with the zeros around them",
+        "Cut the images into parts.",
+    )
+
+
+def runs(count: int, parts: int) -> Tensor:
+    """int32, where each of `parts` equal runs of `count` things begins, and where the last ends."""
+    return torch.tensor(equal_runs(count, parts), dtype=torch.int32, device="cpu")
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+__all__ = ["BLOCK", "Call", "Pass", "fitting", "runs", "together"]
