@@ -194,7 +194,9 @@ def test_what_is_measured_is_remembered(isa, monkeypatch, tmp_path):
     assert all(key.startswith(f"convolution {isa}") for key in entries)
     raced = []
     monkeypatch.setattr(tuning, "_race", lambda *_: raced.append(1))
-    check(Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns), Window(*SIDE), 18, (10, 10))
+    check(
+        Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns), Window(*SIDE), 18, (10, 10)
+    )
     assert not raced
 
 
