@@ -191,7 +191,14 @@ def test_the_initialiser_is_the_networks_own_unless_it_is_given():
 
 def test_a_network_that_the_data_do_not_fit_is_refused(tmp_path, recipe):
     with pytest.raises(InvalidInput, match="too small"):
-        run(replace(recipe, model="vgg-11-x0.125", initialiser="own"), tmp_path, progress=False)
+        run(replace(recipe, model="lenet-5-caffe"), tmp_path, progress=False)
+
+
+def test_aims_are_measured_of_convolutions(out, recipe):
+    aims = run(replace(recipe, method="random"), out, progress=False, aims=True).aims
+    assert aims.second_order is not None
+    assert aims.second_order != aims.first_order
+    assert min(aims.loss, aims.gradient_norm, aims.singular_value, aims.ntk_trace) > 0
 
 
 def test_what_can_be_pruned_is_told_before_anything_is_trained():
