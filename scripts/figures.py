@@ -262,6 +262,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how-to/other-weights.md": {"other weights": other_weights},
     "docs/how-to/own-training-loop.md": {
         "precisions": partial(precisions, "training-precisions.json"),
+        "transformer": partial(precisions, "transformer-precisions.json"),
         "rounding": rounding,
     },
     "docs/moving-topologies.md": {
