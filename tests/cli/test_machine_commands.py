@@ -123,6 +123,28 @@ def test_data_path_follows_the_environment(tmp_path, monkeypatch):
     assert invoke("data", "path").stdout == f"{tmp_path}\n"
 
 
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+def test_explain_names_the_kernel_of_a_convolution(op):
+    asked = "explain", "16x8x3x3", "--images", "4x8x12x12", "--op", op
+    told = json.loads(invoke(*asked, "--asm", "--json").stdout)
+    assert told["choice"].startswith("convolve")
+    assert "patches of" in told["choice"]
+    assert told["assembly"]
+    assert told["reason"] in invoke(*asked).stdout
+
+
+def test_explain_refuses_what_is_no_convolution_of_these_images():
+    for asked, wanted in (
+        (("16x8x3x3", "--images", "4x5x12x12"), "images of shape"),
+        (("16x8x3x3", "--op", "value_grad"), "operation"),
+        (("16x8x0x3",), "four whole numbers"),
+        (("16x8x3x3", "--dtype", "int8"), "dtype"),
+    ):
+        result = CliRunner().invoke(app, ["explain", *asked])
+        assert result.exit_code == 2, result.output
+        assert wanted in result.output
+
+
 def test_explain_shows_what_a_method_does_over_time():
     words = ("--density", "0.1", "--steps", "1000", "--method-options", "every=100")
     told = json.loads(invoke("explain", "gmp", *words, "--json").stdout)

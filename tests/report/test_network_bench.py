@@ -190,6 +190,19 @@ def test_costs_add_up(dtype):
     assert costs.as_json()["layers"][0]["matrices"][0]["kernel"] == matrix.kernel
 
 
+def test_convolutions_are_timed_and_told_as_they_are_computed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(4))
+    images = torch.randn(4, 3, 12, 12)
+    model(images)
+    costs = network_costs(Workload("convolutions", model, (images,)), density=0.25, rounds=1)
+    [first], [second], [last] = (layer.matrices for layer in costs.layers)
+    assert (first.name, first.shape, first.rows) == ("0.linear", [8, 27], 4 * 12 * 12)
+    assert (second.shape, second.rows) == ([8, 72], 4 * 10 * 10)
+    assert first.kernel.startswith("convolve")
+    assert last.kernel.startswith("gather")
+
+
 def test_a_layer_that_is_rebuilt_of_several_matrices_is_one_row():
     torch.manual_seed(0)
     costs = network_costs(Workload("recurrent", Recurrent(), (torch.randn(2, 3, 16),)), density=0.25, rounds=1)

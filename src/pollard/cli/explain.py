@@ -11,6 +11,8 @@ from pollard.cli import values
 from pollard.cli.network_options import Images, Tokens, workload
 from pollard.cli.output import JsonFlag, emit, stages
 from pollard.errors import InvalidInput
+from pollard.kernels.convolutions.explanation import explain as explain_convolution
+from pollard.kernels.products.explanation import Explanation
 from pollard.kernels.products.explanation import explain as explain_kernel
 from pollard.recipes.moving import Span, moving_method
 from pollard.report.network_costs import network_costs
@@ -44,7 +46,8 @@ def explain(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="OUTxINxBATCH of a layer, as in 4096x4096x128; a network, "
+            help="OUTxINxBATCH of a layer, as in 4096x4096x128; OUTxCHANNELSxROWSxCOLUMNS of a convolution, as in 64x64x3x3; a "
+            "network, "
             f"{known()}; or a method that moves topologies, as rigl.",
         ),
     ],
@@ -83,9 +86,9 @@ def explain(
         raise InvalidInput(
             repr(what),
             f"OUTxINxBATCH, a network ({known()}), or one of " + ", ".join(METHODS),
-            "pollard explain 1024x1024x128, for example.",
+            "pollard explain 1024x1024x128, or pollard explain 64x64x3x3, for example.",
         )
-    found = explain_kernel(op, values.shape(what), density, pattern, dtype=dtype, device=device)
+    found = _explained(what, op, (density, pattern), dtype=dtype, device=device, images=images)
     code = {"ir": found.ir()} if ir else {}
     code |= {"assembly": found.assembly()} if asm else {}
     ranked = sorted(found.candidates, key=lambda candidate: candidate[1])
@@ -98,3 +101,12 @@ def explain(
     view: list[RenderableType] = [f"kernel: {found.choice}", f"reason: {found.reason}"]
     view += ["", timed] if ranked else []
     emit(answer | code, [*view, *filter(None, code.values())], as_json=json)
+
+
+def _explained(
+    what: str, op: str, kept: tuple[float, str], *, dtype: str, device: str, images: str | None
+) -> Explanation:
+    if what.count("x") != 3:
+        return explain_kernel(op, values.shape(what), *kept, dtype=dtype, device=device)
+    over = (32, values.convolution(what)[1], 32, 32) if images is None else values.images(images)
+    return explain_convolution(op, values.convolution(what), *kept, images=over, dtype=dtype)

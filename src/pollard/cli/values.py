@@ -61,6 +61,23 @@ def shape(text: str) -> tuple[int, int, int]:
     return out_features, in_features, batch
 
 
+def convolution(text: str) -> tuple[int, int, int, int]:
+    """OUTxCHANNELSxROWSxCOLUMNS of a convolution's weight.
+
+    >>> convolution("64x32x3x3")
+    (64, 32, 3, 3)
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
+        raise InvalidInput(
+            f"shape {text!r}",
+            "OUTxCHANNELSxROWSxCOLUMNS, four whole numbers above 0",
+            "Write 64x32x3x3 for Conv2d(32, 64, 3).",
+        )
+    out, channels, rows, columns = map(int, parts)
+    return out, channels, rows, columns
+
+
 def tokens(text: str) -> tuple[int, int]:
     """BATCHxLENGTH of sequences.
 

@@ -69,23 +69,30 @@ class ComposedConv(_Convolution):
         around = self._reversed_padding_repeated_twice
         return functional.pad(x, around, mode=mode) if any(around) else x
 
-    def _by_kernels(self, x: Tensor) -> Tensor | None:
-        """As the layer convolves itself, if it does: images of one or two axes."""
-        convolve, spatial = getattr(self.linear, "convolve", None), len(self.kernel_size)
-        if convolve is None or spatial > 2:
+    def window(self) -> tuple[Any, ...] | None:
+        """Kernel, stride, dilation, and zeros before and after, two of each, as its layer convolves images of two axes, or of one,
+        which are of one row; None for images of three.
+        """
+        spatial = len(self.kernel_size)
+        if spatial > 2:
             return None
-        around: list[int] = self._reversed_padding_repeated_twice
-        if self.padding_mode != "zeros":
-            x, around = self._padded(x), [0] * len(around)
+        around = self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 2 * spatial
         padding = tuple(zip(around[-2::-2], around[::-2], strict=True))
-        window = [tuple(self.kernel_size), tuple(self.stride), tuple(self.dilation), padding]
-        if spatial == 2:
-            made: Tensor | None = convolve(x, self._parameters.get("bias"), window)
-            return made
-        # Images of one row.
-        window = [(one, *each) for one, each in zip((1, 1, 1, (0, 0)), window, strict=True)]
-        made = convolve(x.unsqueeze(2), self._parameters.get("bias"), window)
-        return None if made is None else made.squeeze(2)
+        own = [tuple(self.kernel_size), tuple(self.stride), tuple(self.dilation), padding]
+        return tuple(own if spatial == 2 else [(one, *each) for one, each in zip((1, 1, 1, (0, 0)), own, strict=True)])
+
+    def images(self, x: Tensor) -> Tensor:
+        """A batch as that window is moved over it."""
+        x = x if self.padding_mode == "zeros" else self._padded(x)
+        return x if len(self.kernel_size) > 1 else x.unsqueeze(2)
+
+    def _by_kernels(self, x: Tensor) -> Tensor | None:
+        """As the layer convolves itself, if it does."""
+        convolve, window = getattr(self.linear, "convolve", None), self.window()
+        if convolve is None or window is None:
+            return None
+        made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window)
+        return made if made is None or len(self.kernel_size) > 1 else made.squeeze(2)
 
     def _unfolded(self, x: Tensor) -> Tensor:
         taps = self._taps()

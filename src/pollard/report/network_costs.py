@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pollard.composites import Composite
-from pollard.kernels.products.explanation import explain_run
+from pollard.composites.convolution import ComposedConv
+from pollard.kernels.convolutions.explanation import explain_run as explain_convolution
+from pollard.kernels.convolutions.window import Window
+from pollard.kernels.products.backend import GENERATED, choose
+from pollard.kernels.products.explanation import Explanation, explain_run
 from pollard.nn.linear import SparseLinear
 from pollard.report.dense_ways import NN_LINEAR
 from pollard.report.machine import machine
@@ -187,19 +191,41 @@ def _watched(modules: Mapping[str, nn.Module]) -> Iterator[Costs]:
 def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
     """The matrices of each layer that one call multiplies with, seen at work."""
     found: dict[str, list[Matrix]] = {name: [] for name in names}
-    linear = {name: each for name, each in sparse.model.named_modules() if isinstance(each, SparseLinear)}
+    modules = dict(sparse.model.named_modules())
+    convolved = {name: own for name in names if _convolves(own := modules[name])}
 
-    def seen(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, SparseLinear)
-        x = args[0].reshape(-1, layer.in_features)
-        told = explain_run("forward", x, layer.topology, layer.values.dtype)
-        matrix = Matrix(name, list(layer.topology.shape), len(x), layer.density, told.choice, told.reason)
+    def seen(name: str, layer: SparseLinear, rows: int, told: Explanation) -> None:
+        matrix = Matrix(name, list(layer.topology.shape), rows, layer.density, told.choice, told.reason)
         owner = name if name in found else name.rpartition(".")[0]
         if name not in {each.name for each in found[owner]}:
             found[owner].append(matrix)
 
+    def multiplied(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, SparseLinear)
+        x = args[0].reshape(-1, layer.in_features)
+        seen(name, layer, len(x), explain_run("forward", x, layer.topology, layer.values.dtype))
+
+    def moved(name: str, whole: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        assert isinstance(whole, ComposedConv)
+        layer, window = whole.linear, whole.window()
+        assert isinstance(layer, SparseLinear)
+        assert window is not None
+        told = explain_convolution(whole.images(args[0]), layer.topology, Window(*window), layer.values.dtype)
+        seen(f"{name}.linear", layer, y.numel() // y.shape[1], told)
+
     with ExitStack() as hooks:
-        for name, layer in linear.items():
-            hooks.enter_context(layer.register_forward_pre_hook(partial(seen, name)))
+        for name, layer in modules.items():
+            if name in convolved:
+                hooks.enter_context(layer.register_forward_hook(partial(moved, name)))
+            elif isinstance(layer, SparseLinear) and name.rpartition(".")[0] not in convolved:
+                hooks.enter_context(layer.register_forward_pre_hook(partial(multiplied, name)))
         sparse()
     return found
+
+
+def _convolves(layer: nn.Module) -> bool:
+    """Whether it is a convolution that kernels compute."""
+    if not isinstance(layer, ComposedConv) or layer.window() is None:
+        return False
+    held = layer.linear.values
+    return choose(held.device, held.dtype)[0] is GENERATED

@@ -35,19 +35,27 @@ class Convolution:
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, *, relu: bool) -> Call:
         """What makes y `(samples, out, rows, columns)`, contiguous, of an x like this one, values and, if there is one, a bias."""
-        axes = self.window.forward(_sizes(x))
-        spec = replace(self._spec("convolve", x), values=name_of(values.dtype), bias=bias is not None, relu=relu)
-        return Pass(spec, self.topology, axes, x, self.target, self.threads).best((x, values, bias))
+        return self.over(x, values.dtype, bias=bias is not None, relu=relu).best((x, values, bias))
+
+    def over(self, x: Tensor, values: torch.dtype, *, bias: bool = False, relu: bool = False) -> Pass:
+        """The pass over x that makes y, with values of that dtype."""
+        spec = replace(self._spec("convolve", x), values=name_of(values), bias=bias, relu=relu)
+        return Pass(spec, self.topology, self.window.forward(_sizes(x)), x, self.target, self.threads)
 
     def input_grad(self, grad: Tensor, values: Tensor, sizes: tuple[int, int]) -> Call:
         """What makes the gradient in x, whose images are of `sizes`, of a gradient like this one and values."""
+        back, permutation = self.back_over(grad, sizes)
+        arrange = self._ordering(permutation, values)
+        run = back.best((grad, arrange(values), None))
+        return lambda grad, values: run(grad, arrange(values))
+
+    def back_over(self, grad: Tensor, sizes: tuple[int, int]) -> tuple[Pass, Tensor]:
+        """The pass over a gradient that makes that in x, and where each of its values stands in the topology's order."""
         axes = self.window.backward(sizes)
         found = turned(self.topology, axes)
         index = found.topology.indices.columns.itemsize
         spec = replace(self._spec("convolve", grad), rows=1, columns=1, block=1, index=index)
-        arrange = self._ordering(found.permutation, values)
-        run = Pass(spec, found.topology, axes, grad, self.target, self.threads).best((grad, arrange(values), None))
-        return lambda grad, values: run(grad, arrange(values))
+        return Pass(spec, found.topology, axes, grad, self.target, self.threads), found.permutation
 
     def value_grad(self, grad: Tensor, x: Tensor) -> Call:
         """What makes the gradient in values, float32, of a gradient and an x like these."""

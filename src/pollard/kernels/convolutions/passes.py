@@ -19,7 +19,7 @@ from pollard.kernels.convolutions.plan import Field, Patches
 from pollard.kernels.convolutions.window import Axis
 from pollard.kernels.products import results, tuning
 from pollard.kernels.products.derived import forget, tiling, widths
-from pollard.kernels.products.tuning import Choice, near_batch
+from pollard.kernels.products.tuning import Choice, Decision, near_batch
 from pollard.kernels.products.workspace import workspace
 
 Call = Callable[..., Tensor]
@@ -56,11 +56,34 @@ class Pass:
             forget(topology, widths(topology) - before - {known.choice.width})
         return self.call(known.choice)
 
+    def decision(self) -> Decision:
+        """The choice that is known for such a pass, and why; the first of all where none is."""
+        options = self.options()
+        return tuning.known(self._key, lambda: options) or tuning.decide(self._key, 0, options, None)
+
+    def describe(self, choice: Choice) -> str:
+        """In words, for people."""
+        patches, spec = self._patches(choice), self.spec
+        per, shape = self.images.shape[1], f"{patches.down} x {patches.along}"
+        channels = (
+            f"tiles of {choice.width * spec.columns * per // self.topology.shape[1]} channels"
+            if choice.width
+            else "one tile"
+        )
+        lanes = f"{patches.field.abreast} samples abreast" if choice.packed else "along rows"
+        grain = f"v{spec.rows}" if spec.columns == 1 else f"b{spec.rows}x{spec.columns}"
+        return f"convolve.{spec.isa}.{grain}.b{spec.block}, patches of {shape} vectors {lanes}, {channels}"
+
+    def spec_of(self, choice: Choice) -> KernelSpec:
+        """The kernel for that choice."""
+        patches = self._patches(choice)
+        tiled = bool(choice.width) and choice.width < self.topology.width
+        return replace(self.spec, abreast=patches.field.abreast, reach=patches.reach(), tiled=tiled)
+
     def call(self, choice: Choice) -> Call:
         """The call by that choice."""
-        topology, images = self.topology, self.images
-        field, channels = self._field(choice.packed), topology.shape[0] // self._phases
-        patches = Patches.best(field, topology.groups // self._phases, choice.vectors)
+        topology, images, patches = self.topology, self.images, self._patches(choice)
+        field, channels = patches.field, topology.shape[0] // self._phases
         samples, height, width = images.shape[0], *(axis.places for axis in self.axes)
         groups, alone = -(-samples // field.abreast), field.abreast == 1
         units, table = min(self.threads, groups), patches.table()
@@ -69,7 +92,7 @@ class Pass:
         resting = channels * patches.vectors * field.lanes if tiles.tiles > 1 else 0
         room = resting if alone else self._phases * channels * patches.plane
         launch = Launch(
-            replace(self.spec, abreast=field.abreast, reach=patches.reach(), tiled=tiles.tiles > 1), units, self.threads,
+            self.spec_of(choice), units, self.threads,
             columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
             offsets=field.offsets(), patches=table, bounds=runs(groups, units), ends=0 if alone else patches.ends(),
             **field.arguments("x", images.stride()), PASSES=1, PATCHES=len(table), SAMPLES=samples, Y_SAMPLE=strides[0],
@@ -126,6 +149,9 @@ class Pass:
         filled = math.ceil(RUN * topology.groups * topology.width / max(topology.grains, 1))
         width = max(held, filled, 1)
         return width if width < topology.width else 0
+
+    def _patches(self, choice: Choice) -> Patches:
+        return Patches.best(self._field(choice.packed), self.topology.groups // self._phases, choice.vectors)
 
     def _field(self, abreast: bool) -> Field:
         lanes = self.target.lanes
