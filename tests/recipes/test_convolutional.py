@@ -16,11 +16,13 @@ from pollard.errors import InvalidInput
 from pollard.formats.store import load_tensors
 from pollard.networks import Ends
 from pollard.nn.surgery import sparse_layers
+from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.plan import Plan
 from pollard.recipes import Recipe, RunResult, run
 from pollard.recipes.build import build
 from pollard.recipes.models import OWN, initial_network, weight_shapes
 from pollard.recipes.problem import Problem
+from pollard.recipes.recipe import MODES
 from pollard.training import evaluate, loop
 from pollard.training.randomness import generator
 
@@ -219,14 +221,19 @@ def test_augmented_images_are_others_and_need_images(out, recipe):
         Recipe(augment="rotate")
 
 
-def test_scoring_on_a_batch_leaves_running_statistics_as_they_are(tmp_path, recipe):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", CRITERIA)
+def test_scoring_leaves_running_statistics_as_they_are(recipe, method, mode):
     problem = Problem.of(recipe)
-    for method in ("snip", "grasp", "synflow", "taylor", "magnitude"):
-        model, _ = build(replace(recipe, method=method), problem.ends, problem.examples)
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        assert norms
-        assert not any(norm.running_mean.any() or int(norm.num_batches_tracked) for norm in norms)
-        assert all(bool((norm.running_var == 1).all()) for norm in norms)
+    model, plan = build(replace(recipe, method=method, score_mode=mode, score_batch=60), problem.ends, problem.examples)
+    assert plan.nnz == round(0.3 * WEIGHTS)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 2
+    for norm in norms:
+        assert not norm.running_mean.any()
+        assert bool((norm.running_var == 1).all())
+        assert int(norm.num_batches_tracked) == 0
+        assert bool((norm.weight == 1).all())
 
 
 def test_the_stored_network_computes_what_was_measured(tmp_path, recipe):
