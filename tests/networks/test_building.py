@@ -81,7 +81,7 @@ def test_a_function_of_the_users_is_given_the_ends_where_it_takes_them(function)
 @pytest.mark.parametrize(
     ("name", "ends", "told"),
     [
-        ("vgg-17", CIFAR, "vgg-16"),
+        ("vgg-17", CIFAR, "Did you mean 'vgg-1"),
         ("vgg-16-x", CIFAR, "vgg-16-x0.25"),
         ("vgg-16-x0", CIFAR, "above 0"),
         ("vgg-16-x0.5-x0.5", CIFAR, "vgg-16-x0.25"),

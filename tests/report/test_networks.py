@@ -113,6 +113,8 @@ def test_a_copy_in_another_precision_is_for_inference_and_leaves_the_model_as_it
     ("model", "told"),
     [
         ("encodr", "package.module:function"),
+        ("encodr", "Did you mean 'encoder'?"),
+        ("nothing like it", "(model, inputs)"),
         ("not_there_at_all:f", "current folder"),
         ("networks_of_a_test:tensr", "one of tensor, several"),
         ("networks_of_a_test:model", "no function"),
