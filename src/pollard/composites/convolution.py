@@ -6,6 +6,7 @@ Inputs are unfolded some samples at a time, and again in the backward pass, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -104,17 +105,12 @@ class ComposedConv(_Convolution):
         ]
         made = []
         for block in self._blocks(x, x.shape[1] * len(taps) * prod(extents)):
-            product_ = _again_in_backward(self.linear, block, lambda each: self._columns(each, taps, extents))
+            unfold = partial(_columns, taps=taps, extents=extents, strides=self.stride, dilations=self.dilation)
+            product_ = _again_in_backward(self.linear, block, unfold)
             made.append(product_.t().unflatten(1, (len(block), *extents)).transpose(0, 1))
         y = torch.cat(made) if len(made) > 1 else made[0]
         bias = self._parameters.get("bias")
         return (y if bias is None else y + bias.view(-1, *[1] * len(extents))).contiguous()
-
-    def _columns(self, x: Tensor, taps: list[tuple[int, ...]], extents: list[int]) -> Tensor:
-        """What each place sees: `(samples * places, channels * taps)`, features-first in memory."""
-        channels = x.transpose(0, 1)
-        seen = [channels[window] for window in _windows(taps, extents, self.stride, self.dilation)]
-        return torch.stack(seen, 1).reshape(x.shape[1] * len(taps), -1).t()
 
 
 @composite(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -166,6 +162,20 @@ class ComposedConvTranspose(_Convolution):
         return torch.cat(made).contiguous()
 
 
+def _columns(
+    x: Tensor,
+    *,
+    taps: list[tuple[int, ...]],
+    extents: list[int],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> Tensor:
+    """What each place sees: `(samples * places, channels * taps)`, features-first in memory."""
+    channels = x.transpose(0, 1)
+    seen = [channels[window] for window in _windows(taps, extents, strides, dilations)]
+    return torch.stack(seen, 1).reshape(x.shape[1] * len(taps), -1).t()
+
+
 def _windows(
     taps: list[tuple[int, ...]], extents: list[int], strides: tuple[int, ...], dilations: tuple[int, ...]
 ) -> Iterator[tuple[Any, ...]]:
@@ -180,16 +190,43 @@ def _windows(
         )
 
 
+_transformed = torch._C._are_functorch_transforms_active  # noqa: SLF001 - has no other name
+
+
+class MadeAgain:
+    """What can be made again of images whenever it is looked at, and is then not kept: `made_again` of unfolded images.
+
+    lasting: whether autograd made the images, and would notice a change.
+    """
+
+    def __init__(self, images: Tensor, make: Callable[[Tensor], Tensor], *, lasting: bool) -> None:
+        self.images, self.make, self.lasting = images, make, lasting
+
+    def __call__(self) -> Tensor:
+        """All of it."""
+        return self.make(self.images)
+
+    def clone(self) -> MadeAgain:
+        """The same of a copy of the images."""
+        return MadeAgain(self.images.clone(), self.make, lasting=True)
+
+
 def _again_in_backward(layer: nn.Module, x: Tensor, unfold: Callable[[Tensor], Tensor]) -> Tensor:
     """``layer(unfold(x))``; what is unfolded is not kept for the backward pass, but unfolded again there."""
     columns = unfold(x)
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # noqa: SLF001 - has no other name
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _transformed():
         made: Tensor = layer(columns)
         return made
     held, version = x.detach(), x._version  # noqa: SLF001 - autograd's own check
+    origin = x if x._base is None else x._base  # noqa: SLF001 - what a view is of has no other name
+    # For whoever watches the layer, and would keep all that is unfolded.
+    columns.made_again = MadeAgain(held, unfold, lasting=origin.grad_fn is not None)  # type: ignore[attr-defined]
+
+    # What packs and unpacks lives as long as the graph: it must not hold what is unfolded.
+    place, shape = columns.data_ptr(), columns.shape
 
     def pack(tensor: Tensor) -> Any:
-        return None if tensor.data_ptr() == columns.data_ptr() and tensor.shape == columns.shape else tensor
+        return None if tensor.data_ptr() == place and tensor.shape == shape else tensor
 
     def unpack(packed: Any) -> Tensor:
         if packed is not None:
@@ -208,4 +245,4 @@ def _again_in_backward(layer: nn.Module, x: Tensor, unfold: Callable[[Tensor], T
     return found
 
 
-__all__ = ["ComposedConv", "ComposedConvTranspose"]
+__all__ = ["ComposedConv", "ComposedConvTranspose", "MadeAgain"]

@@ -17,7 +17,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.ops.matmul import value_grad
 from pollard.training import processes
-from pollard.training.recording import Product, Recorder, parameter_of
+from pollard.training.recording import Product, Recorder, Source, parameter_of
 from pollard.training.remainder import Remainder
 
 # Numbers of a block of rows: it stays in the second-level cache while it is scored.
@@ -36,11 +36,24 @@ def is_finite(numbers: Tensor) -> bool:
 
 
 class Pass(NamedTuple):
-    """Inputs `x` `(batch, in)` and gradients `dy` `(batch, out)` of the outputs, of one pass in the given step."""
+    """Inputs `x` `(batch, in)` and gradients `dy` `(batch, out)` of the outputs, of one pass in the given step.
+
+    source: x, or what makes it again whenever it is asked for.
+    """
 
     step: int
-    x: Tensor
+    source: Source
     dy: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs."""
+        return self.source if isinstance(self.source, Tensor) else self.source()
+
+
+def _numbers(source: Source) -> Tensor:
+    # Unfolded images hold no others than the images.
+    return source if isinstance(source, Tensor) else source.images
 
 
 class Passes:
@@ -101,8 +114,9 @@ class Passes:
     @torch.no_grad()
     def added(self, products: list[Product]) -> None:
         """These were."""
-        for x, dy in products:
-            self.seen.append(Pass(self._step, x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])))
+        for source, dy in products:
+            own = source.reshape(-1, source.shape[-1]) if isinstance(source, Tensor) else source
+            self.seen.append(Pass(self._step, own, dy.reshape(-1, dy.shape[-1])))
         self._remainder.note(self._gradient())
 
     def forget(self) -> None:
@@ -162,7 +176,7 @@ class Passes:
                 "at most gradients of gradients, as of a penalty on them",
                 "Take the step of an update without them, or a method that does not look at gradients, such as set.",
             )
-        if all(is_finite(x) and is_finite(dy) for _, x, dy in self.seen):
+        if all(is_finite(_numbers(each.source)) and is_finite(each.dy) for each in self.seen):
             return None
         return InvalidInput(
             f"inputs or gradients of layer {self.name!r} that are not finite",
@@ -179,11 +193,12 @@ class Passes:
 
     def _own_rows(self, first: int, last: int) -> Tensor:
         total = None if self._sum is None else self._sum[first:last] * self.decay
-        for step, x, dy in self.seen:
-            share = self.decay ** (self._step - step)
+        for each in self.seen:
+            share = self.decay ** (self._step - each.step)
             # Under autocast passes may come in bfloat16, in which sums would tie.
-            inputs = x.to(torch.promote_types(x.dtype, torch.float32))
-            upstream = dy[:, first:last].to(inputs.dtype).t()
+            inputs = each.x
+            inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+            upstream = each.dy[:, first:last].to(inputs.dtype).t()
             if total is None:
                 total = upstream @ inputs
                 if share != 1.0:
@@ -220,16 +235,17 @@ class Passes:
     def at(self, topology: Topology) -> Tensor:
         """The gradient at the weights that `topology` keeps, `(nnz,)`: one kernel, no gradient of the others."""
         total: Tensor | None = None
-        for step, x, dy in self.seen:
-            found = value_grad(dy.to(x.dtype), x, topology)
-            if step != self._step:
-                found *= self.decay ** (self._step - step)
+        for each in self.seen:
+            x = each.x
+            found = value_grad(each.dy.to(x.dtype), x, topology)
+            if each.step != self._step:
+                found *= self.decay ** (self._step - each.step)
             total = found if total is None else total.add_(found)
         return processes.mean(self._zeros(topology.nnz) if total is None else total)
 
     def flow(self) -> tuple[Tensor, Tensor]:
         """`sum over the batch of |x|` `(in,)` and of `|dy|` `(out,)`: how much each neuron has to do with the gradient."""
-        inputs = [x.abs().sum(0) for _, x, _ in self.seen]
+        inputs = [each.x.abs().sum(0) for each in self.seen]
         outputs = [dy.abs().sum(0) for _, _, dy in self.seen]
         return self._mean_of(inputs, 1), self._mean_of(outputs, 0)
 
@@ -241,10 +257,11 @@ class Passes:
         """`|sum over the batch of s x|` and `|sum of s dy|` with one random sign s an example: an unbiased look at dY^T X."""
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
-        for _, x, dy in self.seen:
+        for each in self.seen:
+            x = each.x
             signs = _signs(len(x), generator).to(x)
             inputs.append(signs @ x)
-            outputs.append(signs.to(dy.dtype) @ dy)
+            outputs.append(signs.to(each.dy.dtype) @ each.dy)
         return self._mean_of(inputs, 1).abs(), self._mean_of(outputs, 0).abs()
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,11 +269,11 @@ class Passes:
         seen = self.seen
         if (others := processes.count()) > 1:
             # Copies, as what is sent of a view is all that it looks at.
-            everyone = processes.gathered([Pass(step, x.clone(), dy / others) for step, x, dy in seen])
+            everyone = processes.gathered([Pass(each.step, each.x.clone(), each.dy / others) for each in seen])
             together = [list(zip(*passes, strict=True)) for passes in zip(*everyone, strict=True)]
             seen = [Pass(steps[0], torch.cat(inputs), torch.cat(outputs)) for steps, inputs, outputs in together]
         return {
-            "seen": [tuple(each) for each in seen],
+            "seen": [(each.step, each.x, each.dy) for each in seen],
             "sum": None if self._sum is None else processes.mean(self._sum.clone()),
         }
 
@@ -268,7 +285,7 @@ class Passes:
         self._folded = self._step
         if (others := processes.count()) > 1:
             own = slice(processes.rank(), None, others)
-            self.seen = [Pass(step, x[own], dy[own] * others) for step, x, dy in self.seen]
+            self.seen = [Pass(each.step, each.x[own], each.dy[own] * others) for each in self.seen]
 
 
 def fault_of(passes: Sequence[Passes]) -> InvalidInput | None:

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.hooks import unserializable_hook
 
+from pollard.composites.convolution import MadeAgain
 from pollard.nn.linear import SparseLinear
 
-Product = tuple[Tensor, Tensor]
+# What is unfolded of images is not kept, but made again.
+Source = Tensor | MadeAgain
+Product = tuple[Source, Tensor]
 
 
 def parameter_of(layer: nn.Module) -> nn.Parameter:
@@ -147,6 +150,8 @@ class Recorder:
         if x is None or not self._counts(x) or not x.requires_grad:
             return None
         alias = x.view_as(x)
+        if (again := getattr(x, "made_again", None)) is not None:
+            alias.made_again = again  # type: ignore[attr-defined]  # tensors take attributes
         return ((alias, *inputs[1:]), named) if inputs else (inputs, {**named, next(iter(named)): alias})
 
     @_disable_dynamo
@@ -159,7 +164,9 @@ class Recorder:
             self._under_way.clear()  # of backward passes that are over
         # dY is the gradient before a fused ReLU: nothing flows through outputs that it cut off.
         cut = (output <= 0).detach() if getattr(layer, "relu", False) else None
-        source, lasting, derived = x.detach(), _is_result(x), x.requires_grad
+        again_made: MadeAgain | None = getattr(x, "made_again", None)
+        source: Source = x.detach() if again_made is None else again_made
+        lasting, derived = _is_result(x) if again_made is None else again_made.lasting, x.requires_grad
         last: list[Tensor] = []
 
         def backward(dy: Tensor) -> None:
