@@ -45,7 +45,12 @@ class _Convolution(Composite):
 
 @composite(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ComposedConv(_Convolution):
-    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t] + b[o]``: `nn.Conv1d` to `nn.Conv3d`."""
+    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t] + b[o]``: `nn.Conv1d` to `nn.Conv3d`.
+
+    relu: apply ReLU to the result, bias and all; in the kernel where the layer convolves itself.
+    """
+
+    relu: bool = False
 
     def axes(self, part: str, matrix: tuple[int, int]) -> tuple[int, ...]:
         """Channels and taps apart."""
@@ -63,6 +68,7 @@ class ComposedConv(_Convolution):
                 y = _NATIVE[spatial](x, self.weight, self.bias, self.stride, 0, self.dilation)
             else:
                 y = self._unfolded(x)
+            y = functional.relu(y) if self.relu else y
         return y if input.dim() == spatial + 2 else y.squeeze(0)
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -92,8 +98,28 @@ class ComposedConv(_Convolution):
         convolve, window = getattr(self.linear, "convolve", None), self.window()
         if convolve is None or window is None:
             return None
-        made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window)
+        made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window, relu=self.relu)
         return made if made is None or len(self.kernel_size) > 1 else made.squeeze(2)
+
+    def set_bias(self, bias: nn.Parameter | None) -> None:
+        """Adds `bias` `(out_channels,)` from now on, or none; `whole` has it too."""
+        self._parameters["bias"] = bias
+        bare = None if bias is None else nn.Parameter(bias.detach().to("meta"), bias.requires_grad)
+        self._frame[0].register_parameter("bias", bare)
+
+    def whole(self) -> nn.Module:
+        """The convolution that this is; refused with a fused ReLU."""
+        if self.relu:
+            raise InvalidInput(
+                "a convolution with a fused ReLU",
+                "one that torch has, too",
+                "Set conv.relu = False and put nn.ReLU behind it.",
+            )
+        return super().whole()
+
+    def extra_repr(self) -> str:
+        """What `print` shows: what this was made of, and a fused ReLU."""
+        return super().extra_repr() + (", relu=True" if self.relu else "")
 
     def _unfolded(self, x: Tensor) -> Tensor:
         taps = self._taps()

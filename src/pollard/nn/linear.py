@@ -197,17 +197,18 @@ class SparseLinear(ReadableWeight, nn.Module):
         y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, relu=self.relu, rows=True)
         return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
 
-    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor | None:
-        """The convolution that this layer is of unfolded images, with another bias; None where they have to be unfolded.
+    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, relu: bool = False) -> Tensor | None:
+        """The convolution that this layer is of unfolded images, with a bias and a ReLU behind it that are not its own; None where
+        they have to be unfolded.
 
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each; in_features are
-        channels x taps. Whoever watches the layer is to see what it is given.
+        channels x taps. Whoever watches the layer is to see what it is given, and a ReLU of the layer's own comes before that bias.
         """
-        if is_watched(self):
+        if self.relu or is_watched(self):
             return None
         topology = self._topology if torch.compiler.is_compiling() else self.topology
         values = self.values if self.active is None else straight_through(self.values, self.active)
-        return convolution.convolve(x, values, topology, bias, Window(*window), relu=self.relu)
+        return convolution.convolve(x, values, topology, bias, Window(*window), relu=relu)
 
     def reset_parameters(self) -> None:
         """Draws values and bias anew, from U(-b, b) with b = 1 / sqrt(kept fan-in); what is kept stays."""

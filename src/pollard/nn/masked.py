@@ -109,9 +109,9 @@ class MaskedLinear(nn.Module):
             weight = straight_through(weight, self.active)
         return functional.linear(x, weight, self.bias)
 
-    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor | None:
-        """The convolution that this layer is of unfolded images, with another bias, by torch's own; None where they have to
-        be unfolded, for whoever watches the layer.
+    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, relu: bool = False) -> Tensor | None:
+        """The convolution that this layer is of unfolded images, with another bias and a ReLU if asked, by torch's own; None where
+        they have to be unfolded, for whoever watches the layer.
 
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each.
         """
@@ -120,7 +120,8 @@ class MaskedLinear(nn.Module):
         kernel, stride, dilation, padding = window
         weight = self._kept() if self.active is None else straight_through(self._kept(), self.active)
         padded = functional.pad(x, (*padding[1], *padding[0]))
-        return functional.conv2d(padded, weight.unflatten(1, (-1, *kernel)), bias, stride, 0, dilation)
+        y = functional.conv2d(padded, weight.unflatten(1, (-1, *kernel)), bias, stride, 0, dilation)
+        return functional.relu(y) if relu else y
 
     def reset_parameters(self) -> None:
         """Draws kept weights and bias anew, as `SparseLinear` draws them: from U(-b, b) with b = 1 / sqrt(kept fan-in)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pollard.composites import Composing, composed, holders, put, put_together, refuse_dense
+from pollard.composites.convolution import ComposedConv
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
@@ -138,7 +139,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     names = select(sparse_layers(model), layers)
     refuse_tied(model, names)
     found = replaceable(model, names)
-    fused = [name for name in names if getattr(model.get_submodule(name), "relu", False)]
+    fused = [path for path in _with_holders(names) if has_relu(model.get_submodule(path))]
     if fused:
         raise InvalidInput(
             f"a fused ReLU in {listed(fused)}",
@@ -151,6 +152,16 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
         swap(model, sparse, sparse.to_dense(), found)
     put_together(model)
     return model
+
+
+def has_relu(module: nn.Module) -> bool:
+    """Whether `module` is a layer, or a convolution around one, with a fused ReLU."""
+    return isinstance(module, SparseLinear | ComposedConv) and module.relu
+
+
+def _with_holders(names: Iterable[str]) -> list[str]:
+    """`names`, and those of the modules that hold them."""
+    return list(dict.fromkeys(path for name in names for path in (name, name.rpartition(".")[0]) if path))
 
 
 def _make_permanent(layer: nn.Module) -> None:
