@@ -97,15 +97,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--data", default="digits", help="what to train on")
+    parser.add_argument("--model", default="lenet-300-100", help="the network by name")
+    parser.add_argument("--augment", default="", help="changes of training images")
     parser.add_argument("--method", default="snip", help="what to keep")
     parser.add_argument("--update-every", type=int, default=10, help="steps between updates, where the topology moves")
     parser.add_argument("--epochs", type=int, default=20, help="length of the run")
     parser.add_argument("--checkpoint-steps", type=int, default=25, help="steps between checkpoints")
     given = parser.parse_args()
     moving = {"update_every": given.update_every} if given.method in MOVING else {}
-    recipe = Recipe(
-        data=given.data, method=given.method, epochs=given.epochs, batch_size=32, optimizer="adam", lr=0.002, **moving
-    )
+    what = {"data": given.data, "model": given.model, "augment": given.augment, "method": given.method, **moving}
+    recipe = Recipe(epochs=given.epochs, batch_size=32, optimizer="adam", lr=0.002, **what)
     with tempfile.TemporaryDirectory() as work:
         rounds = rehearse(recipe, Path(work), given.kills, given.seed, given.checkpoint_steps)
     print(f"{given.kills} kills in {rounds} rounds: every resumed run ended with the undisturbed run's bits")

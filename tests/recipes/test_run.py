@@ -148,8 +148,16 @@ def test_bad_data_and_models_are_told(tmp_path, recipe):
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(tiny_data):
-    options = ["--kills=3", "--seed=1", "--epochs=20", "--checkpoint-steps=1", f"--data={tiny_data}"]
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["--epochs=20"],
+        ["--epochs=3", "--model=resnet-20-x0.25", "--augment=crop,flip", "--method=rigl", "--update-every=2"],
+    ],
+    ids=["of linear layers", "of convolutions"],
+)
+def test_kills_at_random_moments_change_nothing(tiny_data, what):
+    options = ["--kills=3", "--seed=1", "--checkpoint-steps=1", f"--data={tiny_data}", *what]
     script = ROOT / "scripts" / "kill_and_resume.py"
     done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
