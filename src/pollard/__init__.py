@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pollard.formats.matrix import SparseMatrix as SparseMatrix
     from pollard.formats.pattern import Pattern as Pattern
     from pollard.formats.topology import Topology as Topology
+    from pollard.nn.folding import fold_norms_ as fold_norms_
     from pollard.nn.loading import load_sparse as load_sparse
     from pollard.nn.surgery import densify_ as densify_
     from pollard.nn.surgery import sparsify_ as sparsify_
@@ -49,6 +50,7 @@ _HOMES = {
     "composite": "pollard.composites.composite",
     "decay_groups": "pollard.training.optimizers",
     "densify_": "pollard.nn.surgery",
+    "fold_norms_": "pollard.nn.folding",
     "load_sparse": "pollard.nn.loading",
     "plan_from_masks": "pollard.pruning.found",
     "plan_from_zeros": "pollard.pruning.found",
@@ -74,6 +76,7 @@ __all__ = [
     "decay_groups",
     "densify_",
     "errors",
+    "fold_norms_",
     "load_sparse",
     "nn",
     "plan_from_masks",
