@@ -1,6 +1,7 @@
 """Batch norms in the layers before them, ReLUs in kernels: the same outputs, or the same model."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -275,7 +276,12 @@ def test_no_running_statistics_and_tied_or_masked_parameters_stay():
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4), nn.Linear(4, 4)),
         layers=["2"],
     )
-    stays(normed, torch.randn(3, 4), "no layer alone feeds it")
+    stays(normed, torch.randn(3, 4), "nothing folds into '0', a ParametrizedLinear")
+
+
+def test_transposed_convolutions_keep_their_norms():
+    model = settled(seeded(lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())))
+    stays(model, IMAGES, "nothing folds into '0', a ComposedConvTranspose")
 
 
 class Looking(nn.Module):
@@ -408,6 +414,7 @@ def test_copies_states_and_files(tmp_path):
     folding = folds(model, IMAGES)
     expected = model(IMAGES)
     torch.testing.assert_close(copy.deepcopy(model)(IMAGES), expected, rtol=0, atol=0)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(IMAGES), expected, rtol=0, atol=0)
     torch.save(model.state_dict(), tmp_path / "folded.pt")
     # Another model than its class builds: it fits one that was folded too, dense as it is.
     with pytest.raises(InvalidInput, match="a state that does not fit"):

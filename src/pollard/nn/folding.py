@@ -94,7 +94,7 @@ def fold_norms_(model: nn.Module) -> Folding:
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4)).eval()
     >>> print(fold_norms_(model))
-    folded 1 of 2 batch norms, fused 0 ReLUs; left: '3' (no layer alone feeds it)
+    folded 1 of 2 batch norms, fused 0 ReLUs; left: '3' (nothing folds into '2', a ReLU)
     """
     _refuse_training(model)
     with torch.inference_mode(False):  # numbers made in that mode could never be trained
@@ -246,8 +246,10 @@ class _Fold:
         if len(calls) > 1:
             return "it is called in several places"
         source = calls[0].source
-        if source is None or target_of(source) is None:
+        if source is None:
             return "no layer alone feeds it"
+        if target_of(source) is None:
+            return f"nothing folds into {self.names[source]!r}, a {type(source).__name__}"
         several = len(self.flow.calls[source]) > 1
         return f"{self.names[source]!r} is {'called' if several else 'read'} in several places"
 
