@@ -135,10 +135,11 @@ class _Tracing:
             yield whole
 
     def _attempt(self, path: str, module: nn.Module) -> _Piece | None:
+        if "forward" in vars(module):
+            self.failures.setdefault(module, "its forward is set on the instance")
+            return None
         tracer = _Tracer(self.closed - {module})
         try:
-            if "forward" in vars(module):
-                raise TypeError("its forward is set on the instance")  # noqa: TRY301 - told as others are
             with torch.random.fork_rng(devices=[]):
                 graph = tracer.trace(module, concrete_args=_defaults(module))
         except Exception as error:  # noqa: BLE001 - whatever a module of the user's does with a symbol
