@@ -1,4 +1,6 @@
-"""SNIP on MNIST beside the published errors: two densities, two scoring batches, three seeds; about three minutes a run.
+"""SNIP on MNIST beside the published errors: two densities, two scoring batches, three seeds; some three minutes a run.
+
+python benchmarks/snip_mnist.py [--network lenet-300-100 | lenet-5-caffe]
 
 Runs that are finished are not repeated, interrupted ones go on. What there is so far goes into records/snip-mnist.json.
 """
@@ -14,30 +16,30 @@ from pathlib import Path
 from pollard.recipes import Recipe, RunResult, run
 
 HERE = Path(__file__).parent
-RECORD = HERE / "records" / "snip-mnist.json"
+RECORDS = {"lenet-300-100": "snip-mnist.json", "lenet-5-caffe": "snip-lenet-5.json"}
 # Test error in %, Lee, Ajanthan and Torr 2019 (table 1), second-hand: without a spread, for one batch of 100.
-PUBLISHED = {0.05: 1.6, 0.02: 2.4}
+PUBLISHED = {"lenet-300-100": {0.05: 1.6, 0.02: 2.4}, "lenet-5-caffe": {0.02: 0.8, 0.01: 1.1}}
 SCORE_BATCHES = (0, 10_000)
 SEEDS = (0, 1, 2)
 
 
-def recipes(densities: list[float]) -> list[Recipe]:
+def recipes(network: str, densities: list[float], batches: tuple[int, ...] = SCORE_BATCHES) -> list[Recipe]:
     """The grid."""
-    base = Recipe.read(HERE / "recipes" / "snip-mnist.toml")
+    base = Recipe.read(HERE / "recipes" / RECORDS[network].replace(".json", ".toml"))
     return [
         replace(base, density=density, score_batch=batch, seed=seed)
         for seed in SEEDS
-        for batch in reversed(SCORE_BATCHES)
+        for batch in sorted(batches, reverse=True)
         for density in densities
     ]
 
 
-def table(out: Path) -> list[dict[str, object]]:
+def table(network: str, out: Path) -> list[dict[str, object]]:
     """Mean and spread of the test error over the finished seeds of each setting."""
     rows = []
-    for density, published in PUBLISHED.items():
+    for density, published in PUBLISHED[network].items():
         for batch in SCORE_BATCHES:
-            grid = [each for each in recipes([density]) if each.score_batch == batch]
+            grid = [each for each in recipes(network, [density]) if each.score_batch == batch]
             done = [RunResult.read(out / each.digest) for each in grid if (out / each.digest / "result.json").exists()]
             errors = [round(100 * (1 - result.test_accuracy), 2) for result in done]
             if errors:
@@ -60,16 +62,21 @@ def main() -> None:
     """Run what is missing, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the folder of run folders")
-    parser.add_argument("--density", type=float, nargs="*", default=list(PUBLISHED), help="densities to run")
+    parser.add_argument("--network", choices=PUBLISHED, default="lenet-300-100")
+    parser.add_argument("--density", type=float, nargs="*", help="densities to run (default: the published ones)")
+    parser.add_argument(
+        "--score-batch", type=int, nargs="*", default=SCORE_BATCHES, help="examples scored on; 0: the paper's 100"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     given = parser.parse_args()
-    for recipe in recipes(given.density):
+    for recipe in recipes(given.network, given.density or list(PUBLISHED[given.network]), tuple(given.score_batch)):
         result = run(recipe, given.out, threads=given.threads)
         error = 100 * (1 - result.test_accuracy)
         print(f"density {recipe.density}, scored on {recipe.score_batch or 100}, seed {recipe.seed}: {error:.2f} %")
-    RECORD.parent.mkdir(exist_ok=True)
-    RECORD.write_text(json.dumps(table(given.out), indent=2) + "\n")
-    print(RECORD.read_text())
+    record = HERE / "records" / RECORDS[given.network]
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(json.dumps(table(given.network, given.out), indent=2) + "\n")
+    print(record.read_text())
 
 
 if __name__ == "__main__":
