@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import ROWS, Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
+from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products.operand import name_of
-from pollard.ops import matmul
+from pollard.ops import convolution_operators, matmul
 from pollard.report.dense_ways import NN_LINEAR, PACKED, WITH_WEIGHT
 from pollard.report.machine import cpu_name, machine
 from pollard.report.timing import interleaved, on_threads
@@ -39,6 +41,9 @@ KINDS: tuple[tuple[str, torch.dtype, int], ...] = (
     *((pattern, torch.float32, batch) for pattern in ("b4x2", "2:4") for batch in (BATCH, ONE)),
     *((pattern, dtype, BATCH) for pattern in ("unstructured", "v4") for dtype in (torch.bfloat16, torch.float16)),
 )
+# Of convolutions: channels of the result and of the images, and their sides: vectors along rows, and across samples.
+CHANNELS, SIDES = (8, 5), (20, 4)
+WINDOW = Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 # Of dense torch: large enough for its blocks, small enough for a tenth of a second in all.
 DENSE_SHAPE, DENSE_ROUNDS = (1024, 1024, 64), 5
 FAR_FASTER = 1.25
@@ -73,7 +78,7 @@ def examine() -> Diagnosis:
     """
     isa = target.current()
     facts = _machine(isa) | _versions() | {"dense float32": dense_float32()} | _folders(Settings.read())
-    return Diagnosis(facts, kernel_checks())
+    return Diagnosis(facts, [*kernel_checks(), *convolution_checks()])
 
 
 def dense_float32(seed: int = 0) -> str:
@@ -167,6 +172,39 @@ def _kernel_check(name: str, pattern: str, dtype: torch.dtype, batch: int, seed:
     allowed = 8 * torch.finfo(torch.float32).eps * max(*SHAPE, BATCH) ** 0.5
     # What is rounded to half precision at the end, once.
     allowed += torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
+    return Check(label, ok=error <= allowed, detail=f"largest error {error:.1e} of the largest value")
+
+
+def convolution_checks(seed: int = 0) -> list[Check]:
+    """One check for each product of a convolution, over images of each layout that kernels read them in."""
+    kinds = product(("forward", "input_grad", "value_grad"), ("unstructured", "v4"), SIDES)
+    return [_convolution_check(*kind, seed) for kind in kinds]
+
+
+def _convolution_check(name: str, pattern: str, side: int, seed: int) -> Check:
+    out, channels = CHANNELS
+    generator = torch.Generator().manual_seed(seed)
+    topology = Topology.random((out, channels * WINDOW.taps), DENSITY, pattern, generator=generator)
+    x, grad, values = (
+        torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
+        for size in ((BATCH, channels, side, side), (BATCH, out, side, side), (topology.nnz,))
+    )
+    ways: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+        "forward": lambda by, x, _, v: by.forward(x, v, topology, None, WINDOW),
+        "input_grad": lambda by, _, g, v: by.input_grad(g, v, topology, WINDOW, (side, side)),
+        "value_grad": lambda by, x, g, _: by.value_grad(g, x, topology, WINDOW),
+    }
+    label = f"convolution {name} {pattern}, {side} x {side}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", KernelFallback)
+            got = ways[name](convolution_operators, x, grad, values)
+    except (PollardError, KernelFallback) as failed:
+        return Check(label, ok=False, detail=str(failed))
+    # In double precision they are unfolded: no kernel computes that.
+    want = ways[name](convolution_operators, x.double(), grad.double(), values.double())
+    error = float((got.double() - want).abs().max() / want.abs().max())
+    allowed = 8 * torch.finfo(torch.float32).eps * max(topology.shape[1], BATCH * side * side) ** 0.5
     return Check(label, ok=error <= allowed, detail=f"largest error {error:.1e} of the largest value")
 
 
