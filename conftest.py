@@ -23,6 +23,7 @@ collect_ignore = [] if "POLLARD_PRETENDS" in os.environ else ["tests/pretended.p
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=6000)
+hypothesis.settings.register_profile("few", derandomize=True, deadline=None, max_examples=24)
 hypothesis.settings.load_profile("ci")
 
 

@@ -199,6 +199,37 @@ def other_weights() -> str:
     return markdown(["module", "kept", "threads", "forward", "forward+backward"], rows)
 
 
+def convolutions() -> str:
+    """Layers of convolutional networks beside the best of torch's own."""
+    rows = [
+        [
+            f"{record['channels']} to {record['out']}, {record['side']} x {record['side']}",
+            record["pattern"],
+            f"{100 * record['density']:g} %",
+            *(f"{record['speedup'][name]:.1f}x" for name in ("forward", "input gradient", "value gradient")),
+            f"{record['speedup_of_all']:.1f}x",
+        ]
+        for record in load("convolutions.json")
+        if record["threads"] == 1
+    ]
+    head = ["channels, images", "pattern", "kept", "forward", "gradient in input", "in values", "all"]
+    return markdown(head, rows, left=2)
+
+
+def convolution_steps() -> str:
+    """Training steps of convolutional networks beside dense torch's."""
+    rows = []
+    for record in load("convolution-steps.json"):
+        if record["threads"] == 1:
+            best = min(time for way, time in record["ms"].items() if way.startswith("dense"))
+            sparse = {way: time for way, time in record["ms"].items() if not way.startswith("dense")}
+            rows += [
+                [record["network"], *way.split(), f"{best:.0f} ms", f"{time:.0f} ms", f"{best / time:.2f}x"]
+                for way, time in sparse.items()
+            ]
+    return markdown(["network", "pattern", "kept", "best dense", "sparse", "as fast"], rows, left=2)
+
+
 def _beside_torch(found: Mapping[str, Any]) -> str:
     way = found.get("best_dense", "as it is")
     return f"{found['speedup']:.1f}x" + ("" if way == "as it is" else f" ({way})")
@@ -259,6 +290,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
     },
+    "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
     "docs/how-to/other-weights.md": {"other weights": other_weights},
     "docs/how-to/own-training-loop.md": {
         "precisions": partial(precisions, "training-precisions.json"),

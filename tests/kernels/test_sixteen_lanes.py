@@ -34,5 +34,9 @@ def test_products_of_16_lanes_equal_their_twins():
     run("--sample=2", *(TESTS / "kernels" / "products" / name for name in PRODUCTS))
 
 
+def test_convolutions_of_16_lanes_equal_their_twins():
+    run("--sample=2", "--hypothesis-profile=few", TESTS / "kernels" / "convolutions")
+
+
 def test_index_work_of_16_lanes_equals_its_twin():
     run("--sample=1", *sorted((TESTS / "kernels" / "indices").glob("test_*.py")))

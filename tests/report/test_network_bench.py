@@ -167,6 +167,17 @@ def test_torch_compile_needs_a_compiler(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, as it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_channels_last_is_one_of_the_ways_of_convolutions(monkeypatch):
+    monkeypatch.setattr(network_contest, "SLOWER", 1e9)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 4)).eval()
+    ways, runs = dense_ways(Workload("convolutions", model, (torch.randn(4, 3, 8, 8),)), "float32")
+    assert "channels last" in ways.whole
+    assert runs["channels last"].args[0].is_contiguous(memory_format=torch.channels_last)
+    assert "channels last" not in dense_ways(blocks().to(torch.float32), "float32")[0].whole
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own import
 def test_torch_compile_is_one_of_the_ways(monkeypatch):
     monkeypatch.setattr(network_contest, "SLOWER", 1e9)
     torch.compiler.reset()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from pollard.errors import InvalidInput, KernelError
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.nn.surgery import densify_, sparse_layers, sparsify_
+from pollard.pruning.batches import mapped
 from pollard.pruning.decision import prune
 from pollard.report.case import Contender, Reference
 from pollard.report.dense_ways import NN_LINEAR, SLOWER, DenseWays, PreparedLinear, inference_ways
@@ -28,6 +30,7 @@ from pollard.selection import linear_layers
 # Takes what is being done, for whoever waits.
 Tell = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CHANNELS_LAST = "channels last"
 COMPILED = "torch.compile"
 # Relative to the norm of the outputs: what many layers make of roundings of one number, and of each.
 ALLOWED = {"float32": 1e-3, "bfloat16": 16 * torch.finfo(torch.bfloat16).eps}
@@ -120,6 +123,8 @@ def dense_ways(dense: Workload, dtype: str, *, compiled: bool = False) -> tuple[
     makers: dict[str, Callable[[], Workload]] = {NN_LINEAR: lambda: own}
     if linear_layers(own.model):
         makers |= {way: partial(_swapped, own, way) for way in inference_ways(DTYPES[dtype])}
+    if any(isinstance(each, nn.Conv2d) for each in own.model.modules()):
+        makers[CHANNELS_LAST] = partial(_channels_last, own)
     if compiled:
         makers[COMPILED] = partial(_compiled, own)
     seconds, found = {}, {}
@@ -131,6 +136,17 @@ def dense_ways(dense: Workload, dtype: str, *, compiled: bool = False) -> tuple[
         limit = SLOWER * min(seconds.values())
         found = {name: held for name, held in found.items() if name == NN_LINEAR or seconds[name] < limit}
     return DenseWays({way: one for way, (one, _) in found.items()}), {way: run for way, (_, run) in found.items()}
+
+
+def _channels_last(own: Workload) -> Workload:
+    """`own` with images and weights of convolutions that lie channel by channel of each pixel."""
+
+    def turned(each: Tensor) -> Tensor:
+        return each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each
+
+    args, kwargs = mapped((own.args, dict(own.kwargs)), turned)
+    model = copy.deepcopy(own.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return replace(own, model=model, args=args, kwargs=kwargs)
 
 
 def verified(one: Contender) -> Contender:
