@@ -139,6 +139,7 @@ def problems(draw):
 def test_any_window_over_any_images(kind, problem):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLLARD_TARGET", kind)
+        patch.setattr(passes, "SHARE", 1)
         before, found = torch.get_num_threads(), []
         try:
             for count in (1, 2):
@@ -150,13 +151,22 @@ def test_any_window_over_any_images(kind, problem):
             assert torch.equal(alone, together)
 
 
-def test_any_number_of_threads_gives_the_same_bits(isa, threads):
+def test_any_number_of_threads_gives_the_same_bits(isa, threads, monkeypatch):
+    # All threads, however little there is to share: of one image too.
+    monkeypatch.setattr(passes, "SHARE", 1)
     window = Window(*SIDE)
-    for pattern, samples, sizes in (("unstructured", 37, (9, 9)), ("v4", 61, (4, 4)), ("v4", 7, (20, 20))):
+    kinds = (
+        ("unstructured", 37, (9, 9)),
+        ("v4", 61, (4, 4)),
+        ("v4", 7, (20, 20)),
+        ("v4", 1, (20, 20)),
+        ("unstructured", 1, (5, 5)),
+    )
+    for pattern, samples, sizes in kinds:
         topology = Topology.random((16, 6 * 9), 0.3, pattern, torch.Generator().manual_seed(0))
         given = made(topology, window, samples, sizes)
         found = []
-        for count in (1, 2, 3, 5):
+        for count in (1, 2, 3, 7):
             threads(count)
             found.append(products((topology, window), *given))
         for other in found[1:]:

@@ -12,7 +12,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.convolutions.passes import BLOCK, Call, Pass, fitting, runs, together
+from pollard.kernels.convolutions.passes import BLOCK, Call, Pass, fitting, runs, together, useful
 from pollard.kernels.convolutions.plan import Dots, Field
 from pollard.kernels.convolutions.turned import turned
 from pollard.kernels.convolutions.window import Axis, Window
@@ -71,17 +71,20 @@ class Convolution:
         spec = replace(made, abreast=abreast, reach=dots.reach(), dots=max(made.block, min(DOTS, lanes)))
         groups, table = -(-samples // abreast), dots.table()
         slices = min(SLICES, groups)
+        threads = useful(self.threads, topology.nnz * samples * grad.shape[2] * grad.shape[3] // lanes)
+        parts = max(1, min(-(-threads // slices), topology.groups))
+        units = slices * parts
         launch = Launch(
-            spec, slices, self.threads,
+            spec, units, threads, PARTS=parts,
             columns=topology.indices.columns, pointers=topology.indices.row_pointers, offsets=field.offsets(), tiles=table,
             bounds=runs(groups, slices), **field.arguments("x", x.stride()), **upstream.arguments("dy", grad.stride()),
             PASSES=1, TILES=len(table), SAMPLES=samples, GROUPS=topology.groups, VALUES=topology.nnz,
-        ).at(slices)  # fmt: skip
+        ).at(units)  # fmt: skip
         nnz = topology.nnz
 
         def call(grad: Tensor, x: Tensor) -> Tensor:
             parts = torch.empty((slices, nnz), dtype=torch.float32, device="cpu")
-            fields = workspace("field", field.size * slices), workspace("upstream", upstream.size * slices)
+            fields = workspace("field", field.size * units), workspace("upstream", upstream.size * units)
             launch(parts.data_ptr(), x.data_ptr(), grad.data_ptr(), *(each.data_ptr() for each in fields))
             total = parts[0].clone()
             for part in parts[1:]:

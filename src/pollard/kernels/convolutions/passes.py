@@ -19,6 +19,7 @@ from pollard.kernels.convolutions.plan import Field, Patches
 from pollard.kernels.convolutions.window import Axis
 from pollard.kernels.products import results, tuning
 from pollard.kernels.products.derived import forget, tiling, widths
+from pollard.kernels.products.product import SHARE
 from pollard.kernels.products.tuning import Choice, Decision, near_batch
 from pollard.kernels.products.workspace import workspace
 
@@ -51,8 +52,7 @@ class Pass:
         known = tuning.known(self._key, lambda: options)
         if known is None:
             before = widths(topology)
-            work = topology.nnz * self.images.shape[0] * math.prod(axis.places for axis in self.axes)
-            known = tuning.decide(self._key, work, options, lambda choice: partial(self.call(choice), *tensors))
+            known = tuning.decide(self._key, self._work, options, lambda choice: partial(self.call(choice), *tensors))
             forget(topology, widths(topology) - before - {known.choice.width})
         return self.call(known.choice)
 
@@ -86,15 +86,18 @@ class Pass:
         field, channels = patches.field, topology.shape[0] // self._phases
         samples, height, width = images.shape[0], *(axis.places for axis in self.axes)
         groups, alone = -(-samples // field.abreast), field.abreast == 1
-        units, table = min(self.threads, groups), patches.table()
+        table = patches.table()
+        threads = useful(self.threads, self._work // field.lanes)
+        cuts, parts = cut(threads, groups, patches.groups)
+        units = cuts * parts
         strides = (channels * height * width, height * width, width, 1)
         tiles = tiling(topology, choice.width or topology.width)
         resting = channels * patches.vectors * field.lanes if tiles.tiles > 1 else 0
         room = resting if alone else self._phases * channels * patches.plane
         launch = Launch(
-            self.spec_of(choice), units, self.threads,
+            self.spec_of(choice), units, threads, PARTS=parts,
             columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
-            offsets=field.offsets(), patches=table, bounds=runs(groups, units), ends=0 if alone else patches.ends(),
+            offsets=field.offsets(), patches=table, bounds=runs(groups, cuts), ends=0 if alone else patches.ends(),
             **field.arguments("x", images.stride()), PASSES=1, PATCHES=len(table), SAMPLES=samples, Y_SAMPLE=strides[0],
             Y_CHANNEL=strides[1], Y_CHANNELS=channels, Y_PIXELS=strides[1], Y_PLANE=patches.plane, ROOM=room,
         ).at(units)  # fmt: skip
@@ -107,6 +110,11 @@ class Pass:
             return y
 
         return call
+
+    @property
+    def _work(self) -> int:
+        """Multiply-adds, about."""
+        return self.topology.nnz * self.images.shape[0] * math.prod(axis.places for axis in self.axes) // self._phases
 
     @property
     def _phases(self) -> int:
@@ -124,9 +132,9 @@ class Pass:
 
     def options(self) -> list[Choice]:
         """Choices worth measuring, the best guess first."""
-        registers, samples, lanes, block = (
-            self.target.registers,
+        samples, registers, lanes, block = (
             self.images.shape[0],
+            self.target.registers,
             self.target.lanes,
             self.spec.block,
         )
@@ -181,6 +189,17 @@ def fitting(field: Field) -> Field:
     )
 
 
+def useful(threads: int, work: int) -> int:
+    """Of `threads` those that so many vector operations are worth waking."""
+    return min(threads, max(1, work // SHARE))
+
+
+def cut(threads: int, samples: int, groups: int) -> tuple[int, int]:
+    """Runs of samples, and parts of row groups, that make as many units as there are threads, where there are enough of both."""
+    found = min(threads, samples)
+    return found, max(1, min(-(-threads // found), groups))
+
+
 def runs(count: int, parts: int) -> Tensor:
     """int32, where each of `parts` equal runs of `count` things begins, and where the last ends."""
     return torch.tensor(equal_runs(count, parts), dtype=torch.int32, device="cpu")
@@ -190,4 +209,4 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-__all__ = ["BLOCK", "Call", "Pass", "fitting", "runs", "together"]
+__all__ = ["BLOCK", "Call", "Pass", "cut", "fitting", "runs", "together", "useful"]

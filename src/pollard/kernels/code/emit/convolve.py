@@ -12,17 +12,18 @@ from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
 # offsets: of each column of W, where in the field it is read for the first pixel. patches: of each tile of pixels, where it begins in
-# the field and in the result, and which row groups it is for. bounds: which vectors of samples each unit takes. field and room are memory of a
+# the field and in the result, and which row groups it is for. bounds: which vectors of samples each run of units
+# takes, which are PARTS units, each for a part of the rows. field and room are memory of a
 # unit each; sums rest in the room from tile to tile, and results lie there where samples lie abreast, pixel p of a channel at ends[p].
 ARGUMENTS = (
     "values", "x", "y", "bias", "field", "room",
     "columns", "tiles", "offsets", "patches", "bounds", "ends", *field.names("x"),
-    "PASSES", "TILES", "STRIDE", "END", "PATCHES", "SAMPLES", "Y_SAMPLE", "Y_CHANNEL", "Y_CHANNELS", "Y_PIXELS", "Y_PLANE", "ROOM",
+    "PASSES", "PARTS", "TILES", "STRIDE", "END", "PATCHES", "SAMPLES", "Y_SAMPLE", "Y_CHANNEL", "Y_CHANNELS", "Y_PIXELS", "Y_PLANE", "ROOM",
 )  # fmt: skip
 
 
 def convolve(spec: KernelSpec) -> ir.Module:
-    """The module of a convolution; a unit of work is a run of samples."""
+    """The module of a convolution; a unit of work is a part of the rows for a run of samples."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         _Convolve(code, spec, arguments, work[0]).run()
@@ -33,7 +34,8 @@ def convolve(spec: KernelSpec) -> ir.Module:
 class _Convolve(Rows):
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, unit: Value) -> None:
         super().__init__(code, spec, arguments)
-        self.unit, self.count = unit, len(spec.reach)
+        self.run_of, self.part = code.ir.sdiv(unit, arguments["PARTS"]), code.ir.srem(unit, arguments["PARTS"])
+        self.count = len(spec.reach)
         own = code.floats(arguments["field"], code.mul(unit, arguments["X_FIELD"]))
         self.images = field.Images(code, spec, arguments, "x", own)
         self.x = self.y = own  # those of the patch at hand
@@ -43,7 +45,7 @@ class _Convolve(Rows):
         """Every sample of the unit, or vector of samples."""
         code, arguments = self.code, self.arguments
         self.images.clear()
-        first, last = (code.index_at(arguments["bounds"], code.add(self.unit, end)) for end in (0, 1))
+        first, last = (code.index_at(arguments["bounds"], code.add(self.run_of, end)) for end in (0, 1))
         with code.loop(first, last) as group:
             sample = code.mul(group.index, self.spec.abreast)
             self.images.take(sample, arguments["SAMPLES"])
@@ -54,7 +56,9 @@ class _Convolve(Rows):
                 x, y, first, last = (code.index_at(arguments["patches"], code.add(place, i)) for i in range(4))
                 self.x = code.floats(self.images.field, x)
                 self.y = self.numbers.at(code, result, y) if alone else code.floats(result, y)
-                each_tile(code, self.spec, arguments, (first, last), self.row_group)
+                own = part_of(code, arguments, self.part, code.sub(last, first))
+                groups = code.add(first, own[0]), code.add(first, own[1])
+                each_tile(code, self.spec, arguments, groups, self.row_group)
             if not alone:
                 self._spread(sample)
 
@@ -65,7 +69,9 @@ class _Convolve(Rows):
 
     def _spread(self, sample: Value) -> None:
         code, arguments = self.code, self.arguments
-        with code.loop(0, arguments["Y_CHANNELS"]) as channel:
+        groups = code.ir.sdiv(arguments["Y_CHANNELS"], code.integer(self.spec.rows))
+        own = part_of(code, arguments, self.part, groups)
+        with code.loop(*(code.mul(end, self.spec.rows) for end in own)) as channel:
             source = code.floats(self.room, code.mul(channel.index, arguments["Y_PLANE"]))
             for first in range(0, self.spec.abreast, self.lanes):
                 each = [code.add(sample, first + lane) for lane in range(self.lanes)]
@@ -117,3 +123,9 @@ class _Convolve(Rows):
         code = self.code
         start = code.floats(self.x, code.index_at(self.arguments["offsets"], column))
         return [code.load(code.floats(start, place), self.lanes) for place, _ in self.spec.reach]
+
+
+def part_of(code: Code, arguments: Arguments, part: Value, count: Value) -> tuple[Value, Value]:
+    """Where the `part` begins of as many equal ones of `count` things as there are PARTS, and where it ends."""
+    first, last = (code.ir.sdiv(code.mul(code.add(part, end), count), arguments["PARTS"]) for end in (0, 1))
+    return first, last

@@ -7,22 +7,23 @@ from typing import Self
 from llvmlite import ir
 
 from pollard.kernels.code.emit import field
+from pollard.kernels.code.emit.convolve import part_of
 from pollard.kernels.code.emit.dots import Dots
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
-# As for a convolution. Values are a copy of their own for each unit, whose samples are added up there. tiles: where each begins in
+# As for a convolution. Values are a copy of their own for each run of samples, which are added up there. tiles: where each begins in
 # the field of X and in that of dY.
 ARGUMENTS = (
     "values", "x", "dy", "x_field", "dy_field",
     "columns", "pointers", "offsets", "tiles", "bounds", *field.names("x"), *field.names("dy"),
-    "PASSES", "TILES", "SAMPLES", "GROUPS", "VALUES",
+    "PASSES", "PARTS", "TILES", "SAMPLES", "GROUPS", "VALUES",
 )  # fmt: skip
 
 
 def correlate(spec: KernelSpec) -> ir.Module:
-    """The module of the gradient of a convolution in its values; a unit of work is a run of samples."""
+    """The module of the gradient of a convolution in its values; a unit of work is a part of the rows for a run of samples."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         index, _ = work
@@ -38,13 +39,15 @@ def correlate(spec: KernelSpec) -> ir.Module:
         )
         x.clear()
         dy.clear()
-        first, last = (code.index_at(arguments["bounds"], code.add(index, end)) for end in (0, 1))
-        values = code.floats(arguments["values"], code.mul(index, arguments["VALUES"]))
+        run, part = code.ir.sdiv(index, arguments["PARTS"]), code.ir.srem(index, arguments["PARTS"])
+        first, last = (code.index_at(arguments["bounds"], code.add(run, end)) for end in (0, 1))
+        values = code.floats(arguments["values"], code.mul(run, arguments["VALUES"]))
+        groups = part_of(code, arguments, part, arguments["GROUPS"])
         with code.loop(first, last) as group:
             sample = code.mul(group.index, spec.abreast)
             x.take(sample, arguments["SAMPLES"])
             dy.take(sample, arguments["SAMPLES"])
-            with code.loop(0, arguments["GROUPS"]) as each:
+            with code.loop(*groups) as each:
                 grains = [code.index_at(arguments["pointers"], code.add(each.index, end)) for end in (0, 1)]
                 start, end = (code.mul(grain, spec.columns) for grain in grains)
                 for offset in range(0, spec.rows, spec.block):
