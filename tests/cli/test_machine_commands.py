@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pollard.cli import app, doctor
-from pollard.report.doctor import KINDS, Check, Diagnosis
+from pollard.report.doctor import KINDS, SIDES, Check, Diagnosis
 
 BENCH = ["bench", "--shape", "32x24x8", "--rounds", "2", "--density", "0.25"]
 FIELDS = {
@@ -79,7 +79,9 @@ def test_doctor_tells_facts_and_checks_every_kernel():
     told = json.loads(invoke("doctor", "--json").stdout)
     assert told["healthy"]
     assert {"cpu", "torch", "dense float32", "cache folder"} <= set(told["facts"])
-    assert len(told["checks"]) == 3 * len(KINDS)
+    convolutions = [check for check in told["checks"] if check["name"].startswith("convolution")]
+    assert len(convolutions) == 3 * 2 * len(SIDES)
+    assert len(told["checks"]) == 3 * len(KINDS) + len(convolutions)
     shown = invoke("doctor").stdout
     assert "FAIL" not in shown
     assert "value_grad v16" in shown
