@@ -8,10 +8,21 @@ import pytest
 import torch
 
 from pollard.errors import KernelError, KernelFallback
+from pollard.kernels.convolutions import dispatch
 from pollard.ops import matmul
 from pollard.report import doctor
 from pollard.report.dense_ways import PACKED, WITH_WEIGHT
-from pollard.report.doctor import KINDS, Check, Diagnosis, dense_compared, dense_float32, examine, kernel_checks
+from pollard.report.doctor import (
+    KINDS,
+    SIDES,
+    Check,
+    Diagnosis,
+    convolution_checks,
+    dense_compared,
+    dense_float32,
+    examine,
+    kernel_checks,
+)
 
 
 def failing(monkeypatch, broken) -> dict[str, str]:
@@ -35,6 +46,26 @@ def test_a_wrong_kernel_is_found(monkeypatch):
 def test_a_kernel_that_computes_nothing_is_found(monkeypatch):
     right = matmul.input_grad
     assert len(failing(monkeypatch, lambda *operands: right(*operands) * float("nan"))) == len(KINDS)
+
+
+def test_convolutions_are_checked_on_images_of_each_layout(monkeypatch):
+    assert all(check.ok for check in convolution_checks())
+    right = dispatch.input_grad
+    monkeypatch.setattr(dispatch, "input_grad", lambda *operands: right(*operands) * 1.1)
+    wrong = [check.name for check in convolution_checks() if not check.ok]
+    assert wrong == [
+        f"convolution input_grad {kind}, {side} x {side}" for kind in ("unstructured", "v4") for side in SIDES
+    ]
+
+
+def test_a_convolution_that_is_unfolded_is_a_failure(monkeypatch):
+    def fell_back(*_, **__):
+        warnings.warn("could not be compiled", KernelFallback, stacklevel=1)
+
+    monkeypatch.setattr(dispatch, "forward", fell_back)
+    failed = {check.name: check.detail for check in convolution_checks() if not check.ok}
+    assert failed["convolution forward v4, 20 x 20"] == "could not be compiled"
+    assert len(failed) == 2 * len(SIDES)
 
 
 def test_a_fallback_is_a_failure_though_the_result_is_right(monkeypatch):

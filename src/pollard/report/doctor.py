@@ -161,17 +161,24 @@ def _kernel_check(name: str, pattern: str, dtype: torch.dtype, batch: int, seed:
     kernel, twin = _OPERATIONS[name]
     operands = _Operands.draw(Pattern.parse(pattern), dtype, batch, seed)
     label = f"{name} {pattern}" + f" {name_of(dtype)}" * (dtype != torch.float32) + ", one sample" * (batch == ONE)
+    # What is rounded to half precision at the end, once.
+    rounded = torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
+    return _compared(label, lambda: kernel(operands), lambda: twin(operands), max(*SHAPE, BATCH), rounded)
+
+
+def _compared(
+    label: str, kernel: Callable[[], Tensor], twin: Callable[[], Tensor], terms: int, rounded: float = 0.0
+) -> Check:
+    """Whether what a kernel makes of sums of so many `terms` is what its twin makes in double precision."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", KernelFallback)
-            got = kernel(operands)
+            got = kernel()
     except (PollardError, KernelFallback) as failed:
         return Check(label, ok=False, detail=str(failed))
-    want = twin(operands)
+    want = twin()
     error = float((got.double() - want).abs().max() / want.abs().max())
-    allowed = 8 * torch.finfo(torch.float32).eps * max(*SHAPE, BATCH) ** 0.5
-    # What is rounded to half precision at the end, once.
-    allowed += torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
+    allowed = 8 * torch.finfo(torch.float32).eps * terms**0.5 + rounded
     return Check(label, ok=error <= allowed, detail=f"largest error {error:.1e} of the largest value")
 
 
@@ -194,18 +201,13 @@ def _convolution_check(name: str, pattern: str, side: int, seed: int) -> Check:
         "input_grad": lambda by, _, g, v: by.input_grad(g, v, topology, WINDOW, (side, side)),
         "value_grad": lambda by, x, g, _: by.value_grad(g, x, topology, WINDOW),
     }
-    label = f"convolution {name} {pattern}, {side} x {side}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", KernelFallback)
-            got = ways[name](convolution_operators, x, grad, values)
-    except (PollardError, KernelFallback) as failed:
-        return Check(label, ok=False, detail=str(failed))
     # In double precision they are unfolded: no kernel computes that.
-    want = ways[name](convolution_operators, x.double(), grad.double(), values.double())
-    error = float((got.double() - want).abs().max() / want.abs().max())
-    allowed = 8 * torch.finfo(torch.float32).eps * max(topology.shape[1], BATCH * side * side) ** 0.5
-    return Check(label, ok=error <= allowed, detail=f"largest error {error:.1e} of the largest value")
+    return _compared(
+        f"convolution {name} {pattern}, {side} x {side}",
+        lambda: ways[name](convolution_operators, x, grad, values),
+        lambda: ways[name](convolution_operators, x.double(), grad.double(), values.double()),
+        max(topology.shape[1], BATCH * side * side),
+    )
 
 
 def _machine(isa: target.Target | None) -> dict[str, str]:
