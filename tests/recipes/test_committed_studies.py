@@ -58,7 +58,7 @@ def test_every_series_of_a_committed_study_runs(file, out):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerCollapse)  # SynFlow in one round collapses: that is its point
         for recipe in study.recipes():
-            run(recipe, out, progress=False, aims=recipe.model == LINEAR)
+            run(recipe, out, progress=False, aims=study.aims)
     study.save(out)
     assert failures(out) == {}
     found = points(out)
@@ -67,7 +67,6 @@ def test_every_series_of_a_committed_study_runs(file, out):
     for point in found:
         pruned = point["method"] != "dense"
         assert point["kept_density"] == pytest.approx(0.2 if pruned else 1.0, abs=1e-3)
-        # Of images, aims take a minute: tests/recipes/test_convolutional.py measures them in a smaller network.
-        measured = pruned and study.recipe["model"] == LINEAR
+        measured = pruned and study.aims
         assert measured == (point["aims"] is not None)
         assert not measured or AIMS.keys() <= point["aims"].keys() | {"trainability"}

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from pollard.errors import InvalidInput, StoreError
-from pollard.recipes import Recipe, run
+from pollard.recipes import Recipe, RunResult, run
 from pollard.recipes.engines import local, run_study
 from pollard.recipes.engines.execution import execute, fail, has_failed, is_finished
 from pollard.recipes.folder import FAILURE
@@ -200,6 +200,24 @@ def test_a_result_without_aims_is_completed_without_training_again(tiny_data, tm
     execute(recipe.to_dict(), str(tmp_path), 1)
     assert is_finished(tmp_path, recipe)
     assert (first.folder / "model.safetensors").stat().st_mtime_ns == model
+
+
+def test_a_study_that_wants_no_aims_measures_none(study, tmp_path):
+    (planned,) = replace(study, series=[study.series[1]], grid={"density": [0.5], "seed": [0]}).runs()
+    without = replace(study, series=[study.series[1]], grid={"density": [0.5], "seed": [0]}, aims=False)
+    assert run_study(without, tmp_path, workers=1) == []
+    assert RunResult.read(tmp_path / planned.recipe.digest).aims is None
+    assert is_finished(tmp_path, planned.recipe, aims=False)
+    assert not is_finished(tmp_path, planned.recipe)
+
+
+def test_aims_are_true_or_false(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text("aims = false\n[grid]\nseed = [0]\n", "utf-8")
+    assert Study.read(file).aims is False
+    file.write_text("aims = 1\n", "utf-8")
+    with pytest.raises(InvalidInput, match="true or false"):
+        Study.read(file)
 
 
 def failing(study):

@@ -79,17 +79,17 @@ def study(
 
 def _list(chosen: Study, out: Path, *, as_json: bool) -> None:
     runs = [
-        {"run": run.recipe.digest, "label": run.label, "finished": is_finished(out, run.recipe)}
+        {"run": run.recipe.digest, "label": run.label, "finished": is_finished(out, run.recipe, aims=chosen.aims)}
         for run in chosen.runs()
     ]
-    left = [recipe for recipe in chosen.recipes() if not is_finished(out, recipe)]
+    left = [recipe for recipe in chosen.recipes() if not is_finished(out, recipe, aims=chosen.aims)]
     lines = [f"{'done' if run['finished'] else 'left'}  {run['run']}  {run['label']}" for run in runs]
     emit({"runs": runs, "left": len(left)}, [*lines, f"{len(left)} of {len(chosen.recipes())} left"], as_json=as_json)
 
 
 def _run_with_progress(chosen: Study, out: Path, **how: Any) -> list[Outcome]:
     """Run what is left, with a bar in a terminal and a line a run elsewhere."""
-    total = sum(not is_finished(out, recipe) for recipe in chosen.recipes())
+    total = sum(not is_finished(out, recipe, aims=chosen.aims) for recipe in chosen.recipes())
     done = 0
     columns = (TextColumn(chosen.title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as bar:

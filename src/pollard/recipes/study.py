@@ -18,7 +18,7 @@ from pollard.recipes.recipe import Recipe
 LEDGER = "study.json"
 AXES = ("density", "seed")
 PUBLISHED = {"label": str, "density": float, "test_accuracy": float, "source": str}
-TABLES = ("title", "recipe", "grid", "series", "published")
+TABLES = ("title", "aims", "recipe", "grid", "series", "published")
 
 
 class Planned(NamedTuple):
@@ -62,12 +62,14 @@ class Study:
     grid: Mapping[str, Sequence[Any]]
     series: Sequence[Series]
     published: Sequence[Published] = ()
+    aims: bool = True
 
     @classmethod
     def read(cls, path: Path) -> Study:
         """The study in a TOML file; raises InvalidInput, naming the table and key, where it cannot be understood.
 
-        Tables: `title`; `[recipe]`, recipe fields of all runs; `[grid]`, a list of values for each field that varies;
+        Tables: `title`; `aims`, whether both aims of pruning are measured of each run (true), which takes minutes for large networks of
+        convolutions; `[recipe]`, recipe fields of all runs; `[grid]`, a list of values for each field that varies;
         `[[series]]`, each with a `label` and recipe fields of its own; `[[published]]`, each with a `label`, a `density`,
         a `test_accuracy` and a `source`.
         """
@@ -86,6 +88,7 @@ class Study:
             grid,
             [_series(path, table) for table in _tables(path, "series", told, [{"label": path.stem}])],
             [_published(path, table) for table in _tables(path, "published", told, [])],
+            _flag(path, "aims", told),
         )
         _distinct(path, [series.label for series in study.series])
         try:
@@ -159,6 +162,13 @@ def _is_run(entry: object) -> bool:
 
 def _is_published(entry: object) -> bool:
     return isinstance(entry, dict) and all(fits(entry.get(name), kind) for name, kind in PUBLISHED.items())
+
+
+def _flag(path: Path, name: str, told: Mapping[str, Any]) -> bool:
+    value = told.get(name, True)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{path}, {name} = {value!r}", "true or false", f"Write {name} = false, or leave it out.")
+    return value
 
 
 def _table(path: Path, name: str, told: Mapping[str, Any]) -> dict[str, Any]:

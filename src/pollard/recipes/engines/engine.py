@@ -20,9 +20,9 @@ class Engine(Protocol):
     """Runs recipes side by side, and tells of each as it is done."""
 
     def __call__(
-        self, recipes: Sequence[Recipe], out: Path, *, workers: int, address: str | None, on_done: OnDone
+        self, recipes: Sequence[Recipe], out: Path, *, workers: int, address: str | None, aims: bool, on_done: OnDone
     ) -> None:
-        """Run `recipes` in `out`, `workers` at a time; `address` names a cluster to join."""
+        """Run `recipes` in `out`, `workers` at a time, and measure `aims`; `address` names a cluster to join."""
 
 
 ENGINES: dict[str, Engine] = {"local": run_locally, "ray": run_on_ray}
@@ -44,7 +44,7 @@ def run_study(
     checkpoint, and a failed one is left alone unless `retry`. Killed at any moment, the same call goes on.
     """
     study.save(out)
-    left = [recipe for recipe in study.recipes() if not is_finished(out, recipe)]
+    left = [recipe for recipe in study.recipes() if not is_finished(out, recipe, aims=study.aims)]
     failed: list[Outcome] = []
     for recipe in [recipe for recipe in left if has_failed(out, recipe)]:
         if retry:
@@ -59,5 +59,5 @@ def run_study(
         on_done(outcome)
 
     if left:
-        ENGINES[engine](left, out, workers=workers, address=address, on_done=tell)
+        ENGINES[engine](left, out, workers=workers, address=address, aims=study.aims, on_done=tell)
     return failed

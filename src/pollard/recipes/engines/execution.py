@@ -26,15 +26,15 @@ class Outcome:
     error: str | None = None
 
 
-def execute(recipe: Mapping[str, Any], out: str, threads: int) -> Outcome:
-    """Run `recipe` in `out`, or go on with it; a failure is written into its folder and returned, never raised."""
+def execute(recipe: Mapping[str, Any], out: str, threads: int, aims: bool = True) -> Outcome:
+    """Run `recipe` in `out`, or go on with it, and measure both aims if asked; a failure is written into its folder and returned, never raised."""
     from pollard.recipes.run import run  # in the worker only: the process that hands out runs need not load it
 
     value = Recipe.from_dict(recipe)
     started = time.perf_counter()
     try:
         _refuse_after(required(value), Path(out))
-        run(value, out, progress=False, threads=threads, aims=True, wait=True)
+        run(value, out, progress=False, threads=threads, aims=aims, wait=True)
     except Exception as error:  # noqa: BLE001  whatever it is, the other runs go on, and it is reported
         told = str(error) if isinstance(error, PollardError) else f"{type(error).__name__}: {error}"
         fail(Path(out), value.digest, told, traceback.format_exc())
@@ -58,7 +58,7 @@ def fail(out: Path, run: str, error: str, trace: str = "") -> None:
     """Leave word of a failure in the folder of `run`, where that can be written."""
     with suppress(OSError, StoreError):
         (out / run).mkdir(parents=True, exist_ok=True)
-        write_json(out / run / FAILURE, {"error": error, "traceback": trace.splitlines()[-20:], "time": time.time()})
+        write_json(out / run / FAILURE, {"error": error, "traceback": trace.splitlines()[-40:], "time": time.time()})
 
 
 def failure(out: Path, run: str) -> str:
@@ -69,11 +69,13 @@ def failure(out: Path, run: str) -> str:
         return str(error)
 
 
-def is_finished(out: Path, recipe: Recipe) -> bool:
-    """Whether there is nothing left to do for `recipe`; a damaged result is something to tell of, when it is run."""
+def is_finished(out: Path, recipe: Recipe, *, aims: bool = True) -> bool:
+    """Whether there is nothing left to do for `recipe`, with or without both aims; a damaged result is something to tell of, when it is run."""
     folder = out / recipe.digest
     try:
-        return (folder / RESULT).exists() and RunResult.read(folder).is_complete
+        if not (folder / RESULT).exists():
+            return False
+        return RunResult.read(folder).is_complete or not aims
     except StoreError:
         return False
 

@@ -24,6 +24,7 @@ def run_locally(
     *,
     workers: int,
     address: str | None = None,  # noqa: ARG001  every engine is called alike
+    aims: bool = True,
     on_done: Callable[[Outcome], None],
 ) -> None:
     """Run `recipes` in `workers` processes; one that dies is replaced, and its run goes on from its checkpoint, once.
@@ -37,7 +38,7 @@ def run_locally(
     threads = max(1, (os.cpu_count() or 1) // workers)
     stop, others = threading.Event(), multiprocessing.active_children()
     slots = [
-        threading.Thread(target=_serve, args=(left, done, out, threads, stop), daemon=True)
+        threading.Thread(target=_serve, args=(left, done, out, (threads, aims), stop), daemon=True)
         for _ in range(min(workers, len(recipes)))
     ]
     for slot in slots:
@@ -66,17 +67,17 @@ def _serve(
     left: queue.SimpleQueue[Recipe],
     done: queue.SimpleQueue[Outcome | BaseException],
     out: Path,
-    threads: int,
+    how: tuple[int, bool],
     stop: threading.Event,
 ) -> None:
-    """Take runs until none is left, each to a process of this slot's own."""
+    """Take runs until none is left, each to a process of this slot's own; how: on how many threads, and whether aims are measured."""
     pool = _pool()
     try:
         while not stop.is_set():
             recipe = left.get_nowait()
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    done.put(pool.submit(execute, recipe.to_dict(), str(out), threads).result())
+                    done.put(pool.submit(execute, recipe.to_dict(), str(out), *how).result())
                     break
                 except BrokenProcessPool:
                     if stop.is_set():
