@@ -1,6 +1,4 @@
-"""Convolutions, an LSTM and attention made sparse, beside torch's own modules: forward, and forward with backward.
-
-Torch's own modules are taken as they are and, convolutions, with channels last in memory too: the faster one is the baseline.
+"""An LSTM and attention made sparse, beside torch's own modules: forward, and forward with backward.
 
 python benchmarks/other_weights.py [--rounds 9] [--threads 1 2] [--record]
 """
@@ -56,8 +54,6 @@ class Recurrent(nn.Module):
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "Conv2d(64, 64, 3), 32 x 32": (lambda: nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), (16, 64, 32, 32)),
-    "Conv2d(256, 256, 3), 8 x 8": (lambda: nn.Sequential(nn.Conv2d(256, 256, 3, padding=1)), (16, 256, 8, 8)),
     "LSTM(650, 650), 35 steps": (Recurrent, (20, 35, 650)),
     "MultiheadAttention(384, 6), 64 steps": (Attention, (16, 64, 384)),
 }
@@ -73,11 +69,6 @@ def measure(case: str, density: float, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"case": case, "density": density, "threads": torch.get_num_threads(), "machine": machine()}
     for name, through in (("forward", _forward), ("forward+backward", _both)):
         calls = {"sparse": partial(through, sparse, x), "as it is": partial(through, dense, x)}
-        if x.dim() == 4:
-            last = torch.channels_last
-            calls["channels last"] = partial(
-                through, copy.deepcopy(dense).to(memory_format=last), x.to(memory_format=last)
-            )
         ms = {kind: median(times) for kind, times in interleaved(calls, rounds).items()}
         best_ms, best = min((time, way) for way, time in ms.items() if way != "sparse")
         found[name] = {

@@ -190,7 +190,7 @@ def wide() -> str:
 
 
 def other_weights() -> str:
-    """Convolutions, an LSTM and attention beside torch's own."""
+    """An LSTM and attention beside torch's own."""
     rows = [
         [record["case"], f"{100 * record['density']:g} %", str(record["threads"])]
         + [_beside_torch(record[op]) for op in ("forward", "forward+backward")]
@@ -224,7 +224,14 @@ def convolution_steps() -> str:
             best = min(time for way, time in record["ms"].items() if way.startswith("dense"))
             sparse = {way: time for way, time in record["ms"].items() if not way.startswith("dense")}
             rows += [
-                [record["network"], *way.split(), f"{best:.0f} ms", f"{time:.0f} ms", f"{best / time:.2f}x"]
+                [
+                    record["network"],
+                    way.split()[0],
+                    f"{100 * float(way.split()[1]):g} %",
+                    f"{best:.0f} ms",
+                    f"{time:.0f} ms",
+                    f"{best / time:.2f}x",
+                ]
                 for way, time in sparse.items()
             ]
     return markdown(["network", "pattern", "kept", "best dense", "sparse", "as fast"], rows, left=2)
