@@ -14,6 +14,7 @@ from pollard.kernels.code import once
 from pollard.kernels.code.target import host_isas
 from pollard.kernels.convolutions.passes import Pass
 from pollard.kernels.convolutions.window import Window
+from pollard.kernels.products import derived
 from pollard.ops import convolution, convolution_operators
 
 WINDOW = Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
@@ -96,6 +97,29 @@ def test_autocast_brings_images_to_half_precision_and_leaves_values():
     torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-3)
     y.sum().backward()
     assert (x.grad.dtype, values.grad.dtype) == (torch.float32, torch.float32)
+
+
+def test_autocast_is_the_same_where_somebody_watches():
+    x, values, bias = operands(size=12)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW)
+        with torch.utils.flop_counter.FlopCounterMode(display=False):
+            seen = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW)
+    assert seen.dtype == torch.bfloat16
+    assert torch.equal(plain, seen)
+    (gradient,) = torch.autograd.grad(seen.sum(), values)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), values)[0])
+
+
+def test_what_the_gradient_in_the_input_turns_is_counted():
+    topology = copy.deepcopy(TOPOLOGY)
+    topology = Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns)
+    x, values, bias = operands()
+    convolution.convolve(x, values, topology, bias, WINDOW)
+    before = derived.derived_bytes(topology)
+    convolution.convolve(x, values, topology, bias, WINDOW).sum().backward()
+    # A place in 4 bytes, and a column in 2, for each kept weight.
+    assert derived.derived_bytes(topology) - before >= 6 * topology.nnz
 
 
 def test_what_no_kernel_computes_is_left_to_others():

@@ -252,7 +252,7 @@ def derived_bytes(topology: Topology) -> int:
 def _bytes(own: _Derived) -> int:
     cuts = sum(cut.nbytes for cut in own.bounds.values()) + sum(run.bytes for run in own.runs or ())
     turned = sum(each.bytes for each in own.by_columns.values())
-    placed = sum(each.nbytes for each in own.placed.values() if isinstance(each, Tensor))
+    placed = sum(getattr(each, "nbytes", 0) for each in own.placed.values())
     return turned + sum(each.bytes for each in own.tilings.values()) + cuts + placed
 
 
