@@ -141,13 +141,16 @@ class Pass:
         # For each vector a sum for each row of the block, which share it; and there is a value.
         most = registers - SPARE if block == 1 else (registers - 1) // (block + 1)
         usual = together(self.axes, samples, lanes) > 1
-        found = []
+        # What comes to the same patches is tried once.
+        found: dict[tuple[bool, int, int, int], Choice] = {}
         for abreast in [True] if usual else [False, True] if samples >= lanes else [False]:
             for vectors in (most, max(1, most * 2 // 3)):
                 patches = Patches.best(self._field(abreast), 1, vectors)
-                found += [Choice(vectors, self._width(patches), packed=abreast)]
-            found += [Choice(most, 0, packed=abreast)]
-        return list(dict.fromkeys(found))
+                for width in (self._width(patches), 0) if vectors == most else (self._width(patches),):
+                    found.setdefault(
+                        (abreast, patches.down, patches.along, width), Choice(vectors, width, packed=abreast)
+                    )
+        return list(found.values())
 
     def _width(self, patches: Patches) -> int:
         # So many channels that what a patch reads of them stays in L1, and a row has some grains there.
