@@ -21,7 +21,7 @@ from pollard.kernels.products import results, tuning
 from pollard.kernels.products.derived import forget, tiling, widths
 from pollard.kernels.products.product import SHARE
 from pollard.kernels.products.tuning import Choice, Decision, near_batch
-from pollard.kernels.products.workspace import workspace
+from pollard.kernels.products.workspace import trim, workspace
 
 Call = Callable[..., Tensor]
 Axes = tuple[Axis, Axis]
@@ -54,6 +54,7 @@ class Pass:
             before = widths(topology)
             known = tuning.decide(self._key, self._work, options, lambda choice: partial(self.call(choice), *tensors))
             forget(topology, widths(topology) - before - {known.choice.width})
+            trim()
         return self.call(known.choice)
 
     def decision(self) -> Decision:
