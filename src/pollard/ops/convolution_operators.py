@@ -7,7 +7,6 @@ one of the three operators again, so that derivatives of any order exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
 from pollard.ops import matmul
-from pollard.ops.operators import AUTOCAST, MASTERS, autocast, operators, topology_of
+from pollard.ops.operators import operators, register, topology_of
 
 BLOCK = 1 << 22  # numbers of unfolded images that are held at once, where they have to be unfolded: 16 MB
 
@@ -246,28 +245,21 @@ def _again(adjoint: tuple[Kind, Tensor, Tensor], both: list[Tensor], sizes: list
     return made
 
 
-def _cast(name: Kind, device: str, left: Tensor, right: Tensor, *rest: Any, **named: Any) -> Tensor:
-    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST[device]))  # noqa: SLF001 - no public name
-    stays = () if name == "convolution_value_grad" else MASTERS
-    left, right = autocast(device, left), autocast(device, right, stays=stays)
-    if name == "convolution" and rest[2] is not None:
-        rest = (*rest[:2], autocast(device, rest[2], stays=stays), *rest[3:])
-    with torch._C._ExcludeDispatchKeyGuard(key):  # noqa: SLF001
-        product: Tensor = getattr(operators(), name)(left, right, *rest, **named)
-        return product
-
-
-_OPERATORS: tuple[tuple[Kind, Any, Any, Any, Any], ...] = (
-    ("convolution", _convolution, _fake_convolution, _backward, _context),
-    ("convolution_input_grad", _input_grad, _fake_input_grad, _pair_backward("convolution_input_grad"), _pair_context),
-    ("convolution_value_grad", _value_grad, _fake_value_grad, _pair_backward("convolution_value_grad"), _pair_context),
+register(_library, "convolution", _convolution, _fake_convolution, (_backward, _context))
+register(
+    _library,
+    "convolution_input_grad",
+    _input_grad,
+    _fake_input_grad,
+    (_pair_backward("convolution_input_grad"), _pair_context),
 )
-for _name, _run, _fake, _back, _setup in _OPERATORS:
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"pollard::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(f"pollard::{_name}", _back, setup_context=_setup, lib=_library)
-    for _device, _key in AUTOCAST.items():
-        _library.impl(_name, partial(_cast, _name, _device), _key)
+register(
+    _library,
+    "convolution_value_grad",
+    _value_grad,
+    _fake_value_grad,
+    (_pair_backward("convolution_value_grad"), _pair_context),
+)
 
 
 @register_flop_formula(

@@ -264,7 +264,7 @@ def _pair_backward(kind: Kind) -> Callable[[Any, Tensor], tuple[Any, ...]]:
 
 # -- autocast
 
-AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 def autocast(device: str, tensor: Tensor, *, stays: tuple[torch.dtype, ...] = ()) -> Tensor:
@@ -278,28 +278,31 @@ def autocast(device: str, tensor: Tensor, *, stays: tuple[torch.dtype, ...] = ()
 MASTERS = (torch.float32,)
 
 
-def _cast(name: Kind, device: str, left: Tensor, right: Tensor, *rest: Any, **named: Any) -> Tensor:
-    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST[device]))  # noqa: SLF001 - no public name
-    stays = () if name == "value_grad" else MASTERS
+def _cast(name: str, device: str, left: Tensor, right: Tensor, *rest: Any, **named: Any) -> Tensor:
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST[device]))  # noqa: SLF001 - no public name
+    stays = () if name.endswith("value_grad") else MASTERS
     left, right = autocast(device, left), autocast(device, right, stays=stays)
-    if name == "linear" and rest[2] is not None:
+    # What makes outputs has a bias behind the two arrays.
+    if not name.endswith("_grad") and rest[2] is not None:
         rest = (*rest[:2], autocast(device, rest[2], stays=stays), *rest[3:])
     with torch._C._ExcludeDispatchKeyGuard(key):  # noqa: SLF001
         product: Tensor = getattr(operators(), name)(left, right, *rest, **named)
         return product
 
 
-_OPERATORS: tuple[tuple[Kind, Any, Any, Any, Any], ...] = (
-    ("linear", _linear, _fake_linear, _linear_backward, _linear_context),
-    ("input_grad", _input_grad, _fake_input_grad, _pair_backward("input_grad"), _pair_context),
-    ("value_grad", _value_grad, _fake_value_grad, _pair_backward("value_grad"), _pair_context),
-)
-for _name, _run, _fake, _backward, _context in _OPERATORS:
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"pollard::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(f"pollard::{_name}", _backward, setup_context=_context, lib=_library)
-    for _device, _key in AUTOCAST.items():
-        _library.impl(_name, partial(_cast, _name, _device), _key)
+def register(library: Any, name: str, run: Any, fake: Any, derivative: tuple[Any, Any]) -> None:
+    """Give the operator `name` of `library` what computes it, its shapes without data, and its derivative and what that keeps."""
+    backward, context = derivative
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pollard::{name}", fake, lib=library)
+    torch.library.register_autograd(f"pollard::{name}", backward, setup_context=context, lib=library)
+    for device, key in _AUTOCAST.items():
+        library.impl(name, partial(_cast, name, device), key)
+
+
+register(_library, "linear", _linear, _fake_linear, (_linear_backward, _linear_context))
+register(_library, "input_grad", _input_grad, _fake_input_grad, (_pair_backward("input_grad"), _pair_context))
+register(_library, "value_grad", _value_grad, _fake_value_grad, (_pair_backward("value_grad"), _pair_context))
 
 
 @register_flop_formula([operators().linear, operators().input_grad, operators().value_grad])
@@ -311,13 +314,13 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
 
 
 __all__ = [
-    "AUTOCAST",
     "MASTERS",
     "arrays",
     "autocast",
     "know",
     "linear_backward",
     "operators",
+    "register",
     "topology_of",
     "writes",
 ]
