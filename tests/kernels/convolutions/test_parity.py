@@ -255,6 +255,22 @@ def test_shapes_that_do_not_fit_are_refused():
         dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(72), topology, window, torch.zeros(5), relu=False)
 
 
+def test_gradients_that_do_not_fit_are_refused():
+    topology, window = Topology.full((4, 2 * 9)), Window(*SIDE)
+    x, grad, values = torch.zeros(2, 2, 8, 8), torch.zeros(2, 4, 8, 8), torch.zeros(72)
+    for wrong in (grad[:, :3], grad[..., :7], grad[0]):
+        with pytest.raises(InvalidInput, match="grad of shape"):
+            dispatch.input_grad(wrong, values, topology, window, (8, 8))
+        with pytest.raises(InvalidInput, match="grad of shape"):
+            dispatch.value_grad(wrong, x, topology, window)
+    with pytest.raises(InvalidInput, match="values"):
+        dispatch.input_grad(grad, values[1:], topology, window, (8, 8))
+    with pytest.raises(InvalidInput, match="x of shape"):
+        dispatch.value_grad(grad, x[:, :1], topology, window)
+    with pytest.raises(InvalidInput, match="same batch, dtype"):
+        dispatch.value_grad(grad.bfloat16(), x, topology, window)
+
+
 def test_memory_that_is_gone_is_not_read():
     topology, window = Topology.full((4, 2 * 9)), Window(*SIDE)
     x, values = torch.zeros(2, 2, 8, 8), torch.zeros(72)

@@ -30,7 +30,7 @@ class KernelSpec:
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are
     walked in cache-sized tiles. packed: the gathered or scattered operand lies in panels, otherwise features-first (for
     ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``). bias, relu: fused
-    into ``gather``, ``matvec`` and ``n_of_m``. size: bytes of a value (``move``), or of a row group in what is made
+    into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``. size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
     in memory. values: of W, and of the bias. abreast: samples side by side, reach: where vectors of a patch begin in the field and in

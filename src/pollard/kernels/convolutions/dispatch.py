@@ -16,7 +16,7 @@ from pollard.kernels.convolutions.calls import Convolution
 from pollard.kernels.convolutions.passes import Call
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products.backend import GENERATED, choose
-from pollard.kernels.products.checks import check_dtype, check_vector, extent, freed
+from pollard.kernels.products.checks import check_dtype, check_pair, check_vector, extent, freed
 from pollard.kernels.products.derived import calls
 from pollard.kernels.products.dispatch import RECENT
 from pollard.settings import Settings
@@ -70,6 +70,9 @@ def input_grad(
     """The gradient in x, whose images are of `sizes`, contiguous and of the gradient's dtype; None where no kernel compiles."""
 
     def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
+        _check_images("grad", grad, (len(grad), topology.shape[0], *window.extents(sizes)))
+        check_dtype("values", values.dtype, grad)
+        check_vector("values", values, topology.nnz, grad.device, values.dtype)
         return convolution.input_grad(tensors[0], tensors[1], sizes)
 
     return _run(("input_grad", window, sizes), topology, (grad, values), make)
@@ -79,9 +82,22 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window) -> T
     """The gradient in values, float32; None where no kernel compiles."""
 
     def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
+        _check_images("x", x, (len(x), topology.shape[1] // window.taps, *x.shape[2:]))
+        _check_images("grad", grad, (len(x), topology.shape[0], *window.extents((x.shape[2], x.shape[3]))))
+        check_pair(grad, x)
         return convolution.value_grad(tensors[0], tensors[1])
 
     return _run(("value_grad", window), topology, (grad, x), make)
+
+
+def _check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises InvalidInput unless `images` are of that shape: kernels check nothing themselves."""
+    if images.shape != shape or len(shape) != 4:
+        raise InvalidInput(
+            f"{name} of shape {tuple(images.shape)}",
+            f"(samples, channels, rows, columns), here {shape}",
+            "Pass the gradient of the output that these images gave.",
+        )
 
 
 class _Way(NamedTuple):

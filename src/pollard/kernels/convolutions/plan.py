@@ -22,7 +22,7 @@ TURN = 3  # what a grain costs besides, in vectors
 class Field:
     """Images of `channels` in a field: one sample of them, or as many as lie `abreast`.
 
-    A pixel is `abreast` numbers, a row `pitch`, a channel `plane`. `filled`: columns that vectors of `lanes` fill, of one sample.
+    A pixel is `abreast` numbers, a row `pitch`, a channel `plane`. Of one sample, vectors of `lanes` fill rows.
     """
 
     rows: Axis

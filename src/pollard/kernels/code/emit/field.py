@@ -18,7 +18,7 @@ from pollard.kernels.code.target import TARGETS
 
 
 def names(of: str) -> tuple[str, ...]:
-    """The arguments that say how the images `of` lie, and where in a field they go; `of` itself is the first.
+    """The arguments that say how the images `of` lie, and where in a field they go, beside `of` itself.
 
     Strides in numbers: of a sample, a channel, a row. `_spots`: int32, where in a channel of the field each pixel of it goes, of
     samples abreast; else rows of `_WIDTH` numbers go to `_START` and every `_PITCH` from there.
