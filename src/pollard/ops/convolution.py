@@ -12,7 +12,7 @@ from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
 from pollard.ops import convolution_operators as ways
 from pollard.ops import matmul
-from pollard.ops.operators import MASTERS, arrays, autocast, operators
+from pollard.ops.operators import MASTERS, arrays, autocast, linear_backward, operators
 
 
 def convolve(
@@ -38,7 +38,7 @@ def convolve(
     if torch.is_grad_enabled():
         y: Tensor = _apply(x, values, bias, topology, window, relu)
         return y
-    return ways.forward(x, values, topology, bias, window, relu=relu)
+    return ways.served(x, values, topology, bias, window, relu=relu)
 
 
 def _input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: tuple[int, int]) -> Tensor:
@@ -62,7 +62,7 @@ class _Eager(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, window: Window, relu: bool
     ) -> Tensor:
-        y = ways.forward(x, values, topology, bias, window, relu=relu)
+        y = ways.served(x, values, topology, bias, window, relu=relu)
         ctx.topology, ctx.window = topology, window
         ctx.save_for_backward(x, values, y if relu else None)
         return y
@@ -75,7 +75,8 @@ class _Eager(torch.autograd.Function):
             lambda u, w: _input_grad(u, w, topology, window, (x.shape[2], x.shape[3])),
             lambda u, v: _value_grad(u, v, topology, window, values.dtype),
         )
-        return *ways.gradients(grad, (x, values), output, ctx.needs_input_grad, products), None, None, None
+        needs = ctx.needs_input_grad[:3]
+        return *linear_backward(grad, x, values, output, needs, products), None, None, None
 
 
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.

@@ -19,7 +19,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
 from pollard.ops import matmul
-from pollard.ops.operators import operators, register, topology_of
+from pollard.ops.operators import linear_backward, operators, register, topology_of
 
 BLOCK = 1 << 22  # numbers of unfolded images that are held at once, where they have to be unfolded: 16 MB
 
@@ -58,9 +58,21 @@ def forward(
 ) -> Tensor:
     """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then ReLU if asked."""
     if dispatch.serves(x, topology, window):
-        y = dispatch.forward(x, values, topology, window, bias, relu=relu)
-        if y is not None:
-            return y
+        return served(x, values, topology, bias, window, relu=relu)
+    return _in_parts(x, values, topology, bias, window, relu=relu)
+
+
+def served(
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool = False
+) -> Tensor:
+    """`forward` of images that kernels are known to serve; unfolded only where one does not compile."""
+    y = dispatch.forward(x, values, topology, window, bias, relu=relu)
+    return _in_parts(x, values, topology, bias, window, relu=relu) if y is None else y
+
+
+def _in_parts(
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool
+) -> Tensor:
     made = [unfolded(part, values, topology, bias, window, relu=relu) for part in _parts(x, window)]
     return torch.cat(made).contiguous()
 
@@ -175,20 +187,6 @@ def _fake_value_grad(
 # -- derivatives
 
 
-def gradients(
-    grad: Tensor, given: tuple[Tensor, Tensor], output: Tensor | None, needs: Sequence[bool], products: tuple[Any, Any]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients in x, values and bias that are needed, given x and values; output: of a fused ReLU."""
-    if output is not None:
-        grad = grad.masked_fill(output <= 0, 0.0)
-    (x, values), (in_x, in_values) = given, products
-    return (
-        in_x(grad, values) if needs[0] else None,
-        in_values(grad, x) if needs[1] else None,
-        grad.sum((0, 2, 3), dtype=values.dtype) if needs[2] else None,
-    )
-
-
 def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, row_pointers, columns, _, _, ctx.pattern, ctx.relu, ctx.window = inputs
     ctx.save_for_backward(x, values, row_pointers, columns, output if ctx.relu else None)
@@ -202,7 +200,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         lambda u, w: operators().convolution_input_grad(u, w, *rest, list(x.shape[2:])),
         lambda u, v: operators().convolution_value_grad(u, v, *rest, values.dtype),
     )
-    dx, dvalues, dbias = gradients(grad, (x, values), output, (x_needs, values_need, bias_needs), products)
+    dx, dvalues, dbias = linear_backward(grad, x, values, output, (x_needs, values_need, bias_needs), products)
     return dx, dvalues, None, None, dbias, None, None, None, None
 
 
@@ -275,4 +273,4 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
     return 2 * left[0] * places[0] * places[1] * columns[0] * Pattern.parse(pattern).size
 
 
-__all__ = ["flat", "forward", "gradients", "input_grad", "unfolded", "value_grad"]
+__all__ = ["flat", "forward", "input_grad", "served", "unfolded", "value_grad"]

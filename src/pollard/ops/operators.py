@@ -214,7 +214,10 @@ def _fake_output(like: Tensor, features: int) -> Tensor:
 def linear_backward(
     grad: Tensor, x: Tensor, values: Tensor, output: Tensor | None, needs: tuple[bool, ...], products: tuple[Any, Any]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients in x, values and bias that are needed; output: of a fused ReLU. products: input_grad and value_grad."""
+    """The gradients in x, values and bias that are needed; output: of a fused ReLU. products: input_grad and value_grad.
+
+    grad: `(batch, out)`, or of images `(samples, out, rows, columns)`.
+    """
     if output is not None:
         grad = grad.masked_fill(output <= 0, 0.0)
     x_needs, values_need, bias_needs = needs
@@ -222,7 +225,7 @@ def linear_backward(
     return (
         input_product(grad, values) if x_needs else None,
         value_product(grad, x) if values_need else None,
-        grad.sum(0, dtype=values.dtype) if bias_needs else None,
+        grad.sum((0, *range(2, grad.dim())), dtype=values.dtype) if bias_needs else None,
     )
 
 
