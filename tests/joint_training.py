@@ -14,7 +14,7 @@ from pollard.pruning import prune
 from pollard.recipes import Recipe, run
 from pollard.training import Examples, Outputs, TrainingOptions, processes, train
 from pollard.training.methods import METHODS
-from pollard.training.shorthands import rigl
+from pollard.training.shorthands import rigl, set_
 from pollard.training.sparsifier import Sparsifier
 
 STEPS = 50
@@ -109,6 +109,24 @@ def tampered() -> None:
 def other_beginnings() -> None:
     model = network(0.2 if processes.rank() == 0 else 0.3)
     Sparsifier(model, torch.optim.SGD(model.parameters()), method_of("rigl"))
+
+
+def seeded_apart() -> tuple[dict[str, str], dict[str, str]]:
+    """Topologies of a network that is made sparse, before and after an update, where ranks have seeded torch each by itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5)).double()
+    torch.manual_seed(100 + processes.rank())
+    optimizer, data = torch.optim.SGD(model.parameters(), 0.05), examples()
+    sparsifier = set_(model, optimizer, density=0.2, steps=20, every=5)
+    found = []
+    for _ in range(2):
+        found.append({name: weight.topology.fingerprint for name, weight in sparsifier.weights.items()})
+        for _ in range(5):
+            sparsifier.zero_grad()
+            nn.functional.cross_entropy(model(data.x), data.y).backward()
+            processes.average_gradients(model)
+            sparsifier.step()
+    return found[0], found[1]
 
 
 def not_finite(rank: int) -> None:

@@ -75,6 +75,12 @@ def test_tampered_weights_stop_every_rank(pair):
         assert all(part in str(error) for part in ("layer '2'", "rank 1", "step 10"))
 
 
+def test_ranks_that_seeded_torch_apart_draw_what_the_first_one_would(pair):
+    first, second = pair.ask(joint.seeded_apart)
+    assert first == second == joint.seeded_apart()
+    assert first[0] != first[1]
+
+
 def test_other_topologies_at_the_start_stop_every_rank(pair):
     for error in pair.ask(joint.other_beginnings):
         assert isinstance(error, processes.Disagreement)

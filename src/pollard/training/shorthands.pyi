@@ -29,7 +29,7 @@ def dsd(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Dense, sparse, dense: train all, then only the largest `|w|`, then all again, those that come back from zero."""
 
@@ -50,7 +50,7 @@ def gmp(
     batch: Any = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Gradual magnitude pruning: the smallest `|w|` go, a few every 100 steps, along a cubic; nothing comes back."""
 
@@ -71,7 +71,7 @@ def granet(
     batch: Any = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Gradual pruning with neuroregeneration: prune to a density that falls along a cubic, then exchange as RigL does."""
 
@@ -92,7 +92,7 @@ def gse(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Guided stochastic exploration: of a random set of candidates as large as what is kept, the largest `|dL/dw|` come."""
 
@@ -113,7 +113,7 @@ def mest(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Memory-economic sparse training: the lowest `|w| + strength * |dL/dw|` go, others come at random, no dense gradient."""
 
@@ -132,7 +132,7 @@ def rigl(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Rigging the lottery: every 100 steps the smallest `|w|` go and the largest `|dL/dw|` come, at zero."""
 
@@ -154,7 +154,7 @@ def set_(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Sparse evolutionary training: once an epoch the 30 % closest to zero go, as many others come at random."""
 
@@ -176,7 +176,7 @@ def snfs(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Grow where the exponential mean of the dense gradient is large; else as RigL."""
 
@@ -198,7 +198,7 @@ def sparse_momentum(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Once an epoch half of each layer goes, and layers with large momentum get more of it back, where momentum is large."""
 
@@ -218,7 +218,7 @@ def srigl(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Structured RigL: a constant fan-in, and no neuron that has too few salient weights."""
 
@@ -234,7 +234,7 @@ def static(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """What is kept first is kept: sparse training without updates."""
 
@@ -255,6 +255,6 @@ def top_kast(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Sparsifier:
     """Train a set B of weights, of which the forward pass reads the largest, A; both are chosen anew every 100 steps."""

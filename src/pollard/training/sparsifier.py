@@ -32,7 +32,7 @@ from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method
 from pollard.training.optimizers import without_decay
 from pollard.training.passes import fault_of
-from pollard.training.randomness import generator
+from pollard.training.randomness import agreed, generator
 from pollard.training.stepping import Steps
 from pollard.training.strangers import Unasked, watch
 from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
@@ -54,10 +54,11 @@ class Sparsifier(Wrapper):
             unless the update takes its place: the optimizer's step
 
     method: made by a member of `METHODS`. layers: which sparse layers, as name patterns or a callable; all by default.
-    seed: of what is drawn at random. Where torch.distributed is in use, every process makes a Sparsifier and calls its
-    methods at the same steps, and gradients must be the mean over all processes, as DistributedDataParallel and
-    `processes.average_gradients` leave them: topologies are then the same everywhere, and checked to be. `model` may be the
-    wrapper or what it is wrapped around; layers go by their names in the latter.
+    seed: of what is drawn at random, a part of the state; None draws one from torch's generator, so that `torch.manual_seed`
+    decides. Where torch.distributed is in use, every process makes a Sparsifier and calls its methods at the same steps, and
+    gradients must be the mean over all processes, as DistributedDataParallel and `processes.average_gradients` leave them:
+    topologies are then the same everywhere, and checked to be. `model` may be the wrapper or what it is wrapped around;
+    layers go by their names in the latter.
 
     Raises InvalidInput where `optimizer` does not step a layer, NothingMatched where no layer is sparse, Disagreement where
     processes hold different topologies.
@@ -76,12 +77,19 @@ class Sparsifier(Wrapper):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, method: Method, *, layers: LayerFilter = None, seed: int = 0
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        *,
+        layers: LayerFilter = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(optimizer)
-        self.model, self.method, self.seed = processes.bare(model), method, seed
+        self.model, self.method = processes.bare(model), method
         self.weights = sparse_weights(self.model, optimizer, layers)
         self._refuse_wrapper()
+        self.seed = agreed(seed)
         self.steps = self.updates = 0
         self.flips = 0.0
         self.cost = 0.0
@@ -89,7 +97,7 @@ class Sparsifier(Wrapper):
         for weight in self.weights.values():
             weight.passes.decay, weight.passes.dense = method.decay, method.dense_memory
         method.require({name: weight.topology.pattern for name, weight in self.weights.items()})
-        changes = method.begin(self.weights, lambda name: generator(seed, f"first topology of {name}"))
+        changes = method.begin(self.weights, lambda name: generator(self.seed, f"first topology of {name}"))
         for name, change in changes.items():
             self._move(self.weights[name], *change, torch.Generator())
         method.after_update(self.weights, 0)
@@ -353,6 +361,7 @@ class Sparsifier(Wrapper):
         """
         return {
             "method": self.method.name,
+            "seed": self.seed,
             "steps": self.steps,
             "updates": self.updates,
             "flips": self.flips,
@@ -380,6 +389,7 @@ class Sparsifier(Wrapper):
         self.require_own(state)
         # Files from before there were any have none.
         self._loaded = dict(state.get("topologies", {}))
+        self.seed = state.get("seed", self.seed)
         self.steps, self.updates = state["steps"], state["updates"]
         self.flips, self.cost, self._held = state["flips"], state["cost"], dict(state["held"])
         for name, weight in self.weights.items():

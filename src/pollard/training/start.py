@@ -26,6 +26,7 @@ from pollard.training import processes
 from pollard.training.methods import METHODS
 from pollard.training.methods.method import Method, options_of, require_options
 from pollard.training.optimizers import rebind, require_stepped
+from pollard.training.randomness import agreed
 from pollard.training.sparsifier import Sparsifier
 
 
@@ -42,7 +43,7 @@ def sparse_training(
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
-    seed: int = 0,
+    seed: int | None = None,
     **options: Any,
 ) -> Sparsifier:
     """Makes the linear layers of `model` sparse and moves their topology by `method`: then call `step()` of what is returned.
@@ -53,7 +54,8 @@ def sparse_training(
     method: a member of `METHODS` with its `options`, or a Method. density: the fraction of weights to keep, in (0, 1].
     steps: how many there will be; schedules are laid out over them. criterion: of the first topology, any member of
     `CRITERIA`, which may need a `batch`; allocation, pattern: as `prune`; allocation is erk, or the method's own.
-    layers: name patterns or a callable. storage: `masked` for the slow twin.
+    layers: name patterns or a callable. storage: `masked` for the slow twin. seed: of the first topology and of all that is
+    drawn later; None draws one from torch's generator, so that `torch.manual_seed` decides.
     Raises InvalidInput for a bad argument, before anything is changed. DistributedDataParallel is wrapped around `model`
     afterwards: it keeps to the parameters that it finds.
 
@@ -76,6 +78,7 @@ def sparse_training(
     if not sparse:
         _refuse_wrapper(model)
         made.require_resizable(patterns_of(pattern))
+        seed = agreed(seed)
         first = made.density(0) if made.density else density
         assert first is not None
         shared = "erk" if made.allocation == "global" and criterion == "random" else made.allocation
