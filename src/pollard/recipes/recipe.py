@@ -212,7 +212,13 @@ class Recipe:
     def _validate_moving(self) -> None:
         if self.moves:
             require_one_of("criterion", self.rule, tuple(CRITERIA))
-            self.moving(ANY_SPAN)
+            made = self.moving(ANY_SPAN)
+            if made is not None and made.remembers:
+                raise InvalidInput(
+                    f"method_options {self.method_options!r}, a dense memory of weights that a recipe never makes",
+                    f"method {self.method} without it",
+                    "Leave dense_memory out, or call pollard.top_kast(model, ..., dense_memory=True) in a loop of your own.",
+                )
             return
         for name in MOVING_FIELDS:
             if getattr(self, name):

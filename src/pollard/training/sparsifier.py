@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from pollard.composites import axes_of
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NoDecay, NothingMoves, StoreError
 from pollard.formats.matrix import SparseMatrix
@@ -23,8 +22,6 @@ from pollard.kernels.indices.rewire import rewire
 from pollard.kernels.products import derived
 from pollard.kernels.products.workspace import trim
 from pollard.nn.surgery import sparse_layers
-from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
-from pollard.pruning.masks import top_mask
 from pollard.selection import LayerFilter
 from pollard.training import processes
 from pollard.training.exploration import Exploration
@@ -35,6 +32,7 @@ from pollard.training.passes import fault_of
 from pollard.training.randomness import agreed, generator
 from pollard.training.stepping import Steps
 from pollard.training.strangers import Unasked, watch
+from pollard.training.targets import targets
 from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
 from pollard.training.wrapping import Wrapper
 
@@ -58,7 +56,8 @@ class Sparsifier(Wrapper):
     decides. Where torch.distributed is in use, every process makes a Sparsifier and calls its methods at the same steps, and
     gradients must be the mean over all processes, as DistributedDataParallel and `processes.average_gradients` leave them:
     topologies are then the same everywhere, and checked to be. `model` may be the wrapper or what it is wrapped around;
-    layers go by their names in the latter.
+    layers go by their names in the latter. dense: the weights `(out, in)` that layers were made of, by name, for a method
+    that remembers them.
 
     Raises InvalidInput where `optimizer` does not step a layer, NothingMatched where no layer is sparse, Disagreement where
     processes hold different topologies.
@@ -84,6 +83,7 @@ class Sparsifier(Wrapper):
         *,
         layers: LayerFilter = None,
         seed: int | None = None,
+        dense: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.model, self.method = processes.bare(model), method
@@ -96,6 +96,8 @@ class Sparsifier(Wrapper):
         self._held = {name: weight.topology.grains for name, weight in self.weights.items()}
         for weight in self.weights.values():
             weight.passes.decay, weight.passes.dense = method.decay, method.dense_memory
+            whole = None if dense is None else dense.get(weight.name)
+            weight.memory = None if whole is None else whole.detach().to(weight.parameter, copy=True)
         method.require({name: weight.topology.pattern for name, weight in self.weights.items()})
         changes = method.begin(self.weights, lambda name: generator(self.seed, f"first topology of {name}"))
         for name, change in changes.items():
@@ -233,7 +235,8 @@ class Sparsifier(Wrapper):
     def _update(self) -> None:
         fraction = self.method.fraction(self.steps)
         moving = self._moving()
-        counts = self.method.counts(moving, self._targets(moving), fraction)
+        held = {name: self._held[name] for name in moving}
+        counts = self.method.counts(moving, targets(self.model, self.method, moving, held, self.steps), fraction)
         last = list(self.weights)[-1] if self.weights else ""
         found = []
         for name, weight in moving.items():
@@ -267,29 +270,6 @@ class Sparsifier(Wrapper):
             fill = SparseMatrix.from_dense(weight.memory, after).values[came.repeat_interleave(weight.size)]
         weight.move(after, source, fill)
         return count
-
-    def _targets(self, moving: dict[str, Weight]) -> dict[str, int]:
-        """Grains to keep of each layer at this step."""
-        if self.method.density is None:
-            return {name: self._held[name] for name in moving}
-        density = self.method.density(self.steps)
-        if self.method.allocation == "global":
-            return self._by_global_magnitude(density, moving)
-        layers = {n: Layer(axes_of(self.model, n), w.topology.pattern) for n, w in moving.items()}
-        if not layers:
-            return {}
-        return whole_grains(layers, ALLOCATIONS[self.method.allocation](layers, density), density)
-
-    def _by_global_magnitude(self, density: float, moving: dict[str, Weight]) -> dict[str, int]:
-        """What one ranking of the magnitudes of all kept weights leaves in each layer."""
-        if not moving:
-            return {}
-        weights = list(moving.values())
-        scores = [weight.by_grain(weight.values().abs()) for weight in weights]
-        total = sum(math.prod(weight.topology.shape) // weight.size for weight in weights)
-        count = min(round(density * total), sum(map(len, scores)))
-        best = top_mask(torch.cat(scores), count).split([len(each) for each in scores])
-        return {name: int(won.count_nonzero()) for name, won in zip(moving, best, strict=True)}
 
     def _watch(self) -> None:
         """Watch the passes of the next step if its growth, or a later one's, looks at them."""

@@ -38,7 +38,7 @@ def sparse_training(
     density: float | None = None,
     steps: int = 0,
     storage: Storage = "compressed",
-    criterion: str = "random",
+    criterion: str | None = None,
     batch: Any = None,
     allocation: str | None = None,
     pattern: PatternChoice = "unstructured",
@@ -53,7 +53,8 @@ def sparse_training(
 
     method: a member of `METHODS` with its `options`, or a Method. density: the fraction of weights to keep, in (0, 1].
     steps: how many there will be; schedules are laid out over them. criterion: of the first topology, any member of
-    `CRITERIA`, which may need a `batch`; allocation, pattern: as `prune`; allocation is erk, or the method's own.
+    `CRITERIA`, which may need a `batch`; by default random, or magnitude for a method that holds the dense weight. allocation,
+    pattern: as `prune`; allocation is erk, or the method's own.
     layers: name patterns or a callable. storage: `masked` for the slow twin. seed: of the first topology and of all that is
     drawn later; None draws one from torch's generator, so that `torch.manual_seed` decides.
     Raises InvalidInput for a bad argument, before anything is changed. DistributedDataParallel is wrapped around `model`
@@ -79,6 +80,7 @@ def sparse_training(
         _refuse_wrapper(model)
         made.require_resizable(patterns_of(pattern))
         seed = agreed(seed)
+        criterion = criterion or ("magnitude" if made.remembers else "random")
         first = made.density(0) if made.density else density
         assert first is not None
         shared = "erk" if made.allocation == "global" and criterion == "random" else made.allocation
@@ -93,8 +95,10 @@ def sparse_training(
             generator=torch.Generator().manual_seed(seed),
         )
         made.require({name: topology.pattern for name, topology in plan.items()})
+        held = matrices(model) if made.remembers else {}
+        dense = {name: held[name].weight.detach().clone() for name in plan if made.remembers}
         _make_sparse(model, optimizer, plan, storage)
-        layers = list(plan)
+        return Sparsifier(model, optimizer, made, layers=list(plan), seed=seed, dense=dense)
     return Sparsifier(model, optimizer, made, layers=layers, seed=seed)
 
 

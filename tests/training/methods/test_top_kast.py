@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
+import pollard
+from pollard.errors import InvalidInput
+from pollard.formats.matrix import SparseMatrix
+from pollard.recipes import Recipe
 from pollard.training.methods.top_kast import top_kast
-from small_weights import STORAGES, after, change, seen, small_weight
+from pollard.training.sparsifier import Sparsifier
+from pollard.training.weights import state_entries
+from small_weights import STORAGES, change, seen, small_weight
 
 NAN = torch.nan
 
@@ -61,19 +70,81 @@ def test_nothing_decays_where_there_is_no_gradient_or_all_is_read():
     assert weight.gradient().tolist() == [2.0, 3.0]
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("pattern", ["unstructured", "v2"])
-def test_a_dense_memory_is_drawn_as_large_as_what_is_kept(pattern):
-    weight = small_weight([[3.0] * 60 + [NAN] * 140] * 2, pattern=pattern)
-    method = kast(dense_memory=True)
-    ((stays, grown),) = method.begin({"small": weight}, lambda name: torch.Generator().manual_seed(1)).values()
-    drawn = torch.randn(2, 200, generator=torch.Generator().manual_seed(1)).double() * 3.0
-    drawn[:, :60] = 3.0
-    torch.testing.assert_close(weight.memory, drawn, rtol=1e-6, atol=0.0)
-    # The largest of all, as many as there were, ties by position.
-    scores = drawn.abs().view(-1, weight.size, 200).sum(1).flatten()
-    best = scores.argsort(descending=True, stable=True)[: weight.topology.grains].sort().values
-    assert after(weight, (stays, grown)) == best.tolist()
-    assert not torch.isin(grown, weight.topology.positions()).any()
+def test_with_a_dense_memory_the_largest_of_the_models_own_weights_are_trained(pattern, storage):
+    """Jayakumar et al. 2020: B is the D + M largest of |theta|, which is there, not drawn."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 4)).double()
+    own = {name: model[int(name)].weight.detach().clone() for name in ("0", "2")}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    optimizer.state[model[0].weight]["momentum_buffer"] = torch.arange(1.0, 241.0).double().view(20, 12)
+    sparse = pollard.top_kast(
+        model, optimizer, density=0.15, steps=50, pattern=pattern, dense_memory=True, storage=storage
+    )
+    for name, weight in sparse.weights.items():
+        scores = own[name].abs().view(-1, weight.size, own[name].shape[1]).sum(1).flatten()
+        best = scores.argsort(descending=True, stable=True)[: weight.topology.grains].sort().values
+        assert weight.topology.positions().tolist() == best.tolist()
+        mask = weight.topology.mask()
+        assert torch.equal(weight.layer.to_dense().weight, own[name] * mask)
+        assert torch.equal(weight.memory, own[name])
+    (momentum,) = (entry for key, entry in state_entries(sparse.weights["0"]) if key == "momentum_buffer")
+    assert torch.equal(
+        SparseMatrix(momentum, sparse.weights["0"].topology).to_dense() > 0, sparse.weights["0"].topology.mask()
+    )
+
+
+def test_a_trained_model_goes_on_as_what_is_left_of_it():
+    # Of convolutions too: the weights of a call that throws them away would answer otherwise.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 5))
+    x, plain = torch.randn(6, 3, 6, 6), copy.deepcopy(model)
+    plan = pollard.prune(plain, "magnitude", 0.9, allocation="erk")
+    expected = pollard.sparsify_(plain, plan)(x)
+    sparse = pollard.top_kast(
+        model,
+        torch.optim.Adam(model.parameters()),
+        density=0.45,
+        margin=0.45,
+        steps=50,
+        dense_memory=True,
+        allocation="erk",
+    )
+    for weight in sparse.weights.values():
+        weight.use(None)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_another_first_topology_shares_out_and_the_largest_are_trained_all_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 4))
+    own, start = model[0].weight.detach().clone(), {"density": 0.15, "steps": 50, "criterion": "random", "seed": 1}
+    sparse = pollard.top_kast(model, torch.optim.Adam(model.parameters()), dense_memory=True, **start)
+    kept = model[0].topology.mask()
+    assert own.abs()[kept].min() >= own.abs()[~kept].max()
+    assert torch.equal(model[0].to_dense().weight, own * kept)
+    assert sparse.weights["0"].memory is not None
+
+
+def test_layers_that_are_sparse_already_are_told_that_their_dense_weights_are_gone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 4))
+    own = {"0": model[0].weight.detach().clone(), "2": model[2].weight.detach().clone()}
+    pollard.sparsify_(model, pollard.prune(model, "random", 0.3))
+    optimizer, method = torch.optim.SGD(model.parameters(), 0.1), kast(dense_memory=True)
+    for given in ({}, {"dense": {"0": own["0"]}}):
+        with pytest.raises(InvalidInput, match=r"which is sparse already.*dense="):
+            Sparsifier(model, optimizer, method, **given)
+    sparse = Sparsifier(model, optimizer, method, dense=own)
+    kept = model[0].topology.mask()
+    assert own["0"].abs()[kept].min() >= own["0"].abs()[~kept].max()
+    assert sparse.weights["2"].memory is not own["2"]
+
+
+def test_a_recipe_says_at_once_that_it_has_no_dense_weights():
+    with pytest.raises(InvalidInput, match="dense memory"):
+        Recipe(method="top-kast", method_options="dense_memory=true")
 
 
 def test_without_a_dense_memory_nothing_moves_before_the_first_step():

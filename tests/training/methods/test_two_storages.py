@@ -43,7 +43,8 @@ def network(dtype, density, storage, pattern="unstructured", allocation="erk"):
     plan = prune(
         model, "random", density, allocation=allocation, pattern=choice, generator=torch.Generator().manual_seed(3)
     )
-    return sparsify_(model, plan, storage=storage)
+    dense = {name: model[int(name)].weight.detach().clone() for name in plan}
+    return sparsify_(model, plan, storage=storage), dense
 
 
 def build(name, density=0.2, **options):
@@ -54,8 +55,8 @@ def build(name, density=0.2, **options):
 def trajectory(method, storage, *, optimizer="sgd", dtype=torch.float64, pattern="unstructured", steps=STEPS):
     first = 0.2 if method.density is None else method.density(0)
     allocation = "erk" if method.allocation == "global" else method.allocation
-    model = network(dtype, first, storage, pattern, allocation)
-    sparsifier = Sparsifier(model, OPTIMIZERS[optimizer](model.parameters()), method, seed=5)
+    model, dense = network(dtype, first, storage, pattern, allocation)
+    sparsifier = Sparsifier(model, OPTIMIZERS[optimizer](model.parameters()), method, seed=5, dense=dense)
     x, y = examples(dtype)
     losses, topologies = [], []
     for step in range(steps):

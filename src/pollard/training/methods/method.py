@@ -83,6 +83,11 @@ class Method:
         return self.density is not None
 
     @property
+    def remembers(self) -> bool:
+        """Whether it holds the dense weight from the start, as what the weights are that are not kept."""
+        return False
+
+    @property
     def sees_all(self) -> bool:
         """Whether an update computes the gradients of all weights, by blocks: dense products, in memory of their own."""
         return self.window > 0

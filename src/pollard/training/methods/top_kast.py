@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pollard.errors import InvalidInput
 from pollard.pruning.masks import top_mask, top_positions
 from pollard.training.methods import drop, grow
 from pollard.training.methods.change import Change
@@ -25,17 +26,28 @@ class ForwardSet(Method):
     reading: float
     penalty: float
 
+    @property
+    def remembers(self) -> bool:
+        """With a dense memory."""
+        return self.dense_memory
+
     def begin(self, weights: Weights, generator: Callable[[str], torch.Generator]) -> dict[str, tuple[Tensor, Tensor]]:
-        """With a dense memory: draw what no layer has kept, and keep the largest of all."""
+        """With a dense memory: keep the largest of all weights of each layer, as many as it does.
+
+        Raises InvalidInput where nothing says what the others are.
+        """
+        del generator
         if not self.dense_memory:
             return {}
-        changes = {}
         for name, weight in weights.items():
-            kept, topology = weight.values(), weight.topology
-            drawn = torch.randn(topology.shape, generator=generator(name), dtype=torch.float32, device="cpu").to(kept)
-            weight.memory = drawn * kept.square().mean().sqrt()
-            changes[name] = _largest(weight, topology.grains)
-        return changes
+            if weight.memory is None:
+                raise InvalidInput(
+                    f"layer {name!r}, which is sparse already, for a method with dense_memory=True",
+                    "the dense weights, of which the largest are trained",
+                    "Call pollard.top_kast(model, ...) on the dense model, pass dense= of the weights that the layers were "
+                    "made of, or leave dense_memory= out.",
+                )
+        return {name: _largest(weight, weight.topology.grains) for name, weight in weights.items()}
 
     def exchange(self, change: Change) -> tuple[Tensor, Tensor]:
         """As every method; with a dense memory, the largest of all weights, trained and remembered."""
@@ -97,7 +109,7 @@ def top_kast(
     `density` is that of A, and of the network at the end; B holds `margin` more (0: as much again). At an update a
     `fraction` of B, falling along a cosine, gives way to random newcomers at zero. The last update keeps A alone.
     every: steps between updates; 0 for 100, or ten in a short run. dense_memory: as published: hold the dense
-    weight, and let B be the largest of it; what leaves B stays as it was.
+    weight of `model`, and let B be the largest of it, from the start; what leaves B stays as it was.
     Source: Jayakumar et al., Top-KAST: Top-K always sparse training, NeurIPS 2020.
 
     >>> top_kast(0.1, steps=1000).density(0), top_kast(0.1, steps=1000).density(1000)
