@@ -339,6 +339,20 @@ def test_by_default_only_scores_that_compare_across_layers_compete():
     assert prune(lenet(), "random", 0.1, generator=generator).allocation == "erk"
 
 
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt", "movement"])
+def test_what_is_published_with_one_density_for_all_layers_has_it(criterion):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 10), nn.ReLU(), nn.Linear(10, 4))
+    batch = torch.randn(50, 20), torch.randint(4, (50,))
+    plan = prune(model, criterion, 0.3, batch)
+    assert plan.allocation == "uniform"
+    assert [topology.density for topology in plan.values()] == [0.3, 0.3, 0.3]
+    if criterion == "wanda":
+        assert all((topology.fan_in() == 0.3 * topology.shape[1]).all() for topology in plan.values())
+    asked = prune(model, criterion, 0.3, batch, allocation="erk")
+    assert asked["0"].density < 0.3 < asked["4"].density
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,9 @@ from pollard.recipes.engines.execution import execute, fail, has_failed, is_fini
 from pollard.recipes.folder import FAILURE
 from pollard.recipes.points import failures, points
 from pollard.recipes.study import Series, Study, read_ledger
+
+STUDIES = Path(__file__).parents[2] / "studies"
+RECORDS = STUDIES / "results"
 
 STUDY = """
 title = "Halves"
@@ -79,6 +83,13 @@ def test_what_a_run_takes_weights_from_is_run_though_no_series_asks_for_it(study
     alone = replace(study, series=[study.series[2]])
     assert [recipe.method for recipe in alone.recipes()].count("dense") == 2
     assert {run.label for run in alone.runs()} == {"after training"}
+
+
+@pytest.mark.parametrize("record", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_recorded_is_what_its_file_asks_for(record):
+    # Also where a default has changed since: the file then says what it was.
+    asked = {(planned.label, planned.recipe.digest) for planned in Study.read(STUDIES / f"{record.stem}.toml").runs()}
+    assert {(point["label"], point["run"]) for point in json.loads(record.read_text())} == asked
 
 
 @pytest.mark.parametrize(

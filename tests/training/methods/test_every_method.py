@@ -78,6 +78,14 @@ def topologies_of(sparse):
     return [weight.topology for weight in sparse.weights.values()]
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_mest_has_one_density_for_all_layers(soft):
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 10))
+    start = {"density": 0.25, "steps": 64, "margin": 0.05, "soft": soft}
+    pollard.mest(model, optim.SGD(model.parameters(), 0.1), **start)
+    assert [model[0].density, model[2].density] == [0.3 if soft else 0.25] * 2
+
+
 # ------------------------------------------------------------------------------------------------- names and schedules
 
 

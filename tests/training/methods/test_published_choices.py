@@ -74,7 +74,7 @@ PIECES = {
     "rigl": ("erk", drop.by_magnitude, grow.by_gradient, 1, 1.0, True, False, False),
     "srigl": ("erk", drop.by_magnitude, grow.by_gradient, 1, 1.0, True, False, False),
     "set": ("erk", drop.by_signed_magnitude, grow.at_random, 0, 1.0, False, False, False),
-    "mest": ("erk", None, grow.at_random, 0, 1.0, False, False, True),
+    "mest": ("uniform", None, grow.at_random, 0, 1.0, False, False, True),
     "top-kast": ("erk", drop.by_magnitude, grow.at_random, 0, 1.0, False, False, False),
     "gse": ("erk", drop.by_magnitude, grow.at_random, 1, 1.0, False, True, False),
     "snfs": ("erk", drop.by_magnitude, grow.by_gradient, 29, 0.9, True, False, False),

@@ -44,12 +44,12 @@ def lamp(weight: Tensor) -> Tensor:
     return scores.view(weight.shape)
 
 
-@criterion(needs=("weight", "input_norms"), cite="sun2024wanda")
+@criterion(needs=("weight", "input_norms"), allocation="uniform", cite="sun2024wanda")
 def wanda(weight: Tensor, input_norms: Tensor) -> Tensor:
     """Score `|W_ij| * ||X_j||_2`: the weight times how strong its input is over the scoring samples.
 
-    Published weights compete within their output row only: `wanda.solve` keeps the same fraction of every row of grains, to
-    within one.
+    Published weights compete within their output row only, each of the same density: `wanda.solve` keeps the same fraction of
+    every row of grains, to within one. The authors drop `floor((1 - density) in)` of every row, up to one less.
     Source: Sun, Liu, Bair, Kolter, A simple and effective pruning approach for large language models, ICLR 2024, eq. 1.
 
     >>> wanda(weight=torch.tensor([[3.0, -4.0]]), input_norms=torch.tensor([2.0, 1.0]))

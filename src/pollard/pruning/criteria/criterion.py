@@ -27,6 +27,7 @@ class Criterion(Protocol):
     randomness is drawn from; or the name of a measurement, which gives one tensor a layer.
     across_layers: scores mean the same in every layer, so that layers may compete for one budget. Where they do not, a
     budget for all empties whole layers: magnitudes at initialisation follow each layer's fan-in.
+    allocation: how the budget is shared out where they do not, unless told otherwise.
     rounds: how often it is published to score, each time what the round before has kept. recover: whether what one
     round drops may come back in the next. mode, temperature: of the network while it is measured. per_class: examples of
     each class that it is published to score on, 0 for a batch as it comes; who calls `prune` brings the batch.
@@ -39,6 +40,7 @@ class Criterion(Protocol):
     name: str
     needs: tuple[str, ...]
     across_layers: bool
+    allocation: str
     rounds: int
     recover: bool
     mode: Mode
@@ -58,18 +60,19 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def own_allocation(criterion: Criterion) -> str:
-    """The allocation that suits `criterion`: global where its scores compare across layers, else erk.
+    """The allocation that suits `criterion`: global where its scores compare across layers, else what it declares.
 
-    >>> own_allocation(CRITERIA["snip"]), own_allocation(CRITERIA["magnitude"])
-    ('global', 'erk')
+    >>> [own_allocation(CRITERIA[name]) for name in ("snip", "magnitude", "wanda")]
+    ['global', 'erk', 'uniform']
     """
-    return "global" if criterion.across_layers else "erk"
+    return "global" if criterion.across_layers else criterion.allocation
 
 
 def criterion(
     *,
     needs: tuple[str, ...],
     across_layers: bool = False,
+    allocation: str = "erk",
     rounds: int = 1,
     recover: bool = False,
     mode: Mode = "eval",
@@ -100,7 +103,7 @@ def criterion(
         member.name = function.__name__.replace("_", "-")
         member.needs, member.across_layers, member.cite = needs, across_layers, cite
         member.rounds, member.recover, member.mode, member.temperature = rounds, recover, mode, temperature
-        member.per_class = per_class
+        member.allocation, member.per_class = allocation, per_class
         member.solve = None
 
         def solved_by(solve: Solve) -> Solve:

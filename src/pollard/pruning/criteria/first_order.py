@@ -22,12 +22,12 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight * gradient).abs()
 
 
-@criterion(needs=("movement_away",), cite="sanh2020movement")
+@criterion(needs=("movement_away",), allocation="uniform", cite="sanh2020movement")
 def movement(movement_away: Tensor) -> Tensor:
     """Score `-sum of w * dL/dw` over steps of training: high where a weight moves away from zero.
 
-    Published scores are summed up over all of fine-tuning, and weights compete within their layer; these are summed up
-    over ten steps ahead, on copies.
+    Published scores are summed up over all of fine-tuning, and weights compete within their layer, each of the same density;
+    these are summed up over ten steps ahead, on copies.
     Source: Sanh, Wolf, Rush, Movement pruning: adaptive sparsity by fine-tuning, NeurIPS 2020, section 4.
     """
     return movement_away

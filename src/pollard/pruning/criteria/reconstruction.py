@@ -163,13 +163,13 @@ def _refit(weight: Tensor, kept: Tensor, curvature: Tensor) -> Tensor:
     return fitted
 
 
-@criterion(needs=("weight", "input_gram"), cite="frantar2023sparsegpt")
+@criterion(needs=("weight", "input_gram"), allocation="uniform", cite="frantar2023sparsegpt")
 def sparsegpt(weight: Tensor, input_gram: Tensor) -> Tensor:
     """Score `w_ij^2 / U_jj^2` with U the upper Cholesky factor of `H^-1`: OBS as if columns left from left to right.
 
     `sparsegpt.solve` goes over blocks of 128 columns: it chooses a block's share of the grains by that score, sets the
     others to zero, and lets all columns to the right make up for each error before they are chosen in turn. Weights
-    compete within their block of columns.
+    compete within their block of columns, each of the same density.
     Source: Frantar, Alistarh, SparseGPT: massive language models can be accurately pruned in one-shot, ICML 2023,
     algorithm 1.
 

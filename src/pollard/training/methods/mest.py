@@ -24,7 +24,8 @@ def mest(
 
     margin: density exchanged at each update: in full up to 9/16 of `steps`, half of it up to 3/4, then none. soft: hold
     `margin` more between updates, so that what is dropped has been outgrown (EM&S); else drop first, then grow (EM).
-    every: steps between updates; 0 for five epochs of `epoch` steps, or a hundredth of `steps`.
+    every: steps between updates; 0 for five epochs of `epoch` steps, or a hundredth of `steps`. Every layer has the same
+    density unless `allocation=` says otherwise.
     Source: Yuan et al., MEST: accurate and fast memory-economic sparse training framework on the edge, NeurIPS 2021.
 
     >>> [round(mest(0.1, steps=1600, every=100).fraction(step), 3) for step in (100, 1000, 1300)]
@@ -40,6 +41,7 @@ def mest(
         # So that one falls on the end of the exchange, where what was held above the density goes.
         "start": none % every or every,
         "end": max(none, every),
+        "allocation": "uniform",
         "scores_gradient": True,
         "drop": drop.by_magnitude_and_gradient(strength),
         "grow": grow.at_random,
