@@ -40,3 +40,7 @@ def test_convolutions_of_16_lanes_equal_their_twins():
 
 def test_index_work_of_16_lanes_equals_its_twin():
     run("--sample=1", *sorted((TESTS / "kernels" / "indices").glob("test_*.py")))
+
+
+def test_streams_of_16_lanes_equal_their_twins():
+    run("--hypothesis-profile=few", TESTS / "streams" / "test_philox.py", TESTS / "streams" / "test_stream.py")

@@ -19,11 +19,14 @@ from pollard.kernels.code import jit, once, target
 from pollard.kernels.code.emit import EMITTERS, emit
 from pollard.kernels.code.emit.n_of_m import serves
 from pollard.kernels.code.launch import Launch
-from pollard.kernels.code.spec import INDICES, KernelSpec
+from pollard.kernels.code.spec import INDICES, STREAMS, KernelSpec
 from pollard.kernels.code.target import TARGETS, host_isas
 from pollard.kernels.products import dispatch, reference
 
 VECTORS = {"avx512": r"%zmm\d", "avx2": r"%ymm\d", "neon": r"fmla\tv\d+\.4s"}
+# One instruction each, for products of 32 by 32 bits of which all 64 are wanted; none that rounds twice what plain torch rounds.
+WIDE = {"avx512": r"\tvpmuludq\t.*%zmm", "avx2": r"\tvpmuludq\t.*%ymm", "neon": r"\tumull2?\tv\d+\.2d"}
+FUSED = r"\t(vfn?m(add|sub)|fml[as]|fn?m(add|sub))"
 
 
 def specs(isa):
@@ -48,6 +51,7 @@ def specs(isa):
     for operation in (*INDICES, "gather", "matvec", "scatter"):
         for size in (2, 4):
             yield KernelSpec(operation, isa, index=size)
+    yield from (KernelSpec(operation, isa) for operation in STREAMS)
     yield KernelSpec("sddmm", isa, dots=4, index=2)
     yield from convolutions(isa)
     yield KernelSpec("turn", isa, size=2, index=2)
@@ -70,8 +74,16 @@ def test_every_operation_assembles_for_every_instruction_set(isa):
         text = jit.assembly(spec)
         seen.add(spec.operation)
         wanted = VECTORS[isa] if spec.operation != "pack" or isa != "neon" else r"\tst[rp]\tq\d"
-        assert spec.operation in INDICES or re.search(wanted, text), spec
+        assert spec.operation in INDICES + STREAMS or re.search(wanted, text), spec
     assert seen == set(EMITTERS) - (set() if serves(TARGETS[isa], 2, 4) else {"n_of_m"})
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+@pytest.mark.parametrize("operation", STREAMS)
+def test_streams_multiply_in_one_instruction_and_fuse_nothing(isa, operation):
+    text = jit.assembly(KernelSpec(operation, isa))
+    assert len(re.findall(WIDE[isa], text)) >= 30
+    assert not re.search(FUSED, text)
 
 
 def test_code_is_a_pure_function_of_the_spec():

@@ -72,6 +72,13 @@ class Flow:
         """`pointer` moved by `count` fp32 numbers."""
         return self.offset(pointer, self.mul(count, 4))
 
+    def room(self, count: int) -> Value:
+        """Memory of `count` bytes, until the function returns."""
+        with self.ir.goto_entry_block():
+            place = self.ir.alloca(BYTE, count)
+        place.align = 8
+        return place
+
     def index_at(self, pointer: Value, position: Value | int, size: int = 4) -> Value:
         """The index of `size` bytes at `position`, widened; those of 2 have no sign."""
         address = self.offset(pointer, self.mul(position, size))

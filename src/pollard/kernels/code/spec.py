@@ -11,7 +11,8 @@ INDICES = (
     "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
     "within",
 )  # fmt: skip
-OPERATIONS = PRODUCTS + INDICES
+STREAMS = ("uniform", "uniform_at", "normal", "normal_at")
+OPERATIONS = PRODUCTS + INDICES + STREAMS
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -24,7 +25,7 @@ class KernelSpec:
     ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
     ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``move``
     carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose, ``order`` lays values
-    out in its order.
+    out in its order. Streams: ``uniform`` and ``normal`` make the numbers of rows, those with ``_at`` the numbers at positions.
     isa: the instruction set. rows, columns: of a grain. block: rows of a grain worked on at a time. vectors: vectors side by
     side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have one more; `ragged`: the
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are

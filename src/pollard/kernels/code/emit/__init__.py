@@ -21,6 +21,7 @@ from pollard.kernels.code.emit import scan as _scan
 from pollard.kernels.code.emit import scatter as _scatter
 from pollard.kernels.code.emit import sddmm as _sddmm
 from pollard.kernels.code.emit import settle as _settle
+from pollard.kernels.code.emit import stream as _stream
 from pollard.kernels.code.emit import turn as _turn
 from pollard.kernels.code.spec import KernelSpec
 
@@ -39,6 +40,8 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "matvec": _matvec.matvec,
     "move": _move.move,
     "n_of_m": _n_of_m.n_of_m,
+    "normal": _stream.block,
+    "normal_at": _stream.positions,
     "order": _order.order,
     "pack": _pack.pack,
     "place": _merge.place,
@@ -48,6 +51,8 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "tally": _merge.tally,
     "tick": _settle.tick,
     "turn": _turn.turn,
+    "uniform": _stream.block,
+    "uniform_at": _stream.positions,
     "within": _scan.within,
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -65,6 +70,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "matvec": _matvec.ARGUMENTS,
     "move": _move.ARGUMENTS,
     "n_of_m": _n_of_m.ARGUMENTS,
+    "normal": _stream.BLOCK,
+    "normal_at": _stream.POSITIONS,
     "order": _order.ORDER,
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,
@@ -74,6 +81,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "tally": _merge.TALLY,
     "tick": _settle.TICK,
     "turn": _turn.TURN,
+    "uniform": _stream.BLOCK,
+    "uniform_at": _stream.POSITIONS,
     "within": _scan.WITHIN,
 }
 

@@ -1,0 +1,56 @@
+"""Philox4x32-10 in vectors: four words of 32 random bits from a counter of four words and a key of two.
+
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A round is two products of 32 by 32
+bits, whose halves change places: in 64-bit lanes each is one instruction, and nothing moves between lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from pollard.kernels.code.simd import I32, I64, Code, Value
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)  # what the halves of the key grow by from round to round
+WORD = 32
+LOW = (1 << WORD) - 1
+
+
+def words(code: Code, counter: Sequence[Value], seed: Value) -> list[Value]:
+    """The four random words of each lane of `counter`, four vectors of 64-bit lanes, under the 64 bits of `seed`.
+
+    Of the lanes of both the lower 32 bits count; the upper ones hold anything.
+    """
+    lanes = int(counter[0].type.count)
+    first, second, third, fourth = counter
+    keys = [seed, code.ir.lshr(seed, I64(WORD))]
+    for _ in range(ROUNDS):
+        products = [_product(code, word, by) for word, by in zip((first, third), MULTIPLIERS, strict=True)]
+        high = [code.ir.lshr(product, each(I64(WORD), lanes)) for product in products]
+        mixed = [
+            code.ir.xor(code.ir.xor(above, word), splat_long(code, key, lanes))
+            for above, word, key in zip(reversed(high), (second, fourth), keys, strict=True)
+        ]
+        first, second, third, fourth = mixed[0], products[1], mixed[1], products[0]
+        keys = [code.add(key, step) for key, step in zip(keys, WEYL, strict=True)]
+    return [first, second, third, fourth]
+
+
+def each(constant: Value, lanes: int) -> Value:
+    """A constant in every lane."""
+    return ir.Constant(ir.VectorType(constant.type, lanes), [constant.constant] * lanes)
+
+
+def splat_long(code: Code, value: Value, lanes: int) -> Value:
+    """A 64-bit integer in every lane."""
+    undefined = ir.Constant(ir.VectorType(I64, lanes), ir.Undefined)
+    first = code.ir.insert_element(undefined, value, I32(0))
+    return code.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def _product(code: Code, words: Value, by: int) -> Value:
+    lanes = int(words.type.count)
+    return code.ir.mul(code.ir.and_(words, each(I64(LOW), lanes)), each(I64(by), lanes))
