@@ -8,17 +8,24 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import torch
 
+from pollard import networks
 from pollard.errors import LayerCollapse
+from pollard.formats.pattern import Pattern
 from pollard.networks import is_fully_connected
 from pollard.recipes import run
+from pollard.recipes.build import layer_patterns
+from pollard.recipes.models import prunable_shapes
 from pollard.recipes.points import failures, points
 from pollard.recipes.study import Series, Study
 from pollard.report.accuracy import labels
 from pollard.report.correlation import AIMS
 from pollard.training.methods import METHODS
 
-FILES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "studies").glob("*.toml"))
+SHAPES = {"cifar-10": (3, 32, 32), "digits": (1, 8, 8)}
 EPOCHS = 2
 SMALL = {"data": "digits", "epochs": EPOCHS}
 LINEAR, IMAGES = "mlp-64-32-16-10", "resnet-20-x0.25"
@@ -45,6 +52,30 @@ def shrunk(study):
         grid={"density": [0.2], "seed": [0]},
         series=series,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("strided", 245_936), ("resnet_20", 67_352), ("vgg_16", 921_008)], ids=str
+)
+def test_networks_of_the_studies_are_as_large_as_they_say(name, weights, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model = networks.build(f"studies.networks:{name}", networks.Ends(input_shape=(3, 32, 32), classes=10))
+    assert sum(each.numel() for each in model.parameters() if each.dim() > 1) == weights
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    function = networks.function_named("studies.networks", name, "a network")
+    assert f"{weights:,} weights" in function.__doc__
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_networks_and_patterns_of_a_committed_study_are_there(file, monkeypatch):
+    """Every grain divides every layer but the last, which is what the studies of grains compare."""
+    monkeypatch.chdir(ROOT)
+    for recipe in Study.read(file).recipes():
+        shape = (784,) if is_fully_connected(recipe.model) else SHAPES.get(recipe.data, (1, 28, 28))
+        model = networks.build(recipe.model, networks.Ends(input_shape=shape, classes=10))
+        if recipe.pattern != "unstructured":
+            *inner, _ = layer_patterns(recipe.pattern, prunable_shapes(model)).values()
+            assert {str(each) for each in inner} == {str(Pattern.parse(recipe.pattern))}
 
 
 @pytest.fixture(scope="module")

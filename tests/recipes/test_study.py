@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -76,7 +77,14 @@ def test_a_file_is_a_grid_for_each_series(study):
     assert [run.recipe.density for run in runs[2:6]] == [0.5, 0.5, 0.25, 0.25]
     assert len({run.recipe.digest for run in runs}) == 10
     assert {recipe.digest for recipe in study.recipes()} == {run.recipe.digest for run in runs}
-    assert [recipe.method for recipe in study.recipes()[:2]] == ["dense", "dense"]
+
+
+def test_seeds_are_run_one_after_the_other_each_with_what_others_take_weights_from_first(study):
+    order = [(recipe.seed, recipe.method) for recipe in study.recipes()]
+    each = ["dense", "snip", "snip", "magnitude", "magnitude"]
+    assert order == [(seed, method) for seed in (0, 1) for method in each]
+    backwards = replace(study, grid={"seed": [7, 3], "density": [0.5]})
+    assert [recipe.seed for recipe in backwards.recipes()] == [7, 7, 7, 3, 3, 3]  # as the file says, not by size
 
 
 def test_what_a_run_takes_weights_from_is_run_though_no_series_asks_for_it(study):
@@ -186,6 +194,17 @@ def test_a_study_runs_each_recipe_once_as_run_does(study, tmp_path):
 
 def _fields(aims):
     return {name: getattr(aims, name) for name in aims.__slots__}
+
+
+def test_runs_share_the_cores_that_the_process_may_use_not_those_of_the_machine(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert local.cores() == 1
+    one = replace(study, grid={"density": [0.5], "seed": [0]}, series=study.series[1:2], aims=False)
+    assert run_study(one, tmp_path, workers=1) == []
+    assert [RunResult.read(tmp_path / recipe.digest).threads for recipe in one.recipes()] == [1]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert local.cores() == 8
 
 
 def test_the_ledger_says_what_was_planned(study, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from pollard.cli.output import JsonFlag, emit, progress_bar
 from pollard.recipes.engines import Outcome, run_study
 from pollard.recipes.engines.execution import is_finished
+from pollard.recipes.engines.local import cores
 from pollard.recipes.points import points
 from pollard.recipes.study import Study
 from pollard.report.accuracy import accuracy_table
@@ -66,7 +66,7 @@ def study(
         _list(chosen, out, as_json=json)
         return
     failed = _run_with_progress(
-        chosen, out, engine=engine.value, address=ray_address, workers=workers or os.cpu_count() or 1, retry=retry
+        chosen, out, engine=engine.value, address=ray_address, workers=workers or cores(), retry=retry
     )
     found = points(out)
     answer = {"title": chosen.title, "out": str(out), "runs": len(found), "failed": {o.run: o.error for o in failed}}

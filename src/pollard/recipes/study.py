@@ -113,10 +113,15 @@ class Study:
         return list(found.values())
 
     def recipes(self) -> list[Recipe]:
-        """What has to be run: every recipe once, those first that others take weights from."""
+        """What has to be run: every recipe once, a seed after the other, those first that others take weights from.
+
+        So a study that is stopped halfway has all of its series, for half of the seeds.
+        """
         wanted = [run.recipe for run in self.runs()]
         first = [twin for recipe in wanted for twin in required(recipe)]
-        return list({recipe.digest: recipe for recipe in (*first, *wanted)}.values())
+        seeds = list(dict.fromkeys(recipe.seed for recipe in wanted))
+        found = list({recipe.digest: recipe for recipe in (*first, *wanted)}.values())
+        return sorted(found, key=lambda recipe: seeds.index(recipe.seed))
 
     def _points(self) -> Iterator[dict[str, Any]]:
         for values in product(*self.grid.values()):

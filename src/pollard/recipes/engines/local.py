@@ -18,6 +18,13 @@ from pollard.recipes.recipe import Recipe
 ATTEMPTS = 2
 
 
+def cores() -> int:
+    """How many cores this process may use: fewer than the machine has, where a scheduler or taskset says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run_locally(
     recipes: Sequence[Recipe],
     out: Path,
@@ -35,7 +42,7 @@ def run_locally(
     for recipe in recipes:
         left.put(recipe)
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores() // workers)
     stop, others = threading.Event(), multiprocessing.active_children()
     slots = [
         threading.Thread(target=_serve, args=(left, done, out, (threads, aims), stop), daemon=True)
