@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from networks import BATCH, generator, lenet, noisy, same
-from pollard.errors import LayerCollapse, ScoresTie
+from pollard.errors import InvalidInput, LayerCollapse, ScoresTie
 from pollard.nn import sparsify_
 from pollard.pruning import CRITERIA, MEASUREMENTS, Network, prune
 from pollard.pruning.scoring import Scoring
@@ -97,6 +97,55 @@ def test_which_losses_are_known_to_be_plain_means():
     ]
     assert [is_plain_mean(loss, Y) for loss in plain + other] == [True] * 5 + [False] * 5
     assert not is_plain_mean(None, IGNORED)
+
+
+def aligned(outputs, targets):
+    """Of a sequence to labels, which torch differentiates only once."""
+    sequence = outputs.log_softmax(-1).unsqueeze(0).expand(6, -1, -1)
+    lengths = torch.full((len(outputs),), 6), torch.ones(len(outputs), dtype=torch.int64)
+    return functional.ctc_loss(sequence, targets[:, None].clamp(min=1), *lengths)
+
+
+class Pooled(nn.Module):
+    """Features pooled in threes, by an operation that torch differentiates only once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(X.shape[1], 12), nn.Linear(4, 4)
+
+    def forward(self, x):
+        features = self.first(x).tanh().T.contiguous()
+        return self.last(torch.segment_reduce(features, "mean", lengths=torch.full((4,), 3)).T)
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "grasp-abs", "hutchinson", "prospr"])
+@pytest.mark.parametrize("what", ["loss", "model"])
+def test_what_can_be_differentiated_only_once_is_told(criterion, what):
+    model, loss = (lenet(), aligned) if what == "loss" else (Pooled(), None)
+    batch = [(X[:10], Y[:10])] * 4
+    with pytest.raises(InvalidInput, match=r"differentiated only once.*_backward.*loss_fn=.*snip"):
+        prune(model.double(), criterion, 0.5, batch, loss)
+    assert prune(model.double(), "snip", 0.5, batch, loss).density == 0.5
+
+
+class Loud(torch.autograd.Function):
+    """Itself; its second derivative fails in a way of its own."""
+
+    @staticmethod
+    def forward(ctx, outputs, again):
+        ctx.again = again
+        return outputs.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.again:
+            raise RuntimeError("out of order")
+        return Loud.apply(grad, True), None
+
+
+def test_other_errors_of_a_second_derivative_are_their_own():
+    with pytest.raises(RuntimeError, match="out of order"):
+        prune(lenet().double(), "grasp", 0.5, (X, Y), lambda o, t: functional.cross_entropy(Loud.apply(o, False), t))
 
 
 class Mixture(nn.Module):

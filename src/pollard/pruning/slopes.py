@@ -6,7 +6,8 @@ all outputs o, once, and its gradient g in them goes back through the network ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,24 @@ def slopes(network: Network, weights: Mapping[str, Tensor], pair: Pair) -> Found
     return total
 
 
+@contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Raises InvalidInput in place of what torch says of an operation whose gradient has no gradient."""
+    try:
+        yield
+    except RuntimeError as error:
+        # So torch says of its own operations: derivative for aten::_ctc_loss_backward is not implemented.
+        if "is not implemented" not in str(error):
+            raise
+        raise InvalidInput(
+            f"a loss or model that can be differentiated only once: {error}",
+            "one whose gradient has a gradient, as this criterion is of second order",
+            "Score with another loss_fn=, such as cross-entropy, or take a criterion of first order, such as snip; in a model, "
+            "replace the operation that is named.",
+        ) from error
+
+
+@differentiated_twice()
 def curved(network: Network, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], pair: Pair) -> Found:
     """The Hessian of the mean loss over `pair` at `weights`, times `direction`, by layer.
 
@@ -196,4 +215,4 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
         torch.cuda.set_rng_state(state[1], device)
 
 
-__all__ = ["curved", "is_plain_mean", "slopes"]
+__all__ = ["curved", "differentiated_twice", "is_plain_mean", "slopes"]

@@ -63,9 +63,10 @@ def test_inputs_are_those_that_each_layer_is_given(chunk_size):
     with network.undisturbed():
         grams, norms = (MEASUREMENTS[name](network) for name in ("input_gram", "input_norms"))
     hidden = model[:2](BATCH[0]).detach().double()
-    torch.testing.assert_close(grams["2"], 2 * hidden.T @ hidden)
-    torch.testing.assert_close(norms["2"].double(), grams["2"].diagonal().sqrt(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(grams["0"], 2 * BATCH[0].double().T @ BATCH[0].double())
+    samples = 2 * len(hidden)
+    torch.testing.assert_close(grams["2"], hidden.T @ hidden / len(hidden))
+    torch.testing.assert_close(norms["2"].double(), (samples * grams["2"].diagonal()).sqrt(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grams["0"], BATCH[0].double().T @ BATCH[0].double() / len(hidden))
 
 
 def test_inputs_of_sequences_count_every_position():
@@ -75,7 +76,7 @@ def test_inputs_of_sequences_count_every_position():
     with network.undisturbed():
         gram = MEASUREMENTS["input_gram"](network)["0"]
     flat = x.reshape(-1, 3).double()
-    torch.testing.assert_close(gram, flat.T @ flat)
+    torch.testing.assert_close(gram, flat.T @ flat / 20)
 
 
 def test_taylor_ranks_weights_as_snip_and_grains_by_the_sum_of_squares():

@@ -132,6 +132,20 @@ def test_sparsegpt_is_obs_over_the_columns_to_the_right():
         torch.testing.assert_close(slow[~mask[row]], torch.zeros_like(slow[~mask[row]]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("criterion", ["sparsegpt", "exact-obs"])
+def test_samples_that_are_seen_more_often_change_nothing(criterion):
+    # Small inputs, and some that are always zero, whose diagonal of 1 the damping is a hundredth of.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+    x, y = 0.05 * torch.randn(50, 20, dtype=torch.float64), torch.randint(4, (50,))
+    x[:, ::3] = 0.0
+    once = prune(model, criterion, 0.4, (x, y))
+    often = prune(model, criterion, 0.4, (x.repeat(100, 1), y.repeat(100)))
+    for name, topology in once.items():
+        assert topology.same_as(often[name])
+        torch.testing.assert_close(once.updated[name], often.updated[name], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("count", [1, 100, 601, 1200])
 def test_sparsegpt_spends_the_whole_budget_over_its_blocks(count):
     weight, inputs = problem(rows=4, columns=300, samples=400)

@@ -58,14 +58,26 @@ def test_none_is_ablated_in_the_last_layer_or_where_nobody_asks(share, last):
     assert after(weight, salient(share).exchange(change(weight, 2, 4, last=last))) == [0, 1, 13, 14]
 
 
-def test_the_ablated_stay_so():
+@pytest.mark.parametrize("storage", STORAGES)
+def test_gradients_bring_an_ablated_neuron_back(storage):
+    weight = small_weight([row(3, 2), EMPTY, row(5, 4)], storage=storage)
+    gradient = torch.full((3, 8), 0.5)
+    gradient[1, 6:] = 9.0
+    seen(weight, gradient.tolist())
+    # The place that the largest gradient takes makes the second neuron salient: all three share four weights, one each.
+    kept = after(weight, salient(0.3).exchange(change(weight, 3, 4)))
+    assert kept == [0, 14, 16]
+    # Of a fan-in of two it takes two where the share is 0.9: one gradient is too few, and so is what is left of the first neuron.
+    assert after(weight, salient(0.9).exchange(change(weight, 3, 4))) == [16, 17, 18, 19]
+    assert after(weight, salient(0.9).exchange(change(weight, 2, 4))) == [14, 15, 16, 17]
+
+
+def test_what_no_gradient_speaks_for_stays_ablated():
     weight = small_weight([row(3, 2), EMPTY, row(5, 4)])
     gradient = torch.full((3, 8), 0.5)
-    gradient[1] = 9.0
+    gradient[1] = 0.1
     seen(weight, gradient.tolist())
-    # Gradients of the second neuron are the largest of all; its places are shared by the two others all the same.
-    kept = after(weight, salient(0.3).exchange(change(weight, 3, 4)))
-    assert kept == [0, 1, 16, 17]
+    assert after(weight, salient(0.3).exchange(change(weight, 3, 4))) == [0, 1, 16, 17]
 
 
 def test_where_none_would_live_all_do():

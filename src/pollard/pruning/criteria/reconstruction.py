@@ -1,7 +1,7 @@
 """Layer by layer: keep what reproduces the layer's outputs best, and let the kept weights make up for the rest.
 
-The outputs `W X` of a layer change by `d X` when its weights change by d: the loss of each row is `1/2 d^T H d` with
-`H = 2 X X^T`, the same for all rows.
+The outputs `W X` of a layer change by `d X` when its weights change by d: the loss of each row, a mean over the n samples, is
+`1/2 d^T H d` with `H = 2 X X^T / n`, the same for all rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ GROUPS_AT_ONCE = 4
 
 
 def hessian(input_gram: Tensor) -> Tensor:
-    """`2 X X^T`, damped by 1 % of its mean diagonal; an input that is always zero gets a diagonal of 1."""
+    """`2 X X^T / n`, damped by 1 % of its mean diagonal; an input that is always zero gets a diagonal of 1.
+
+    It is a mean: beside a sum, that 1 would weigh less the more samples there are.
+    """
     found: Tensor = 2 * input_gram.double()
     diagonal = found.diagonal()
     diagonal[diagonal == 0] = 1

@@ -12,12 +12,14 @@ from pollard.pruning.batches import count, pieces
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
 from pollard.pruning.scoring import Pair
+from pollard.pruning.slopes import differentiated_twice
 
 INNER_STEPS, INNER_RATE, INNER_MOMENTUM = 3, 0.5, 0.9
 MOVING_STEPS, MOVING_RATE = 10, 0.1
 
 
 @measurement
+@differentiated_twice()
 def meta_gradient(network: Network) -> dict[str, Tensor]:
     """The derivative `(out, in)` of the loss after 3 steps of training in gates m that the weights started with, by layer.
 

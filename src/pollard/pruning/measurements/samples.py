@@ -16,7 +16,7 @@ from pollard.pruning.batches import between, count, joined, mapped, pieces, sign
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Calls, Network
 from pollard.pruning.scoring import Pair
-from pollard.pruning.slopes import is_plain_mean
+from pollard.pruning.slopes import differentiated_twice, is_plain_mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,6 +246,7 @@ def _squares(flow: Tensor, given: Tensor) -> Tensor:
     return total
 
 
+@differentiated_twice()
 def _curvature_roots(one: Pass) -> list[list[Tensor]]:
     """Columns whose outer products sum to the Hessian of each sample's loss in its outputs, without its negative part."""
     free = one.free()

@@ -61,12 +61,12 @@ class ConstantFanIn(GradientGrowth):
         return stays, _grown_in_rows(weight, taken, most - _per_row(taken, topology))
 
     def _fan_in(self, change: Change, salient: Tensor) -> Tensor:
-        """The fan-in of each neuron afterwards: the same for all that live, 0 for the others, for good."""
+        """The fan-in of each neuron afterwards: the same for all that live, 0 for the others, until they are salient again."""
         topology = change.weight.topology
         fan_in = topology.fan_in()
         living = fan_in > 0
         if self.salient > 0.0 and not change.last:
-            surviving = living & (salient >= max(1.0, self.salient * float(fan_in.max())))
+            surviving = salient >= max(1.0, self.salient * float(fan_in.max()))
             living = surviving if bool(surviving.any()) else living
         common = change.target // max(1, int(living.sum()))
         return living * min(topology.shape[1], max(1, common))
@@ -121,7 +121,8 @@ def srigl(
     """Structured RigL: a constant fan-in, and no neuron that has too few salient weights.
 
     Salient are the largest `|w|` that stay and the largest `|dL/dw|` that would come. A neuron with fewer of them than
-    `salient` times the fan-in is ablated for good, except in the last layer; the others share its weights. 0 ablates none.
+    `salient` times the fan-in is ablated, except in the last layer, and the others share its weights; gradients may bring it
+    back, as each update asks all neurons anew. 0 ablates none.
     every: steps between updates; 0 for 100, or ten updates in a short run.
     Source: Lasby et al., Dynamic sparse training with structured sparsity, ICLR 2024.
 
