@@ -152,6 +152,25 @@ def test_errors_can_be_shown_on_a_logarithmic_scale(page):
     assert all(value > 0 for _, y in places for value in y)
 
 
+def test_costs_are_shown_against_what_they_buy(page):
+    drawn = "document.getElementById('costs').data.map(({ name, x, y, text }) => ({ name, x, y, text }))"
+    snip = [series for series in page_data(POINTS)["accuracy"] if series["label"] == "SNIP"][0]
+    page.select_option("#costs-choice", "held_bytes")
+    page.select_option("#costs-against", "accuracy")
+    (found,) = [trace for trace in page.evaluate(drawn) if trace["name"] == "SNIP"]
+    assert found["x"] == pytest.approx([4e5 * density + 1e5 for density in snip["densities"]])
+    assert found["y"] == pytest.approx([100 * mean for mean in snip["mean"]])
+    assert found["text"] == ["10 %", "5 %", "2 %"]
+    axes = page.evaluate("document.getElementById('costs').layout")
+    assert axes["yaxis"]["title"]["text"] == "test accuracy, %"
+    assert axes["xaxis"].get("type") != "log"
+    page.get_by_role("button", name="SNIP").click()
+    assert "SNIP" not in traces(page, "costs")
+    page.get_by_role("button", name="SNIP").click()
+    page.select_option("#costs-against", "kept")
+    assert page.evaluate("document.getElementById('costs').layout.xaxis.type") == "log"
+
+
 def test_the_keyboard_reaches_the_series_and_the_choices(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "dense"

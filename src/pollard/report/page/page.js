@@ -102,11 +102,25 @@ function drawCurves() {
 }
 
 function drawCosts() {
-  const cost = document.getElementById("costs-choice").value;
-  const traces = shown(data.costs[cost].series).map((series) =>
-    line(series.label, { x: series.densities.map((d) => 100 * d), y: series.mean,
+  const { title, series } = data.costs[document.getElementById("costs-choice").value];
+  if (document.getElementById("costs-against").value === "accuracy") return drawTrade(title, series);
+  const traces = shown(series).map((each) =>
+    line(each.label, { x: each.densities.map((d) => 100 * d), y: each.mean,
       hovertemplate: "%{x:.3g} % kept: %{y:.4g}" }));
-  draw("costs", traces, layout(kept(), { title: data.costs[cost].title, rangemode: "tozero" }));
+  draw("costs", traces, layout(kept(), { title, rangemode: "tozero" }));
+}
+
+// What accuracy a cost buys: up and to the left is better. A line joins the densities of a series.
+function drawTrade(title, series) {
+  const reached = new Map(data.accuracy.map((each) => [each.label, each]));
+  const traces = shown(series).map((each) => {
+    const own = reached.get(each.label);
+    const spread = each.densities.map((d) => own.deviation[own.densities.indexOf(d)] ?? 0);
+    return line(each.label, { x: each.mean, y: each.densities.map((d) => 100 * own.mean[own.densities.indexOf(d)]),
+      text: each.densities.map(percent), hovertemplate: "%{text} kept: %{y:.2f} % at %{x:.4g}",
+      error_y: { type: "data", array: spread.map((a) => 100 * a), color: style.get(each.label).colour, thickness: 1, width: 2 } });
+  });
+  draw("costs", traces, layout({ title, rangemode: "tozero" }, { title: "test accuracy, %" }));
 }
 
 const figures = [drawAccuracy, drawLayers, drawAims, drawCurves, drawCosts];
@@ -140,5 +154,6 @@ choose("curves-choice", sparse, drawCurves);
 choose("aims-choice", Object.entries(data.aims), drawAims);
 choose("aims-density", [["", "all densities"], ...sparse], drawAims);
 choose("costs-choice", Object.entries(data.costs).map(([name, { title }]) => [name, title]), drawCosts);
+choose("costs-against", [["kept", "weights kept"], ["accuracy", "test accuracy"]], drawCosts);
 drawAll();
 window.matchMedia("(max-width: 640px)").addEventListener("change", drawAll);
