@@ -154,7 +154,7 @@ def test_errors_can_be_shown_on_a_logarithmic_scale(page):
 
 def test_costs_are_shown_against_what_they_buy(page):
     drawn = "document.getElementById('costs').data.map(({ name, x, y, text }) => ({ name, x, y, text }))"
-    snip = [series for series in page_data(POINTS)["accuracy"] if series["label"] == "SNIP"][0]
+    snip = next(series for series in page_data(POINTS)["accuracy"] if series["label"] == "SNIP")
     page.select_option("#costs-choice", "held_bytes")
     page.select_option("#costs-against", "accuracy")
     (found,) = [trace for trace in page.evaluate(drawn) if trace["name"] == "SNIP"]
