@@ -169,8 +169,9 @@ def test_the_dtype_and_device_that_torch_defaults_to_change_nothing(target):
         torch.set_default_dtype(before)
 
 
-def test_seeds_are_64_bits():
+def test_seeds_are_64_bits(target):
     plain = Stream(2**64 - 5, 0).normal(0, 2, 9)
+    assert torch.equal(Stream(np.uint64(2**64 - 5), 0).normal(0, 2, 9), plain)
     assert torch.equal(Stream(-5, 0).normal(0, 2, 9), plain)
     assert torch.equal(Stream(np.int64(-5), np.uint32(0)).normal(0, 2, 9), plain)
     assert not torch.equal(Stream(2**32 - 5, 0).normal(0, 2, 9), plain)

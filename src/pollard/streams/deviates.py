@@ -40,7 +40,9 @@ def _radius(word: Tensor) -> Tensor:
     bits = (_number(word >> steps.RADIUS_SHIFT) + steps.HALF).view(torch.int32) - steps.EXPONENT_START
     exponent = (bits >> steps.FRACTION_BITS).to(torch.float32)
     rest = ((bits & steps.FRACTION) + steps.ROOT_HALF).view(torch.float32) - 1.0
-    logarithm = _polynomial(steps.LOG, rest) * rest + exponent * steps.LOG_TWO
+    square = rest * rest
+    even, odd = (_polynomial(steps.LOG[start::2], square) for start in (1, 2))
+    logarithm = (odd * rest + even) * square + rest * steps.LOG[0] + exponent * steps.LOG_TWO
     # Torch's root of float32 is off by a unit at times; that of a double, rounded, is the one that IEEE 754 asks for.
     return logarithm.double().sqrt().to(torch.float32)
 

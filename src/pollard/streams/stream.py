@@ -6,6 +6,7 @@ import operator
 import struct
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -88,12 +89,17 @@ class Stream:
     def _uniform(self, low: float, high: float) -> Source:
         if not (abs(low) <= LARGEST and abs(high) <= LARGEST and 0.0 <= high - low <= LARGEST):
             raise InvalidInput(f"numbers from {low} to {high}", "finite bounds in order", "Give low <= high.")
-        return Source(self.seed, self.layer, self.draw, "uniform", _single(high - low), _single(low))
+        return self._source("uniform", high - low, low)
 
     def _normal(self, mean: float, std: float) -> Source:
         if not (abs(mean) <= LARGEST and 0.0 <= std <= LARGEST):
             raise InvalidInput(f"mean {mean}, std {std}", "finite numbers, std at least 0", "Give std >= 0.")
-        return Source(self.seed, self.layer, self.draw, "normal", _single(std), _single(mean))
+        return self._source("normal", std, mean)
+
+    def _source(self, law: Literal["uniform", "normal"], scale: float, start: float) -> Source:
+        # Python's own integers, which products of tensors take; others were welcome.
+        seed, layer, draw = map(operator.index, (self.seed, self.layer, self.draw))
+        return Source(seed, layer, draw, law, _single(scale), _single(start))
 
 
 @torch.no_grad()

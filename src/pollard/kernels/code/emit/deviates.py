@@ -63,7 +63,11 @@ def _radius(code: Code, word: Value) -> Value:
     exponent = build.sitofp(build.ashr(bits, each(I32(FRACTION_BITS), lanes)), vector(lanes))
     fraction = build.add(build.and_(bits, each(I32(FRACTION), lanes)), each(I32(ROOT_HALF), lanes))
     rest = build.fsub(build.bitcast(fraction, vector(lanes)), _each(1.0, lanes))
-    logarithm = build.fmul(_polynomial(code, LOG, rest), rest)
+    # The first term is exact, and even and odd powers of the rest apart: half as many steps wait for each other.
+    square = build.fmul(rest, rest)
+    even, odd = (_polynomial(code, LOG[first::2], square) for first in (1, 2))
+    curve = build.fmul(build.fadd(build.fmul(odd, rest), even), square)
+    logarithm = build.fadd(curve, build.fmul(rest, _each(LOG[0], lanes)))
     logarithm = build.fadd(logarithm, build.fmul(exponent, _each(LOG_TWO, lanes)))
     return code.call(f"llvm.sqrt.v{lanes}f32", vector(lanes), [logarithm])
 

@@ -19,24 +19,29 @@ WORD = 32
 LOW = (1 << WORD) - 1
 
 
-def words(code: Code, counter: Sequence[Value], seed: Value) -> list[Value]:
-    """The four random words of each lane of `counter`, four vectors of 64-bit lanes, under the 64 bits of `seed`.
+def words(code: Code, counters: Sequence[Sequence[Value]], seed: Value) -> list[list[Value]]:
+    """The four random words of each lane of each of `counters`, vectors of 64-bit lanes, under the 64 bits of `seed`.
 
-    Of the lanes of both the lower 32 bits count; the upper ones hold anything.
+    Of the lanes of both the lower 32 bits count; the upper ones hold anything. Several counters go through the rounds side by
+    side: in one alone each step waits for the one before.
     """
-    lanes = int(counter[0].type.count)
-    first, second, third, fourth = counter
-    keys = [seed, code.ir.lshr(seed, I64(WORD))]
+    made, keys = [list(counter) for counter in counters], [seed, code.ir.lshr(seed, I64(WORD))]
     for _ in range(ROUNDS):
-        products = [_product(code, word, by) for word, by in zip((first, third), MULTIPLIERS, strict=True)]
-        high = [code.ir.lshr(product, each(I64(WORD), lanes)) for product in products]
-        mixed = [
-            code.ir.xor(code.ir.xor(above, word), splat_long(code, key, lanes))
-            for above, word, key in zip(reversed(high), (second, fourth), keys, strict=True)
-        ]
-        first, second, third, fourth = mixed[0], products[1], mixed[1], products[0]
+        made = [_round(code, state, keys) for state in made]
         keys = [code.add(key, step) for key, step in zip(keys, WEYL, strict=True)]
-    return [first, second, third, fourth]
+    return made
+
+
+def _round(code: Code, state: Sequence[Value], keys: Sequence[Value]) -> list[Value]:
+    first, second, third, fourth = state
+    lanes = int(first.type.count)
+    products = [_product(code, word, by) for word, by in zip((first, third), MULTIPLIERS, strict=True)]
+    high = [_upper(code, product) for product in products]
+    mixed = [
+        code.ir.xor(code.ir.xor(above, word), splat_long(code, key, lanes))
+        for above, word, key in zip(reversed(high), (second, fourth), keys, strict=True)
+    ]
+    return [mixed[0], products[1], mixed[1], products[0]]
 
 
 def each(constant: Value, lanes: int) -> Value:
@@ -49,6 +54,12 @@ def splat_long(code: Code, value: Value, lanes: int) -> Value:
     undefined = ir.Constant(ir.VectorType(I64, lanes), ir.Undefined)
     first = code.ir.insert_element(undefined, value, I32(0))
     return code.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def _upper(code: Code, words: Value) -> Value:
+    # Moved, not shifted: what shifts is, on many CPUs, what multiplies.
+    halves = code.ir.bitcast(words, ir.VectorType(I32, 2 * int(words.type.count)))
+    return code.ir.bitcast(code.shuffle(halves, halves, [lane | 1 for lane in range(halves.type.count)]), words.type)
 
 
 def _product(code: Code, words: Value, by: int) -> Value:

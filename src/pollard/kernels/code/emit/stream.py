@@ -43,11 +43,11 @@ def block(spec: KernelSpec) -> ir.Module:
             ragged = code.less(left, TILE)
             here = code.floats(out, tile.index)
             target = code.ir.select(ragged, scratch, here)
-            for lane in range(0, COUNTERS, lanes):
-                counters = _counters(code, code.ir.lshr(tile.index, I64(2)), lane, lanes)
-                made = _deviates(code, spec, _words(code, arguments, counters, (row, row)))
-                for word, numbers in enumerate(made):
-                    code.store(_scaled(code, arguments, numbers), code.floats(target, COUNTERS * word + lane))
+            first = code.ir.lshr(tile.index, I64(2))
+            counters = [_counters(code, first, lane, lanes) for lane in range(0, COUNTERS, lanes)]
+            for turn, made in enumerate(_words(code, arguments, counters, [(row, row)] * len(counters))):
+                for word, numbers in enumerate(_deviates(code, spec, made)):
+                    code.store(_scaled(code, arguments, numbers), code.floats(target, COUNTERS * word + turn * lanes))
             with code.when(ragged):
                 _copy(code, scratch, here, left)
 
@@ -90,7 +90,7 @@ def _picked(code: Code, spec: KernelSpec, arguments: Arguments, rows: Halves, co
         within = code.ir.and_(half, each(I64(COUNTERS - 1), lanes // 2))
         return code.ir.or_(code.ir.shl(tile, each(I64(COUNTERS.bit_length() - 1), lanes // 2)), within)
 
-    made = _words(code, arguments, (counter(columns[0]), counter(columns[1])), rows)
+    (made,) = _words(code, arguments, [(counter(columns[0]), counter(columns[1]))], [rows])
     place = _side_by_side(code, columns)
 
     def bit(value: int) -> Value:
@@ -103,13 +103,15 @@ def _picked(code: Code, spec: KernelSpec, arguments: Arguments, rows: Halves, co
     return _scaled(code, arguments, code.ir.select(bit(COUNTERS), numbers[1], numbers[0]))
 
 
-def _words(code: Code, arguments: Arguments, counters: Halves, rows: Halves) -> list[Value]:
-    """The four random words of each counter in each row, vectors of 32-bit lanes."""
-    rest = [splat_long(code, arguments[name], int(rows[0].type.count)) for name in ("LAYER", "DRAW")]
-    even, odd = (
-        words(code, [counter, row, *rest], arguments["SEED"]) for counter, row in zip(counters, rows, strict=True)
-    )
-    return [_side_by_side(code, pair) for pair in zip(even, odd, strict=True)]
+def _words(code: Code, arguments: Arguments, counters: Sequence[Halves], rows: Sequence[Halves]) -> list[list[Value]]:
+    """The four random words of each counter in each row, vectors of 32-bit lanes, for each of `counters`."""
+    rest = [splat_long(code, arguments[name], int(rows[0][0].type.count)) for name in ("LAYER", "DRAW")]
+    places = [(*place, *rest) for pair in zip(counters, rows, strict=True) for place in zip(*pair, strict=True)]
+    made = words(code, places, arguments["SEED"])
+    return [
+        [_side_by_side(code, pair) for pair in zip(even, odd, strict=True)]
+        for even, odd in zip(made[::2], made[1::2], strict=True)
+    ]
 
 
 def _counters(code: Code, first: Value, lane: int, lanes: int) -> Halves:
