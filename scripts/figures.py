@@ -66,7 +66,7 @@ def memory() -> str:
     return markdown([*head, "peak above baseline", "dense form, without activations"], [row])
 
 
-def snip() -> str:
+def snip(record: str) -> str:
     """Test errors of SNIP beside the published ones."""
     rows = [
         [
@@ -75,7 +75,7 @@ def snip() -> str:
             f"{row['mean']:.2f} ± {row['standard_deviation']:.2f}",
             f"{row['published']}",
         ]
-        for row in load("snip-mnist.json")
+        for row in load(record)
     ]
     return markdown(["density", "scored on", "test error, % (3 seeds)", "published, %"], rows)
 
@@ -100,6 +100,22 @@ def collapse(study: str) -> str:
 def correlations(study: str) -> str:
     """Which aim of pruning goes with the final accuracy."""
     return markdown(*texts(correlation_table(points(study))), left=2)
+
+
+def grains(study: str) -> str:
+    """Test accuracy by grain and density, how many times as fast as dense a step is, and what training holds at one density."""
+    found = points(study)
+    costs = {(row["label"], row["density"]): row for row in load("grains.json") if row["study"] == study}
+    told = {cell: f"{spread.percent()}, {costs[cell]['speedup']:.1f}x" for cell, spread in cells(found).items()}
+    columns, rows = grid(found, told)
+    held = {label: row for (label, density), row in costs.items() if density in (0.1, 1.0)}
+    return markdown(
+        [*columns, "KB held at 10 %", "bytes a kept weight"],
+        [
+            [*row, f"{held[row[0]]['bytes'] / 1e3:,.0f}", f"{held[row[0]]['bytes'] / held[row[0]]['nnz']:.1f}"]
+            for row in rows
+        ],
+    )
 
 
 def explored(study: str) -> str:
@@ -289,7 +305,7 @@ def rounding() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"speed": speed, "memory": memory, "snip": snip},
+    "README.md": {"speed": speed, "memory": memory, "snip": partial(snip, "snip-mnist.json")},
     "docs/folk-knowledge.md": {
         **{name: partial(accuracies, name) for name in ("mnist", "fashion", "scratch", "ablations", "collapse")},
         "scratch losses": partial(losses, "scratch"),

@@ -1,6 +1,6 @@
-"""Draws the pictures of docs/folk-knowledge.md from the results of the studies: plots of their pages, drawn by a browser.
+"""Draws the pictures of docs/ from the results of the studies: plots of their pages, drawn by a browser.
 
-    python scripts/pictures.py [--results DIR]
+    python scripts/pictures.py [--results DIR] [NAME ...]
 
 Chromium must be installed (Debian's package of that name). Results are those of `pollard report --json`.
 """
@@ -27,23 +27,29 @@ from pollard.report.page import study_page
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "studies"
 IMAGES = ROOT / "docs" / "images"
+RECORDS = ROOT / "benchmarks" / "records"
 SHAPE = {"width": 900, "height": 480}
 LEGEND = {"showlegend": True, "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One plot of a study's page: of the series whose labels `only` matches, with what is chosen and set otherwise."""
+    """One plot of a study's page: of the series whose labels `only` matches, with what is chosen and set otherwise.
+
+    measured: the record that steps were timed in, in turns and quietly, which runs that share a machine cannot.
+    """
 
     study: str
     plot: str
     only: str = ".*"
+    measured: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
     layout: Mapping[str, Any] = field(default_factory=dict)
 
 
 COMPARED = "dense|random.*|(SNIP|SynFlow)(, (shuffled|reinitialised))?|magnitude, (initial weights.*|reinitialised)"
 ERROR = {"accuracy-choice": "error"}
+BOUGHT = {"costs-choice": "seconds_per_step", "costs-against": "accuracy"}
 PICTURES = {
     "mnist": Picture("mnist", "accuracy", choices=ERROR),
     "fashion": Picture("fashion", "accuracy", choices=ERROR),
@@ -51,9 +57,19 @@ PICTURES = {
     "ablations": Picture("ablations", "accuracy", only=COMPARED),
     "collapse": Picture("collapse", "accuracy"),
     "dynamic": Picture("dynamic", "accuracy", choices=ERROR),
+    "grain-linear": Picture("grain-linear", "costs", measured="grains", choices=BOUGHT),
+    "grain-convolutions": Picture("grain-convolutions", "costs", measured="grains", choices=BOUGHT),
+    "cifar-resnet-20": Picture("cifar-resnet-20", "accuracy"),
     "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
     "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
 }
+
+
+def timed(points: list[dict[str, Any]], study: str, record: str) -> list[dict[str, Any]]:
+    """`points` with the seconds a step of `record`."""
+    rows = json.loads((RECORDS / f"{record}.json").read_text("utf-8"))
+    seconds = {(row["label"], row["density"]): row["ms"] / 1e3 for row in rows if row["study"] == study}
+    return [{**point, "seconds_per_step": seconds[point["label"], point["density"]]} for point in points]
 
 
 def draw(page: Page, picture: Picture) -> str:
@@ -78,13 +94,17 @@ def main() -> None:
     """Draw every picture whose study has results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=STUDIES / "results", help="folder of <study>.json")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="pictures to draw (default: all)")
     given = parser.parse_args()
+    if unknown := set(given.names) - set(PICTURES):
+        sys.exit(f"no picture {', '.join(sorted(unknown))}: there are {', '.join(PICTURES)}")
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("no chromium: install Debian's package of that name")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as work:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, picture in PICTURES.items():
+        for name in given.names or PICTURES:
+            picture = PICTURES[name]
             results = given.results / f"{picture.study}.json"
             if not results.exists():
                 print(f"no {results}: {name}.svg is left as it is")
@@ -92,6 +112,8 @@ def main() -> None:
             study = Study.read(STUDIES / f"{picture.study}.toml")
             file = Path(work) / f"{name}.html"
             points = json.loads(results.read_text("utf-8"))
+            if picture.measured:
+                points = timed(points, picture.study, picture.measured)
             file.write_text(study_page(study.title, points, [asdict(one) for one in study.published]), "utf-8")
             page = browser.new_page(viewport={"width": 1000, "height": 800})
             page.goto(f"file://{file}")

@@ -1,0 +1,92 @@
+"""What training takes by grain: the networks that the studies of grains ended with, a step of each, in turns with dense.
+
+python benchmarks/grains.py [--runs runs/studies] [--rounds 15]
+
+Writes records/grains.json, one thread. Topologies are those that the runs kept, not random ones. Dense is given its best layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pollard.recipes import Recipe, RunResult
+from pollard.recipes.points import read_study
+from pollard.recipes.problem import Problem
+from pollard.report.machine import machine
+from pollard.report.timing import interleaved
+
+RECORDS = Path(__file__).parent / "records"
+STUDIES = ("grain-linear", "grain-convolutions")
+
+
+def step(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """One training step of `recipe`'s SGD, prepared."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return run
+
+
+def steps(result: RunResult, x: Tensor, y: Tensor) -> list[Callable[[], None]]:
+    """A step of the network that a run ended with; of a dense one on images, another with channels last."""
+    found = [step(result.model(), result.recipe, x, y)]
+    if result.recipe.method == "dense" and x.dim() == 4:
+        last = torch.channels_last
+        model = result.model().to(memory_format=last)
+        found.append(step(model, result.recipe, x.contiguous(memory_format=last), y))
+    return found
+
+
+def measured(out: Path, study: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """A record for each series and density of a study, of its first seed."""
+    points = [point for point in read_study(out).points if point["seed"] == 0]
+    results = [RunResult.read(out / point["run"]) for point in points]
+    recipe = results[0].recipe
+    examples = Problem.of(recipe).examples
+    x, y = examples.x[: recipe.batch_size], examples.y[: recipe.batch_size]
+    ways = [[(f"{run} {way}", call) for way, call in enumerate(steps(each, x, y))] for run, each in enumerate(results)]
+    calls = {name: call for own in ways for name, call in own}
+    ms = {name: median(samples) for name, samples in interleaved(calls, rounds).items()}
+    times = [min(ms[name] for name, _ in own) for own in ways]
+    best = next(time for time, each in zip(times, results, strict=True) if each.recipe.method == "dense")
+    for point, result, time in zip(points, results, times, strict=True):
+        yield {
+            "study": study, "label": point["label"], "density": point["density"], "batch": recipe.batch_size, "ms": time,
+            "speedup": best / time, "nnz": result.nnz, "bytes": result.bytes.total,
+            "threads": torch.get_num_threads(), "machine": machine(),
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Measure both studies, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the studies' folders")
+    parser.add_argument("--rounds", type=int, default=15)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    records = []
+    for study in STUDIES:
+        for record in measured(asked.runs / study, study, asked.rounds):
+            records.append(record)
+            told = f"{record['ms']:.2f} ms, {record['speedup']:.2f}x, {record['bytes'] / 1e3:.1f} KB"
+            sys.stdout.write(f"{study} {record['label']} {record['density']:g}: {told}\n")
+            sys.stdout.flush()
+    (RECORDS / "grains.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
