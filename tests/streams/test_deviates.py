@@ -30,7 +30,7 @@ def exactly(first, second):
     return (-2 * u.log()).sqrt() * angle.cos(), (-2 * u.log()).sqrt() * angle.sin()
 
 
-def test_normal_numbers_are_off_by_two_roundings_at_most():
+def test_normal_numbers_are_off_by_two_units_of_rounding_at_most():
     words = some_words(0), some_words(1)
     for made, exact in zip(normal_pair(*words), exactly(*words), strict=True):
         # Where the sine of pi is asked for, double precision has no zero.

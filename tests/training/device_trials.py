@@ -20,6 +20,7 @@ from pollard.kernels.code import once
 from pollard.kernels.products.placed import indices_on, transpose_on
 from pollard.nn import SparseLinear
 from pollard.nn.readable import dense_weight
+from pollard.streams import Stream
 from pollard.training.methods import METHODS
 from pretended import DEVICE
 
@@ -181,6 +182,17 @@ def test_index_arrays_are_there_once():
         assert all(torch.equal(array.cpu(), mine.int()) for array, mine in zip(there, own, strict=True))
         assert all(one is two for one, two in zip(there, made(), strict=True))
     assert indices_on(topology, torch.device("cpu")).row_pointers is topology.indices.row_pointers
+
+
+@pytest.mark.parametrize("law", ["uniform", "normal"])
+def test_streams_have_the_same_numbers_there(law):
+    stream, out = Stream(3, 4), torch.empty(5, 100, device=DEVICE)
+    here = getattr(stream, law)(2, 7, 100)
+    assert torch.equal(getattr(stream, law)(2, 7, 100, out=out).cpu(), here)
+    places = torch.tensor([2, 6, 3])
+    there = getattr(stream, f"{law}_at")(places.to(DEVICE), places.to(DEVICE))
+    assert there.device == DEVICE
+    assert torch.equal(there.cpu(), here[places - 2, places])
 
 
 def vars_of(transpose):

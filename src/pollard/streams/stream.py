@@ -27,8 +27,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 class Stream:
     """The random numbers of a parameter: each is a function of (seed, layer, draw, row, column), and of nothing else.
 
-    seed: of all parameters, what `torch.manual_seed` takes; numbers below 0 and 2**64 more are the same. layer: which parameter. draw: how
-    many times it was drawn anew. Any block of rows is made at will, with the same bits on every machine and any number of threads.
+    seed: of all parameters, what `torch.manual_seed` takes; below 0 it is the same as 2**64 more. layer: which parameter.
+    draw: how many times it was drawn anew. Any block of rows is made at will, with the same bits on every machine and any number of threads.
     The generator is Philox4x32-10 (Salmon et al., SC 2011): its key is the seed, its counter (c, row, layer, draw), and
     column 64 t + 16 k + l has word k of the counter c = 16 t + l.
 
@@ -56,8 +56,8 @@ class Stream:
     ) -> Tensor:
         """Rows `first` to `last - 1` of a matrix of U(low, high), float32 `(last - first, columns)`.
 
-        ``u * (high - low) + low``, where u is a multiple of 2**-24 from 0 to below 1. `out`, of that shape and dtype, on any
-        device, takes the numbers; its rows may be part of longer ones.
+        ``u * (high - low) + low``, where u is a multiple of 2**-24 from 0 to below 1; rounded, it may be `high`.
+        `out`, of that shape and dtype, on any device, takes the numbers; its rows may be part of longer ones.
         Raises InvalidInput for rows or columns that 32 bits cannot count, bounds that are not finite or not in order, and
         an `out` that does not fit.
 
