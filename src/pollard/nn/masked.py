@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -103,11 +104,15 @@ class MaskedLinear(nn.Module):
         return linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x (weight * mask)^T + bias`: `(..., in)` to `(..., out)`."""
+        """`x (weight * mask)^T + bias`: `(..., in)` to `(..., out)`, features-first in memory for a 2-D x, as of `SparseLinear`."""
         weight = self._kept()
         if self.active is not None:
             weight = straight_through(weight, self.active)
-        return functional.linear(x, weight, self.bias)
+        y = functional.linear(x, weight, self.bias)
+        if isinstance(x, Proxy) or x.dim() != 2 or torch.compiler.is_compiling():
+            return y
+        # Dropout draws number by number as they lie in memory: both storages are to drop the same.
+        return y.t().contiguous().t()
 
     def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, relu: bool = False) -> Tensor | None:
         """The convolution that this layer is of unfolded images, with another bias and a ReLU if asked, by torch's own; None where
@@ -121,6 +126,8 @@ class MaskedLinear(nn.Module):
         weight = self._kept() if self.active is None else straight_through(self._kept(), self.active)
         padded = functional.pad(x, (*padding[1], *padding[0]))
         y = functional.conv2d(padded, weight.unflatten(1, (-1, *kernel)), bias, stride, 0, dilation)
+        # As the sparse layer leaves it, whatever the images' own order.
+        y = y.contiguous()
         return functional.relu(y) if relu else y
 
     def reset_parameters(self) -> None:
