@@ -30,6 +30,7 @@ def dsd(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Dense, sparse, dense: train all, then only the largest `|w|`, then all again, those that come back from zero."""
 
@@ -51,6 +52,7 @@ def gmp(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Gradual magnitude pruning: the smallest `|w|` go, a few every 100 steps, along a cubic; nothing comes back."""
 
@@ -72,6 +74,7 @@ def granet(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Gradual pruning with neuroregeneration: prune to a density that falls along a cubic, then exchange as RigL does."""
 
@@ -93,6 +96,7 @@ def gse(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Guided stochastic exploration: of a random set of candidates as large as what is kept, the largest `|dL/dw|` come."""
 
@@ -114,6 +118,7 @@ def mest(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Memory-economic sparse training: the lowest `|w| + strength * |dL/dw|` go, others come at random, no dense gradient."""
 
@@ -133,6 +138,7 @@ def rigl(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Rigging the lottery: every 100 steps the smallest `|w|` go and the largest `|dL/dw|` come, at zero."""
 
@@ -155,6 +161,7 @@ def set_(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Sparse evolutionary training: once an epoch the 30 % closest to zero go, as many others come at random."""
 
@@ -177,6 +184,7 @@ def snfs(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Grow where the exponential mean of the dense gradient is large; else as RigL."""
 
@@ -199,6 +207,7 @@ def sparse_momentum(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Once an epoch half of each layer goes, and layers with large momentum get more of it back, where momentum is large."""
 
@@ -219,6 +228,7 @@ def srigl(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Structured RigL: a constant fan-in, and no neuron that has too few salient weights."""
 
@@ -235,6 +245,7 @@ def static(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """What is kept first is kept: sparse training without updates."""
 
@@ -256,5 +267,6 @@ def top_kast(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
 ) -> Sparsifier:
     """Train a set B of weights, of which the forward pass reads the largest, A; both are chosen anew every 100 steps."""

@@ -28,6 +28,7 @@ from pollard.training.exploration import Exploration
 from pollard.training.methods.change import Change
 from pollard.training.methods.method import Method
 from pollard.training.optimizers import without_decay
+from pollard.training.own_steps import OwnSteps
 from pollard.training.passes import fault_of
 from pollard.training.randomness import agreed, generator
 from pollard.training.stepping import Steps
@@ -57,7 +58,8 @@ class Sparsifier(Wrapper):
     gradients must be the mean over all processes, as DistributedDataParallel and `processes.average_gradients` leave them:
     topologies are then the same everywhere, and checked to be. `model` may be the wrapper or what it is wrapped around;
     layers go by their names in the latter. dense: the weights `(out, in)` that layers were made of, by name, for a method
-    that remembers them.
+    that remembers them. own_steps: have Adam and AdamW correct the means of each weight by the steps since it came, not by all
+    that were taken; see `OwnSteps`.
 
     Raises InvalidInput where `optimizer` does not step a layer, NothingMatched where no layer is sparse, Disagreement where
     processes hold different topologies.
@@ -84,11 +86,13 @@ class Sparsifier(Wrapper):
         layers: LayerFilter = None,
         seed: int | None = None,
         dense: Mapping[str, Tensor] | None = None,
+        own_steps: bool = False,
     ) -> None:
         super().__init__(optimizer)
         self.model, self.method = processes.bare(model), method
         self.weights = sparse_weights(self.model, optimizer, layers)
         self._refuse_wrapper()
+        self._own_steps = OwnSteps(self.weights if own_steps else {})
         self.seed = agreed(seed)
         self.steps = self.updates = 0
         self.flips = 0.0
@@ -159,6 +163,8 @@ class Sparsifier(Wrapper):
             if due:
                 self._require_ready()
             self.method.before_step(self.weights, step)
+            if not instead:
+                self._own_steps.before()
 
         if due:
             self._refuse_wrapper()
@@ -169,6 +175,7 @@ class Sparsifier(Wrapper):
         else:
             call = self.optimizer.step if closure is None else partial(self.optimizer.step, closure)
             loss, taken = self._stepping.taking(call, prepare, instead=instead)
+            self._own_steps.after()
         if taken:
             self._count(step, due=due)
         return loss

@@ -44,6 +44,7 @@ def sparse_training(
     pattern: PatternChoice = "unstructured",
     layers: LayerFilter = None,
     seed: int | None = None,
+    own_steps: bool = False,
     **options: Any,
 ) -> Sparsifier:
     """Makes the linear layers of `model` sparse and moves their topology by `method`: then call `step()` of what is returned.
@@ -56,7 +57,8 @@ def sparse_training(
     `CRITERIA`, which may need a `batch`; by default random, or magnitude for a method that holds the dense weight. allocation,
     pattern: as `prune`; allocation is erk, or the method's own.
     layers: name patterns or a callable. storage: `masked` for the slow twin. seed: of the first topology and of all that is
-    drawn later; None draws one from torch's generator, so that `torch.manual_seed` decides.
+    drawn later; None draws one from torch's generator, so that `torch.manual_seed` decides. own_steps: count Adam's steps for each
+    weight from when it came.
     Raises InvalidInput for a bad argument, before anything is changed. DistributedDataParallel is wrapped around `model`
     afterwards: it keeps to the parameters that it finds.
 
@@ -98,8 +100,8 @@ def sparse_training(
         held = matrices(model) if made.remembers else {}
         dense = {name: held[name].weight.detach().clone() for name in plan if made.remembers}
         _make_sparse(model, optimizer, plan, storage)
-        return Sparsifier(model, optimizer, made, layers=list(plan), seed=seed, dense=dense)
-    return Sparsifier(model, optimizer, made, layers=layers, seed=seed)
+        return Sparsifier(model, optimizer, made, layers=list(plan), seed=seed, dense=dense, own_steps=own_steps)
+    return Sparsifier(model, optimizer, made, layers=layers, seed=seed, own_steps=own_steps)
 
 
 def _chosen_sparse(

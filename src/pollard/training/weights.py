@@ -29,6 +29,8 @@ from pollard.training.passes import Passes, is_finite
 from pollard.training.wrapping import states_of, stray, tensors_in, within
 
 Fill = float | Tensor
+# The entry of an optimizer's state that says how many steps it had taken when each weight came, where they are counted so.
+JOINED = "joined"
 
 
 class Weight(ABC):
@@ -116,9 +118,12 @@ class Weight(ABC):
 
         source: int32 `(grains,)`, where each grain of `after` stood before, -1 for a grown one. fill: the values of grown
         weights, a number or one for each. What stays keeps its value and every per-weight entry of the optimizer's state,
-        bit for bit; state of what comes starts at zero. The gradient is gone: it was of another topology.
+        bit for bit; state of what comes starts at zero, its own steps at those taken. The gradient is gone: it was of another topology.
         """
-        moved = [(state, key, self._moved(state[key], after, source, 0.0)) for state, key in self._per_weight()]
+        moved = [
+            (state, key, self._moved(state[key], after, source, _start_of(state, key)))
+            for state, key in self._per_weight()
+        ]
         self._keep(after, self._moved_values(after, source, fill))
         for state, key, entry in moved:
             state[key] = entry
@@ -146,7 +151,7 @@ class Weight(ABC):
         for state in self.states():
             for key, entry in state.items():
                 if id(entry) in stood:
-                    state[key] = self._moved(entry, after, source, 0.0)
+                    state[key] = self._moved(entry, after, source, _start_of(state, key))
         self.topology = after
         return True
 
@@ -206,6 +211,11 @@ class Weight(ABC):
             "state with one entry for each weight, or one for all",
             "Use an optimizer that works weight by weight: SGD, Adam, AdamW, RMSprop, Adagrad and others.",
         )
+
+
+def _start_of(state: dict[str, Any], key: str) -> float:
+    """What the entry `key` of a newcomer's state starts at."""
+    return float(state["step"]) if key == JOINED else 0.0
 
 
 class CompressedWeight(Weight):
