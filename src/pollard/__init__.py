@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pollard.pruning.plan import Plan as Plan
     from pollard.pruning.scoring import Rounds as Rounds
     from pollard.pruning.scoring import Scoring as Scoring
+    from pollard.streamed.birth import never_dense as never_dense
     from pollard.training.averaging import Averaged as Averaged
     from pollard.training.optimizers import decay_groups as decay_groups
     from pollard.training.shorthands import *  # noqa: F403 - one for each method that there is
@@ -52,6 +53,7 @@ _HOMES = {
     "densify_": "pollard.nn.surgery",
     "fold_norms_": "pollard.nn.folding",
     "load_sparse": "pollard.nn.loading",
+    "never_dense": "pollard.streamed.birth",
     "plan_from_masks": "pollard.pruning.found",
     "plan_from_zeros": "pollard.pruning.found",
     "prune": "pollard.pruning.decision",

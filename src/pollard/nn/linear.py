@@ -21,6 +21,7 @@ from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
 from pollard.nn.watched import is_watched
 from pollard.ops import convolution, matmul, operators
+from pollard.streamed.tensor import kept_values
 
 
 class SparseLinear(ReadableWeight, nn.Module):
@@ -104,7 +105,7 @@ class SparseLinear(ReadableWeight, nn.Module):
             linear.out_features,
             topology,
             bias=False,
-            initialiser=lambda kept, _: SparseMatrix.from_dense(weight, kept).values,
+            initialiser=lambda kept, _: kept_values(weight, kept),
             relu=relu,
             dtype=weight.dtype,
         )

@@ -18,6 +18,7 @@ from pollard.formats.topology import Topology
 from pollard.nn import initialise
 from pollard.nn.readable import straight_through
 from pollard.nn.watched import is_watched
+from pollard.streamed.tensor import StreamedTensor
 
 
 class KeptParameter(nn.Parameter):
@@ -91,7 +92,10 @@ class MaskedLinear(nn.Module):
     def from_dense(cls, linear: nn.Linear, mask: Tensor | Topology, pattern: str | Pattern = "unstructured") -> Self:
         """The twin that keeps `mask` (a bool tensor `(out, in)`, or a topology, which brings its own pattern) of `linear`."""
         topology = mask if isinstance(mask, Topology) else Topology.from_mask(mask, pattern)
-        return cls(linear.weight, topology, linear.bias)
+        weight = linear.weight
+        if isinstance(weight, StreamedTensor):
+            weight = nn.Parameter(weight.to_dense(), weight.requires_grad)
+        return cls(weight, topology, linear.bias)
 
     def to_dense(self) -> nn.Linear:
         """A linear layer with the mask applied to its weight."""

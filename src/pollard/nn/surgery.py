@@ -32,6 +32,7 @@ from pollard.selection import (
     select,
     unmatched,
 )
+from pollard.streamed.birth import give_memory_, streamed_layers
 
 Storage = Literal["compressed", "masked"]
 _HOOKS = {f"_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre")}
@@ -126,8 +127,9 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLinear | MaskedLinear]:
 def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     """Replaces each sparse layer of `model`, compressed or masked, by the `nn.Linear` it equals; returns `model`.
 
+    Weights that `pollard.never_dense` made without memory get it, and stay the same numbers: as new parameters.
     layers: take only these, as name patterns or a callable `(name, module) -> bool`. What is carried over and the errors are
-    those of `sparsify_`; raises NothingMatched where no layer is sparse, InvalidInput for a layer with a fused ReLU.
+    those of `sparsify_`; raises NothingMatched where no layer is sparse or without memory, InvalidInput for a layer with a fused ReLU.
 
     >>> model = nn.Sequential(nn.Linear(4, 3))
     >>> densify_(sparsify_(model, {"0": Topology.full((3, 4))}))
@@ -136,7 +138,9 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     )
     """
     _refuse_root(model, (SparseLinear, MaskedLinear), "its to_dense()")
-    names = select(sparse_layers(model), layers)
+    streamed = streamed_layers(model)
+    chosen = select({**sparse_layers(model), **streamed}, layers)
+    names = [name for name in chosen if name not in streamed]
     refuse_tied(model, names)
     found = replaceable(model, names)
     fused = [path for path in _with_holders(names) if has_relu(model.get_submodule(path))]
@@ -150,6 +154,8 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
         sparse = model.get_submodule(name)
         assert isinstance(sparse, SparseLinear | MaskedLinear)
         swap(model, sparse, sparse.to_dense(), found)
+    for name in streamed.keys() & set(chosen):
+        give_memory_(streamed[name])
     put_together(model)
     return model
 

@@ -32,6 +32,7 @@ from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Batches, Rounds, RoundSchedule, Scoring
+from pollard.pruning.streaming.decision import StreamedDecision, is_streamed
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
 from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 
@@ -110,10 +111,11 @@ def prune(
     scoring = _filled_in(scoring or Scoring(), rule, loss_fn)
     rounds = rounds if isinstance(rounds, Rounds) else Rounds(rounds)
     described = _described(composed(view, chosen), chosen, pattern, min_density, max_density)
-    decision = _Decision(
+    network = Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape)
+    decision = (StreamedDecision if is_streamed(network) else _Decision)(
         rule,
         _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
-        Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape),
+        network,
         described,
         _fitting(within, described),
         recover=rule.recover if rounds.recover is None else rounds.recover,

@@ -18,6 +18,7 @@ from pollard.errors import InvalidInput
 from pollard.pruning.batches import count, joined, mapped, signals, tensors
 from pollard.pruning.network import Network
 from pollard.pruning.scoring import Pair
+from pollard.streamed.tensor import inner
 
 Found = dict[str, Tensor | None]
 _PLAIN = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
@@ -173,7 +174,7 @@ def _pushed(outputs: list[Tensor], leaves: Mapping[str, Tensor], direction: Mapp
     """`J v`: how the outputs change as the weights go in `direction`."""
     dual = [torch.zeros_like(output).requires_grad_() for output in outputs]
     back = _grad(_along(outputs, dual), leaves, create_graph=True)
-    parts = [(slope * direction[name]).sum() for name, slope in back.items() if slope is not None]
+    parts = [inner(direction[name], slope) for name, slope in back.items() if slope is not None]
     inner = torch.stack(parts).sum() if parts else outputs[0].new_zeros(())
     if not inner.requires_grad:
         return [torch.zeros_like(output) for output in outputs]
@@ -183,7 +184,7 @@ def _pushed(outputs: list[Tensor], leaves: Mapping[str, Tensor], direction: Mapp
 def _twice(value: Tensor, leaves: Mapping[str, Tensor], direction: Mapping[str, Tensor], extra: Tensor | None) -> Found:
     """The gradient of `d value/dw` along `direction`, and of `extra`."""
     first = _grad(value, leaves, create_graph=True)
-    parts = [(direction[name] * slope).sum() for name, slope in first.items() if slope is not None]
+    parts = [inner(direction[name], slope) for name, slope in first.items() if slope is not None]
     along = torch.stack(parts).sum() if parts else value * 0
     found = _grad(along if extra is None else along + extra, leaves)
     # Where the gradient is there but bends nowhere, the product is zero.

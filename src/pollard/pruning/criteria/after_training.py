@@ -10,7 +10,7 @@ from pollard.pruning.criteria.criterion import criterion
 from pollard.pruning.masks import best_grains, shares, top_positions
 
 
-@criterion(needs=("weight", "gradient"), across_layers=True, cite="molchanov2019importance")
+@criterion(needs=("weight", "gradient"), across_layers=True, cite="molchanov2019importance", by_row=True)
 def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
     """Score `(w * dL/dw)^2`: the squared change in the loss, to first order, when the weight goes.
 

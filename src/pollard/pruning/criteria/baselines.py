@@ -8,7 +8,7 @@ from torch import Tensor
 from pollard.pruning.criteria.criterion import criterion
 
 
-@criterion(needs=("weight",), cite="han2015learning")
+@criterion(needs=("weight",), cite="han2015learning", by_row=True)
 def magnitude(weight: Tensor) -> Tensor:
     """Score `|w|`.
 
@@ -20,7 +20,7 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.abs()
 
 
-@criterion(needs=("weight", "generator"))
+@criterion(needs=("weight", "generator"), by_row=True)
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Score `U(0, 1)`, independent of the weight; float32, so that a coarse weight dtype does not make ties.
 

@@ -31,7 +31,8 @@ class Criterion(Protocol):
     rounds: how often it is published to score, each time what the round before has kept. recover: whether what one
     round drops may come back in the next. mode, temperature: of the network while it is measured. per_class: examples of
     each class that it is published to score on, 0 for a batch as it comes; who calls `prune` brings the batch.
-    cite: the key of its source in `CITATIONS`. solve: for a criterion that changes the weights it keeps.
+    by_row: whether scores of some rows ask for no more than those rows of what it needs, so that a weight which is a stream of
+    numbers can be scored. cite: the key of its source in `CITATIONS`. solve: for a criterion that changes the weights it keeps.
     """
 
     __name__: str
@@ -47,6 +48,7 @@ class Criterion(Protocol):
     temperature: float
     per_class: int
     cite: str
+    by_row: bool
     solve: Solve | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -79,6 +81,7 @@ def criterion(
     temperature: float = 1.0,
     per_class: int = 0,
     cite: str = "",
+    by_row: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Criterion]:
     """Declares how a criterion is asked, and makes it a member of `CRITERIA`: `grasp_abs` joins as `grasp-abs`.
 
@@ -103,7 +106,7 @@ def criterion(
         member.name = function.__name__.replace("_", "-")
         member.needs, member.across_layers, member.cite = needs, across_layers, cite
         member.rounds, member.recover, member.mode, member.temperature = rounds, recover, mode, temperature
-        member.allocation, member.per_class = allocation, per_class
+        member.allocation, member.per_class, member.by_row = allocation, per_class, by_row
         member.solve = None
 
         def solved_by(solve: Solve) -> Solve:

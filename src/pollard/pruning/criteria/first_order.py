@@ -7,7 +7,7 @@ from torch import Tensor
 from pollard.pruning.criteria.criterion import criterion
 
 
-@criterion(needs=("weight", "gradient"), across_layers=True, cite="lee2019snip")
+@criterion(needs=("weight", "gradient"), across_layers=True, cite="lee2019snip", by_row=True)
 def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     """Score `|w * dL/dw|`: how fast the loss L changes as the connection is faded out.
 

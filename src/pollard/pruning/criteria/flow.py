@@ -14,6 +14,7 @@ from pollard.pruning.criteria.criterion import criterion
     temperature=200.0,
     per_class=25,
     cite="wang2020grasp",
+    by_row=True,
 )
 def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     """Score `w * (H g)`: how much of the gradient's squared norm is lost, to first order, when the weight goes.
@@ -37,6 +38,7 @@ def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     temperature=200.0,
     per_class=10,
     cite="frankle2021pruning",
+    by_row=True,
 )
 def grasp_abs(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     """Score `|w * (H g)|`: keep what changes the gradient's norm most, whichever way.
@@ -50,7 +52,7 @@ def grasp_abs(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     return (weight * hessian_gradient).abs()
 
 
-@criterion(needs=("synaptic_flow",), across_layers=True, rounds=100, cite="tanaka2020synflow")
+@criterion(needs=("synaptic_flow",), across_layers=True, rounds=100, cite="tanaka2020synflow", by_row=True)
 def synflow(synaptic_flow: Tensor) -> Tensor:
     """Score `|w| dR/d|w|`, the part of the flow R through the network that passes this weight; in 100 rounds.
 

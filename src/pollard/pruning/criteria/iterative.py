@@ -9,7 +9,7 @@ from pollard.pruning.criteria.criterion import criterion
 ROUNDS = 60
 
 
-@criterion(needs=("weight", "gradient"), across_layers=True, rounds=ROUNDS, cite="dejorge2021force")
+@criterion(needs=("weight", "gradient"), across_layers=True, rounds=ROUNDS, cite="dejorge2021force", by_row=True)
 def iter_snip(weight: Tensor, gradient: Tensor) -> Tensor:
     """Score `|w * dL/dw|` at the sparse network, in rounds; what is dropped stays away.
 
@@ -22,7 +22,9 @@ def iter_snip(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight * gradient).abs()
 
 
-@criterion(needs=("weight", "gradient"), across_layers=True, rounds=ROUNDS, recover=True, cite="dejorge2021force")
+@criterion(
+    needs=("weight", "gradient"), across_layers=True, rounds=ROUNDS, recover=True, cite="dejorge2021force", by_row=True
+)
 def force(weight: Tensor, gradient: Tensor) -> Tensor:
     """Score `|w * dL/dw|` with the original weight and the gradient at the sparse network: what is dropped may come back.
 

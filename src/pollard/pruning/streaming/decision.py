@@ -1,0 +1,150 @@
+"""What to keep of weights that are streams of numbers: as over ordinary ones, in memory of what is kept and some rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from pollard.errors import InvalidInput
+from pollard.formats.topology import Topology
+from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, allocation_name, on_the_way, whole_grains
+from pollard.pruning.criteria import CRITERIA, Criterion
+from pollard.pruning.measurements import MEASUREMENTS
+from pollard.pruning.network import Network
+from pollard.pruning.plan import Plan
+from pollard.pruning.streaming.masks import Listed, Surviving
+from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of, ties_at_zero
+from pollard.pruning.streaming.scores import Scores
+from pollard.selection import listed
+from pollard.streamed.source import Source
+from pollard.streamed.tensor import StreamedTensor
+
+Measured = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamedDecision:
+    """All that is fixed while rounds go by."""
+
+    rule: Criterion
+    allocate: Allocation
+    network: Network
+    layers: dict[str, Layer]
+    within: Mapping[str, Topology]
+    recover: bool
+    invert: bool
+    # Where the last cut fell among scores of zero.
+    ties: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def plan(self, densities: list[float], asked: float) -> Plan:
+        """The plan after the last of `densities`, one a round."""
+        self._check()
+        given: dict[str, Source] = {name: Listed(topology) for name, topology in self.within.items()}
+        allowed, layers = given, {name: self._limited(name, layer) for name, layer in self.layers.items()}
+        with self.network.undisturbed():
+            self._mask(allowed)
+            for density in densities[:-1]:
+                scored = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
+                allowed = self._survivors(*scored)
+                self._mask(allowed)
+            scored = self._scored(layers, densities[-1], given if self.recover else allowed)
+            topologies = self._kept(*scored)
+        return Plan(topologies, criterion=self.rule.name, allocation=allocation_name(self.allocate), asked=asked)
+
+    def _check(self) -> None:
+        able = [name for name, each in CRITERIA.items() if each.by_row]
+        if not self.rule.by_row or self.rule.solve is not None:
+            raise InvalidInput(
+                f"criterion {self.rule.name!r} for weights that are streams of numbers, made without pollard.densify_",
+                "one that scores a weight by what is known of its row: " + ", ".join(able),
+                "Declare a criterion of your own with by_row=True if that is what it does; or give the model memory with "
+                "pollard.densify_(model), if it fits.",
+            )
+        sizes = {layer.pattern.size for layer in self.layers.values()}
+        bound = [name for name, layer in self.layers.items() if layer.min_density > 0 or layer.max_density < 1]
+        if self._competing and (len(sizes) > 1 or bound or any(layer.pattern.m for layer in self.layers.values())):
+            raise InvalidInput(
+                f"allocation 'global' over streamed weights with bounds or other grains for {listed(bound or self.layers)}",
+                "one pattern for all layers, without min_density and max_density",
+                "Pass allocation='erk' or 'uniform', which allow both.",
+            )
+
+    @property
+    def _competing(self) -> bool:
+        return self.allocate is ALLOCATIONS["global"]
+
+    def _limited(self, name: str, layer: Layer) -> Layer:
+        """With no room for more than it was given."""
+        if not self.within:
+            return layer
+        return replace(layer, max_density=min(layer.max_density, self.within[name].grains / layer.grains))
+
+    def _scored(
+        self, layers: Mapping[str, Layer], density: float, allowed: Mapping[str, Source]
+    ) -> tuple[dict[str, Scores], dict[str, int]]:
+        """The scores of each layer as the network is now, and how many grains of each are kept; of all, under ``""``, where
+        layers compete.
+        """
+        needed = [need for need in self.rule.needs if need in MEASUREMENTS]
+        measured = {need: MEASUREMENTS[need](self.network) for need in needed}
+        scored = {}
+        for name, layer in layers.items():
+            known = {"weight": self.network.weights[name], "generator": self.network.generator}
+            known |= {need: by_layer[name] for need, by_layer in measured.items()}
+            given = {need: known[need] for need in self.rule.needs}
+            scored[name] = Scores(name, layer, self.rule, given, self.invert, allowed.get(name))
+        if self._competing:
+            size = next(iter(layers.values())).pattern.size
+            return scored, {"": round(density * (sum(layer.weights for layer in layers.values()) // size))}
+        return scored, whole_grains(layers, self.allocate(layers, density), density)
+
+    def _kept(self, scored: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Topology]:
+        topologies: dict[str, Topology] = {}
+        self.ties.clear()
+        for pools, count in _pools(scored, counts):
+            if pools[0].layer.pattern.m:
+                found, lowest = {pools[0].name: runs_of(pools[0])}, 0.0
+            else:
+                found, lowest = best_of(pools, count)
+            topologies |= found
+            for scores in pools if lowest == 0 else ():
+                tied = ties_at_zero(scores, found[scores.name].grains)
+                if tied:
+                    self.ties[scores.name] = tied
+        return topologies
+
+    def _survivors(self, scored: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Source]:
+        """What a round leaves: listed, where it is little enough, or told by the lowest score of it."""
+        if sum(counts.values()) <= ROOM:
+            return {name: Listed(topology) for name, topology in self._kept(scored, counts).items()}
+        found: dict[str, Source] = {}
+        for pools, count in _pools(scored, counts):
+            end = Border(0.0, 0, 0) if pools[0].layer.pattern.m else border(pools, count)
+            found |= {each.name: Surviving(each, end.threshold, end.last(number)) for number, each in enumerate(pools)}
+        return found
+
+    def _mask(self, allowed: Mapping[str, Source]) -> None:
+        if allowed:
+            self.network.masks = {
+                name: weight.like(allowed[name])
+                if isinstance(weight, StreamedTensor)
+                else allowed[name].rows(0, len(weight))
+                for name, weight in self.network.weights.items()
+            }
+
+
+def _pools(scored: Mapping[str, Scores], counts: Mapping[str, int]) -> list[tuple[list[Scores], int]]:
+    """The layers that compete with each other, and how many grains they keep."""
+    if "" in counts and set(counts) == {""} and "" not in scored:
+        return [(list(scored.values()), counts[""])]
+    return [([each], counts[name]) for name, each in scored.items()]
+
+
+def is_streamed(network: Network) -> bool:
+    """Whether any weight of `network` is a stream of numbers."""
+    return any(isinstance(weight, StreamedTensor) for weight in network.weights.values())
+
+
+__all__ = ["StreamedDecision", "is_streamed"]

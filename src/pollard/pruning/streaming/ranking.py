@@ -1,0 +1,115 @@
+"""The exact top-k of scores that come some rows at a time, over one layer or over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pollard.formats.topology import Topology
+from pollard.pruning.masks import top_of_runs, top_positions
+from pollard.pruning.running_top import RunningTop
+from pollard.pruning.streaming.scores import Scores
+
+# Grains that may be listed while others are still to come; more than that are told by the lowest score of theirs.
+ROOM = 1 << 24
+_BINS = 1 << 16
+
+
+class Border(NamedTuple):
+    """Where the best of some layers' grains end: the lowest score of theirs, and the last that has it, by layer and position."""
+
+    threshold: float
+    layer: int
+    position: int
+
+    def last(self, layer: int) -> int:
+        """The last position of a layer that is kept at the threshold."""
+        return self.position if layer == self.layer else (-1 if layer > self.layer else np.iinfo(np.int64).max)
+
+
+class Chosen(NamedTuple):
+    """The topologies of some layers, and the lowest score of what they keep."""
+
+    topologies: dict[str, Topology]
+    lowest: float
+
+
+def best_of(pools: Sequence[Scores], count: int) -> Chosen:
+    """The topologies that keep the `count` best grains of all layers in `pools`, which compete; ties by layer, then position."""
+    best, ends = RunningTop(count, least=-torch.inf), [0]
+    for scores in pools:
+        for first, part in scores:
+            best.add(ends[-1] + first, part)
+        ends.append(ends[-1] + scores.layer.grains)
+    positions = best.positions()
+    cuts = torch.searchsorted(positions, torch.tensor(ends, device="cpu")).tolist()
+    found = {}
+    for scores, start, first, last in zip(pools, ends, cuts, cuts[1:], strict=False):
+        found[scores.name] = Topology.from_positions(
+            scores.layer.matrix, scores.layer.pattern, positions[first:last] - start
+        )
+    return Chosen(found, best.least)
+
+
+def runs_of(scores: Scores) -> Topology:
+    """The topology that keeps the n best of every m."""
+    pattern, positions = scores.layer.pattern, []
+    for first, part in scores:
+        kept = top_of_runs(part, pattern.n, pattern.m, layer=scores.name)
+        positions.append(kept.nonzero().view(-1) + first)
+    return Topology.from_positions(scores.layer.matrix, pattern, torch.cat(positions))
+
+
+def ties_at_zero(scores: Scores, count: int) -> tuple[int, int] | None:
+    """How many scores of zero are kept, of how many, where the border of the `count` best falls among them, or that of some m."""
+    kept, tied, above, zeros, pattern = 0, 0, 0, 0, scores.layer.pattern
+    for _, part in scores:
+        if not pattern.m:
+            above, zeros = above + int((part > 0).sum()), zeros + int((part == 0).sum())
+            continue
+        runs = part.view(-1, pattern.m)
+        over, nothing = (runs > 0).sum(1), (runs == 0).sum(1)
+        between = (over < pattern.n) & (pattern.n < over + nothing)
+        kept, tied = kept + int((pattern.n - over)[between].sum()), tied + int(nothing[between].sum())
+    if not pattern.m and above < count < above + zeros:
+        kept, tied = count - above, zeros
+    return (kept, tied) if tied else None
+
+
+def border(pools: Sequence[Scores], count: int) -> Border:
+    """Where the `count` best of all grains of `pools` end, in memory that does not depend on count.
+
+    Three passes: scores are counted by their first 16 bits, those in the bin of the last one listed, and ranked exactly.
+    """
+    histogram = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
+    for scores in pools:
+        for _, part in scores:
+            histogram += _bins(part).bincount(minlength=_BINS)
+    better = histogram.flip(0).cumsum(0).flip(0)  # in this bin or a higher one
+    bin_ = int((better >= count).nonzero().max())
+    inside, places = [], []
+    for number, scores in enumerate(pools):
+        for first, part in scores:
+            found = (_bins(part) == bin_).nonzero().view(-1)
+            inside.append(part[found])
+            places.append(torch.stack([torch.full_like(found, number), found + first], 1))
+    values, where = torch.cat(inside), torch.cat(places)
+    wanted = count - int(better[bin_ + 1] if bin_ + 1 < _BINS else 0)
+    kept = top_positions(values, wanted)
+    threshold = values[kept].min()
+    layer, position = where[kept[values[kept] == threshold]][-1].tolist()
+    return Border(float(threshold), layer, position)
+
+
+def _bins(scores: Tensor) -> Tensor:
+    """Their first 16 bits as float32, in the order of the scores: of negative numbers all bits are turned."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0 equals 0
+    ordered = torch.where(bits < 0, ~bits, bits | torch.iinfo(torch.int32).min)
+    return (ordered >> 16) & (_BINS - 1)
+
+
+__all__ = ["ROOM", "Border", "best_of", "border", "runs_of", "ties_at_zero"]

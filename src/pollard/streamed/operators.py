@@ -1,0 +1,161 @@
+"""Operators of torch that streamed tensors are given to: what waits until rows are asked for, and what draws."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pollard.streamed.drawn import DRAWS, STEPS, Drawn
+from pollard.streamed.products import LowRank
+from pollard.streamed.source import Constant, Mapped, Part, blocks
+from pollard.streamed.tensor import StreamedTensor, operator, unserved
+
+aten = torch.ops.aten
+
+
+@operator(aten.alias.default, aten.detach.default, aten.lift_fresh.default)
+def _itself(first: StreamedTensor, func: Any, *args: Any) -> StreamedTensor:
+    del func, args
+    return first.like(first.source)
+
+
+@operator(aten.clone.default)
+def _clone(first: StreamedTensor, func: Any, *args: Any, **kwargs: Any) -> StreamedTensor:
+    del func, args, kwargs
+    return first.like(first.source.copied() if isinstance(first.source, Drawn) else first.source)
+
+
+@operator(aten.view.default, aten._unsafe_view.default, aten.reshape.default)  # noqa: SLF001 - its name in torch
+def _view(first: StreamedTensor, func: Any, tensor: Tensor, shape: list[int]) -> StreamedTensor:
+    del func, tensor
+    known = math.prod(size for size in shape if size != -1)
+    whole = tuple(size if size != -1 else first.numel() // max(1, known) for size in shape)
+    if len(whole) < 2 or whole[0] != first.source.shape[0]:
+        raise unserved(f"a view of shape {whole}", first)
+    return StreamedTensor(first.source, whole)
+
+
+@operator(aten.split.Tensor)
+def _split(first: StreamedTensor, func: Any, tensor: Tensor, size: int, dim: int = 0) -> list[StreamedTensor]:
+    del func, tensor
+    if dim != 0:
+        raise unserved(f"a split along axis {dim}", first)
+    rows, columns = first.source.shape
+    if size >= rows:
+        return [first.like(first.source)]
+    cuts = [(start, min(rows, start + size)) for start in range(0, rows, size)]
+    parts = [Part((last - start, columns), first.dtype, first.source, start) for start, last in cuts]
+    return [StreamedTensor(part, (part.shape[0], *first.shape[1:])) for part in parts]
+
+
+@operator(
+    aten.abs.default, aten.add.Tensor, aten.div.Tensor, aten.lerp.Scalar, aten.mul.Tensor, aten.neg.default, aten.pow.Tensor_Scalar,
+    aten.sub.Tensor, aten.where.self, aten.where.ScalarOther,
+)  # fmt: skip
+def _place_by_place(first: StreamedTensor, func: Any, *args: Any) -> StreamedTensor:
+    for each in args:
+        fits = (
+            each.shape == first.shape
+            if isinstance(each, StreamedTensor)
+            else not isinstance(each, Tensor) or not each.dim()
+        )
+        if not fits:
+            raise unserved(func, first)
+    joined = _added(*args) if func is aten.add.Tensor else None
+    if joined is not None:
+        return first.like(joined)
+    sources = [each.source if isinstance(each, StreamedTensor) else each for each in args]
+    dtype = reduce(torch.promote_types, [each.dtype for each in args if isinstance(each, StreamedTensor)])
+    return first.like(Mapped(first.source.shape, dtype, func, sources))
+
+
+def _added(*args: Any) -> LowRank | None:
+    """The sum of two gradients, as autograd adds up those of a weight that is used more than once."""
+    sources = [each.source for each in args if isinstance(each, StreamedTensor) and isinstance(each.source, LowRank)]
+    if len(args) != 2 or len(sources) != 2:
+        return None
+    one, other = sources
+    return LowRank(one.shape, one.dtype, (*one.factors, *other.factors))
+
+
+@operator(aten._to_copy.default)  # noqa: SLF001 - its name in torch
+def _to_copy(
+    first: StreamedTensor, func: Any, tensor: Tensor, *, dtype: torch.dtype | None = None, device: Any = None, **_: Any
+) -> Tensor:
+    del func, tensor
+    dtype, place = dtype or first.dtype, torch.device(device or "cpu").type
+    if place == "meta":
+        return torch.empty(first.shape, dtype=dtype, device=place)
+    if place != "cpu":
+        raise unserved(f"a copy on {place}", first)
+    source = first.source
+    if dtype == source.dtype:
+        return first.like(source)
+    # What was drawn can be drawn further, in another precision too.
+    return first.like(
+        source.copied(dtype) if isinstance(source, Drawn) else Mapped(source.shape, dtype, Tensor.to, (source, dtype))
+    )
+
+
+@operator(aten.zeros_like.default)
+def _zeros_like(
+    first: StreamedTensor, func: Any, tensor: Tensor, *, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
+    del func, tensor
+    return first.like(Constant(first.source.shape, dtype or first.dtype, 0.0))
+
+
+@operator(aten.amax.default)
+def _amax(first: StreamedTensor, func: Any, tensor: Tensor, dim: tuple[int, ...] = ()) -> Tensor:
+    del func, tensor
+    if len(dim) not in {0, first.dim()}:
+        raise unserved(f"a maximum over {tuple(dim)}", first)
+    return torch.stack([first.block(*each).amax() for each in blocks(first.source.shape)]).amax()
+
+
+@operator(aten.any.default)
+def _any(first: StreamedTensor, func: Any, tensor: Tensor) -> Tensor:
+    del func, tensor
+    return torch.tensor(any(bool(first.block(*each).any()) for each in blocks(first.source.shape)), device="cpu")
+
+
+@operator(aten.sum.dim_IntList)
+def _sum(first: StreamedTensor, func: Any, tensor: Tensor, dim: tuple[int, ...]) -> Tensor:
+    del func, tensor
+    if first.dim() != 2 or tuple(dim) not in {(1,), (-1,)}:
+        raise unserved(f"a sum over {tuple(dim)}", first)
+    return torch.cat([first.block(*each).sum(1) for each in blocks(first.source.shape)])
+
+
+@operator(*DRAWS, *STEPS)
+def _drawn(first: StreamedTensor, func: Any, *args: Any, **kwargs: Any) -> StreamedTensor:
+    others = args[1:]
+    plain = not any(isinstance(each, StreamedTensor) or (isinstance(each, Tensor) and each.dim()) for each in others)
+    if args[0] is not first or not plain or not isinstance(first.source, Drawn):
+        raise unserved(func, first)
+    first.source.note(func, others, {key: value for key, value in kwargs.items() if key != "generator"})
+    return first
+
+
+@operator(aten.copy_.default)
+def _copy(
+    first: StreamedTensor, func: Any, target: Tensor, other: Tensor, non_blocking: bool = False
+) -> StreamedTensor:
+    del target, non_blocking
+    into: Any = first.source
+    source: Any = other.source if isinstance(other, StreamedTensor) else None
+    if (
+        not isinstance(into, Drawn)
+        or not isinstance(source, Drawn)
+        or (first.shape, first.dtype) != (other.shape, other.dtype)
+    ):
+        raise unserved(func, first)
+    into.become(source)
+    return first
+
+
+__all__: list[str] = []

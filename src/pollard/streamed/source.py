@@ -1,0 +1,95 @@
+"""Where the numbers of a matrix come from, some rows at a time: matrices that are never there all at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOM = 1 << 21  # numbers of a matrix that are there at once: 8 MB
+GRAIN = 32  # rows: a multiple of those of every grain
+
+
+class Source(ABC):
+    """A matrix `shape` `(rows, columns)` of `dtype`, any block of whose rows can be asked for, again and again alike."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    @abstractmethod
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows `first` to `last - 1`: `(last - first, columns)`, never to be written to."""
+
+    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The numbers at these places, int64 `(n,)` each, in any order."""
+        found = torch.empty(len(rows), dtype=self.dtype, device="cpu")
+        for first, last in blocks(self.shape):
+            inside = ((rows >= first) & (rows < last)).nonzero().view(-1)
+            if len(inside):
+                found[inside] = self.rows(first, last)[rows[inside] - first, columns[inside]]
+        return found
+
+
+def blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The rows of a matrix in order, about as many at a time as ROOM holds, whole grains of any pattern in each block.
+
+    The same whoever asks, so that what is computed of a block comes out alike, bit for bit.
+
+    >>> list(blocks((100, ROOM // 40)))
+    [(0, 32), (32, 64), (64, 96), (96, 100)]
+    """
+    rows, columns = shape
+    step = max(1, ROOM // max(1, columns * GRAIN)) * GRAIN
+    for first in range(0, rows, step):
+        yield first, min(rows, first + step)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant(Source):
+    """One number in every place."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    value: float
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """That number, over and over, in the memory of one."""
+        return torch.full((1, 1), self.value, dtype=self.dtype, device="cpu").expand(last - first, self.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapped(Source):
+    """``function(*arguments)``, place by place, where some of the arguments are sources of one shape."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    function: Callable[..., Tensor]
+    arguments: Sequence[Any]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The function of those rows."""
+        found = self.function(
+            *(each.rows(first, last) if isinstance(each, Source) else each for each in self.arguments)
+        )
+        return found.to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part(Source):
+    """The rows of `whole` from `start` on."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    whole: Source
+    start: int
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Those rows of the part."""
+        return self.whole.rows(self.start + first, self.start + last)
+
+
+__all__ = ["ROOM", "Constant", "Mapped", "Part", "Source", "blocks"]
