@@ -146,15 +146,11 @@ def _copy(
     first: StreamedTensor, func: Any, target: Tensor, other: Tensor, non_blocking: bool = False
 ) -> StreamedTensor:
     del target, non_blocking
-    into: Any = first.source
-    source: Any = other.source if isinstance(other, StreamedTensor) else None
-    if (
-        not isinstance(into, Drawn)
-        or not isinstance(source, Drawn)
-        or (first.shape, first.dtype) != (other.shape, other.dtype)
-    ):
+    source = other.source if isinstance(other, StreamedTensor) else None
+    fits = (first.shape, first.dtype) == (other.shape, other.dtype)
+    if not fits or not isinstance(first.source, Drawn) or not isinstance(source, Drawn):
         raise unserved(func, first)
-    into.become(source)
+    first.source.become(source)
     return first
 
 
