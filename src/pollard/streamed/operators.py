@@ -135,7 +135,7 @@ def _sum(first: StreamedTensor, func: Any, tensor: Tensor, dim: tuple[int, ...])
 def _drawn(first: StreamedTensor, func: Any, *args: Any, **kwargs: Any) -> StreamedTensor:
     others = args[1:]
     plain = not any(isinstance(each, StreamedTensor) or (isinstance(each, Tensor) and each.dim()) for each in others)
-    if args[0] is not first or not plain or not isinstance(first.source, Drawn):
+    if not isinstance(args[0], StreamedTensor) or not plain or not isinstance(first.source, Drawn):
         raise unserved(func, first)
     first.source.note(func, others, {key: value for key, value in kwargs.items() if key != "generator"})
     return first
