@@ -175,10 +175,10 @@ def _pushed(outputs: list[Tensor], leaves: Mapping[str, Tensor], direction: Mapp
     dual = [torch.zeros_like(output).requires_grad_() for output in outputs]
     back = _grad(_along(outputs, dual), leaves, create_graph=True)
     parts = [inner(direction[name], slope) for name, slope in back.items() if slope is not None]
-    inner = torch.stack(parts).sum() if parts else outputs[0].new_zeros(())
-    if not inner.requires_grad:
+    along = torch.stack(parts).sum() if parts else outputs[0].new_zeros(())
+    if not along.requires_grad:
         return [torch.zeros_like(output) for output in outputs]
-    return [part.detach() for part in torch.autograd.grad(inner, dual, materialize_grads=True)]
+    return [part.detach() for part in torch.autograd.grad(along, dual, materialize_grads=True)]
 
 
 def _twice(value: Tensor, leaves: Mapping[str, Tensor], direction: Mapping[str, Tensor], extra: Tensor | None) -> Found:
