@@ -32,7 +32,7 @@ from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Batches, Rounds, RoundSchedule, Scoring
-from pollard.pruning.streaming.decision import StreamedDecision, is_streamed
+from pollard.pruning.streaming import StreamedDecision, is_streamed
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
 from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 

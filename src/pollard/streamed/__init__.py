@@ -1,4 +1,6 @@
 """Weights without memory: matrices that come some rows at a time, as tensors that torch computes with."""
 
-from pollard.streamed import functions as functions
-from pollard.streamed import operators as operators
+# What torch may do to them joins by being imported.
+from pollard.streamed import functions, operators
+
+__all__ = ["functions", "operators"]

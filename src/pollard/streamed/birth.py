@@ -49,7 +49,7 @@ def never_dense(seed: int | None = None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if seed is None:
-            seed = int(torch.randint(_SEEDS, (), device="cpu"))
+            seed = int(torch.randint(_SEEDS, (), dtype=torch.int64, device="cpu"))
         else:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.random.default_generator.manual_seed(seed)

@@ -90,7 +90,7 @@ class Drawn(Source):
         elif draw == str(aten.normal_.default):
             made = normal(*_filled(args, kwargs, {"mean": 0.0, "std": 1.0}))
         else:
-            made = torch.full(shape, float(args[0]) if args else 0.0, device="cpu")
+            made = torch.full(shape, float(args[0]) if args else 0.0, dtype=torch.float32, device="cpu")
         for name, others, named in steps:
             _STEPS[name](made, *others, **named)
         return made if made.dtype == self.dtype else made.to(self.dtype)

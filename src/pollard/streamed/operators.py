@@ -120,7 +120,8 @@ def _amax(first: StreamedTensor, func: Any, tensor: Tensor, dim: tuple[int, ...]
 @operator(aten.any.default)
 def _any(first: StreamedTensor, func: Any, tensor: Tensor) -> Tensor:
     del func, tensor
-    return torch.tensor(any(bool(first.block(*each).any()) for each in blocks(first.source.shape)), device="cpu")
+    found = any(bool(first.block(*each).any()) for each in blocks(first.source.shape))
+    return torch.full((), found, dtype=torch.bool, device="cpu")
 
 
 @operator(aten.sum.dim_IntList)

@@ -46,7 +46,7 @@ def best_of(pools: Sequence[Scores], count: int) -> Chosen:
             best.add(ends[-1] + first, part)
         ends.append(ends[-1] + scores.layer.grains)
     positions = best.positions()
-    cuts = torch.searchsorted(positions, torch.tensor(ends, device="cpu")).tolist()
+    cuts = torch.searchsorted(positions, torch.tensor(ends, dtype=torch.int64, device="cpu")).tolist()
     found = {}
     for scores, start, first, last in zip(pools, ends, cuts, cuts[1:], strict=False):
         found[scores.name] = Topology.from_positions(
