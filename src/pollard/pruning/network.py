@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -105,6 +105,15 @@ class Network:
     def _first(self) -> Any:
         """A sample of the first batch: asked for in every round, read once."""
         return mapped(next(self.pairs())[0], lambda part: part[:1].clone())
+
+    @property
+    def pieces(self) -> int:
+        """How many times a measurement passes the scoring batches through the network, as far as is known beforehand."""
+        alone = self._batches is None or isinstance(self._batches, Mapping) or is_pair(self._batches)
+        batches = [self._batches] if alone else self._batches
+        if alone and self._batches is not None and self.scoring.chunk_size:
+            return -(-count(next(self.pairs())[0]) // self.scoring.chunk_size)
+        return len(batches) if isinstance(batches, Sized) else 1
 
     def pairs(self) -> Iterator[Pair]:
         """The scoring batches, from the first; raises InvalidInput where there is none, or one is unfit."""

@@ -15,6 +15,7 @@ from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 from pollard.pruning.streaming.masks import Listed, Surviving
+from pollard.pruning.streaming.meter import PASSES, Counted, Meter, require_room
 from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of, ties_at_zero
 from pollard.pruning.streaming.scores import Scores
 from pollard.selection import listed
@@ -43,7 +44,8 @@ class StreamedDecision:
         self._check()
         given: dict[str, Source] = {name: Listed(topology) for name, topology in self.within.items()}
         allowed, layers = given, {name: self._limited(name, layer) for name, layer in self.layers.items()}
-        with self.network.undisturbed():
+        require_room(round(densities[-1] * sum(layer.grains for layer in layers.values())))
+        with self.network.undisturbed(), self._metered(len(densities)):
             self._mask(allowed)
             for density in densities[:-1]:
                 scored = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
@@ -70,6 +72,15 @@ class StreamedDecision:
                 "one pattern for all layers, without min_density and max_density",
                 "Pass allocation='erk' or 'uniform', which allow both.",
             )
+
+    def _metered(self, rounds: int) -> Meter:
+        """What counts the passes over the weights from now on."""
+        passes = 1 + self.network.pieces * sum(PASSES.get(need, 0) for need in self.rule.needs)
+        meter = Meter(rounds * passes * sum(layer.weights for layer in self.layers.values()))
+        for name, weight in self.network.weights.items():
+            if isinstance(weight, StreamedTensor):
+                self.network.weights[name] = weight.like(Counted(weight.source, meter))
+        return meter
 
     @property
     def _competing(self) -> bool:

@@ -16,6 +16,8 @@ from pollard.pruning.criteria import Criterion
 from pollard.streamed.source import Source, blocks
 from pollard.streamed.tensor import StreamedTensor
 
+PIECE = 1 << 18  # weights that are scored at a time
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
@@ -32,35 +34,49 @@ class Scores:
     allowed: Source | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """The position of the first grain and the scores `(n,)` of so many rows, from the first to the last."""
-        width = self.layer.pattern.grid(self.layer.matrix)[1]
+        """The position of the first grain and the scores `(n,)` of some grains, from the first to the last."""
+        pattern = self.layer.pattern
+        width = pattern.grid(self.layer.matrix)[1]
         for first, last in blocks(self.layer.matrix):
-            yield first // self.layer.pattern.rows * width, self.part(first, last).flatten()
+            for row, scores in self._pieces(first, last):
+                yield row // pattern.rows * width, scores.flatten()
 
     def part(self, first: int, last: int) -> Tensor:
         """The scores of the grains of these rows, `(row groups, width)`: minus infinity for what may not be chosen."""
+        return torch.cat([scores for _, scores in self._pieces(first, last)])
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
+        # What is done place by place is done to what stays in cache.
         pattern = self.layer.pattern
+        step = max(1, PIECE // max(1, self.layer.matrix[1] * pattern.rows)) * pattern.rows
         with torch.no_grad():
             given = {need: _rows_of(each, first, last) for need, each in self.given.items()}
-            scores = self.rule(**given)
-            if scores.shape != (last - first, self.layer.matrix[1]):
-                raise InvalidInput(
-                    f"scores of shape {tuple(scores.shape)} for {last - first} rows of layer {self.name!r}",
-                    f"one score per weight, {(last - first, self.layer.matrix[1])}",
-                    "Declare by_row=True only of a criterion that scores each weight by what is known of its row.",
-                )
-            grains = pattern.grain_sum(scores)
-            if not all(map(math.isfinite, map(float, grains.aminmax()))):
-                raise InvalidInput(
-                    f"scores of layer {self.name!r} that are not finite, in rows {first} to {last - 1}",
-                    "finite scores",
-                    "Look for NaN or overflow in the weights, the scoring batch or the loss.",
-                )
-            grains = -grains if self.invert else grains
-            if self.allowed is not None:
-                kept = self.allowed.rows(first, last)[:: pattern.rows, :: pattern.columns]
-                grains = grains.masked_fill(~kept, -torch.inf)
-        return grains
+            allowed = None if self.allowed is None else self.allowed.rows(first, last)
+            for start in range(0, last - first, step):
+                piece = slice(start, min(start + step, last - first))
+                some = {need: each[piece] if isinstance(each, Tensor) else each for need, each in given.items()}
+                scores = self._scored(some, first + start, first + piece.stop)
+                if allowed is not None:
+                    kept = allowed[piece][:: pattern.rows, :: pattern.columns]
+                    scores = scores.masked_fill(~kept, -torch.inf)
+                yield first + start, scores
+
+    def _scored(self, given: Mapping[str, Any], first: int, last: int) -> Tensor:
+        scores = self.rule(**given)
+        if scores.shape != (last - first, self.layer.matrix[1]):
+            raise InvalidInput(
+                f"scores of shape {tuple(scores.shape)} for {last - first} rows of layer {self.name!r}",
+                f"one score per weight, {(last - first, self.layer.matrix[1])}",
+                "Declare by_row=True only of a criterion that scores each weight by what is known of its row.",
+            )
+        grains = self.layer.pattern.grain_sum(scores)
+        if not all(map(math.isfinite, map(float, grains.aminmax()))):
+            raise InvalidInput(
+                f"scores of layer {self.name!r} that are not finite, in rows {first} to {last - 1}",
+                "finite scores",
+                "Look for NaN or overflow in the weights, the scoring batch or the loss.",
+            )
+        return -grains if self.invert else grains
 
 
 def _rows_of(given: Any, first: int, last: int) -> Any:
