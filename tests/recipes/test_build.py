@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from pollard.errors import LayerCollapse
+from pollard.errors import InvalidInput, LayerCollapse
 from pollard.networks import Ends
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
+from pollard.nn.surgery import densify_
 from pollard.recipes import Recipe
-from pollard.recipes.build import build, layer_patterns, random_plan
+from pollard.recipes.build import build, decide, initial, layer_patterns, random_plan
+from pollard.streamed.tensor import StreamedTensor
 from pollard.training import Examples
 
 ENDS = Ends((16,), 10)
@@ -95,6 +97,44 @@ def test_born_sparse_holds_nothing_dense():
     model, plan = build(recipe, Ends((40_000,), 2), examples())
     assert plan.nnz == round(1e-6 * (40_000 * 40_000 + 80_000))
     assert model[0].values.shape == (plan["fc1"].nnz,)
+
+
+@pytest.mark.parametrize("initialiser", ["lecun", "kaiming", "xavier", "torch"])
+@pytest.mark.parametrize("method", ["snip", "magnitude", "rigl"])
+def test_a_network_that_is_never_dense_keeps_what_its_dense_twin_would(method, initialiser):
+    recipe = Recipe(model=MLP, method=method, initialiser=initialiser, density=0.2, never_dense=True)
+    model, plan = build(recipe, ENDS, examples())
+    streamed = initial(recipe, ENDS)
+    assert all(isinstance(each.weight, StreamedTensor) for each in linear(streamed, nn.Linear).values())
+    dense = densify_(streamed)
+    found = decide(recipe, dense, examples())
+    assert all(plan[name].same_as(found[name]) for name in found)
+    for name, layer in linear(model, SparseLinear).items():
+        assert torch.equal(layer.to_dense().weight, dense.get_submodule(name).weight * found.mask(name))
+
+
+def test_laws_of_numbers_by_position_are_those_of_the_initialisers():
+    for initialiser in ("lecun", "kaiming", "xavier", "torch"):
+        drawn = [
+            initial(
+                Recipe(model="mlp-400-300-10", initialiser=initialiser, never_dense=streamed), Ends((400,), 10)
+            ).fc1.weight
+            for streamed in (True, False)
+        ]
+        mine, theirs = (
+            each.to_dense().detach() if isinstance(each, StreamedTensor) else each.detach() for each in drawn
+        )
+        assert mine.std() == pytest.approx(float(theirs.std()), rel=0.01)
+        assert mine.abs().max() == pytest.approx(float(theirs.abs().max()), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"method": "dense"}, {"method": "lamp"}, {"score_at": 1.0}, {"repair": "isometry"}, {"storage": "masked"}],
+)
+def test_what_needs_dense_weights_is_refused_where_they_are_never_made(fields):
+    with pytest.raises(InvalidInput, match="never_dense"):
+        Recipe(never_dense=True, **fields)
 
 
 def test_a_layer_left_empty_is_told():

@@ -20,6 +20,7 @@ FIELDS = (
     "data",
     "model",
     "initialiser",
+    "never_dense",
     "method",
     "density",
     "allocation",

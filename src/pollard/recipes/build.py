@@ -24,7 +24,14 @@ from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Scoring
-from pollard.recipes.models import INITIALISERS, dense_network, initial_network, prunable_shapes, weight_shapes
+from pollard.recipes.models import (
+    INITIALISERS,
+    dense_network,
+    initial_network,
+    prunable_shapes,
+    streamed_network,
+    weight_shapes,
+)
 from pollard.recipes.recipe import Recipe
 from pollard.training import Examples, generator
 from pollard.training.precision import bring_
@@ -60,12 +67,13 @@ def is_born_sparse(recipe: Recipe) -> bool:
     untrained = recipe.score_at == 0.0 and not recipe.rewinds
     as_it_is = not recipe.ablation and not recipe.repair
     drawn = is_fully_connected(recipe.model) and recipe.rule == "random" and recipe.allocation != "global"
-    return drawn and untrained and as_it_is
+    return drawn and untrained and as_it_is and not recipe.never_dense
 
 
 def initial(recipe: Recipe, ends: Ends, purpose: str = "weights") -> nn.Module:
-    """The dense network before training; another `purpose` draws other weights."""
-    return initial_network(recipe.model, ends, recipe.initialiser, generator(recipe.seed, purpose))
+    """The network before training, dense or of weights without memory; another `purpose` draws other weights."""
+    born = streamed_network if recipe.never_dense else initial_network
+    return born(recipe.model, ends, recipe.initialiser, generator(recipe.seed, purpose))
 
 
 def decide(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pollard import networks
 from pollard.composites import composable, composed, matrices
@@ -15,12 +15,20 @@ from pollard.networks.fully_connected import layer_shapes, layer_sizes, network
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
 from pollard.selection import linear_layers
+from pollard.streamed.birth import never_dense, streamed_layers
 
 INITIALISERS: dict[str, Initialiser] = {
     "lecun": initialise.lecun_normal,
     "kaiming": initialise.kaiming_normal,
     "xavier": initialise.xavier_normal,
     "torch": initialise.uniform,
+}
+# The same laws, in place, for a weight that knows its fan-in and its fan-out.
+_LAWS: dict[str, Callable[[Tensor, int, int], object]] = {
+    "lecun": lambda weight, fan_in, _: nn.init.trunc_normal_(weight, 0.0, *_cut(fan_in)),
+    "kaiming": lambda weight, fan_in, _: weight.normal_(0.0, (2.0 / fan_in) ** 0.5),
+    "xavier": lambda weight, fan_in, fan_out: weight.normal_(0.0, (2.0 / (fan_in + fan_out)) ** 0.5),
+    "torch": lambda weight, fan_in, _: weight.uniform_(-(fan_in**-0.5), fan_in**-0.5),
 }
 # The network's own initial weights: what its modules draw for themselves.
 OWN = "own"
@@ -52,6 +60,23 @@ def initial_network(model: str, ends: Ends, initialiser: str, generator: torch.G
     return made
 
 
+def streamed_network(model: str, ends: Ends, initialiser: str, generator: torch.Generator) -> nn.Module:
+    """As `initial_network`, of the same laws but other numbers: weights have no memory, and are drawn by position.
+
+    >>> made = streamed_network("lenet-300-100", Ends((784,), 10), "lecun", torch.Generator().manual_seed(0))
+    >>> type(made.fc1.weight).__name__
+    'StreamedTensor'
+    """
+    with torch.device("cpu"), never_dense(generator.initial_seed() % 2**63):
+        made = networks.build(model, ends).float()
+    for module in streamed_layers(made).values() if initialiser != OWN else ():
+        weight = module.get_parameter("weight").detach()
+        _LAWS[initialiser](weight, weight.numel() // len(weight), len(weight))
+        if module.bias is not None:
+            nn.init.zeros_(module.get_parameter("bias"))
+    return made
+
+
 def dense_network(sizes: Sequence[int], initialiser: str, generator: torch.Generator) -> nn.Sequential:
     """Linear layers of `sizes` with ReLU between them, weights drawn by `initialiser`, biases 0."""
     return network(sizes, lambda inputs, outputs: _dense_layer(inputs, outputs, INITIALISERS[initialiser], generator))
@@ -71,6 +96,12 @@ def weight_shapes(model: str, ends: Ends) -> dict[str, tuple[int, int]]:
 def prunable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Name to shape `(rows, columns)` of every weight of `model` that can be pruned."""
     return {name: (layer.out_features, layer.in_features) for name, layer in matrices(model).items()}
+
+
+def _cut(fan_in: int) -> tuple[float, float, float]:
+    """The deviation before the cut and the bounds of a normal cut at two deviations, of variance 1 / fan-in after it."""
+    deviation = fan_in**-0.5 / initialise.TRUNCATED_STD
+    return deviation, -2 * deviation, 2 * deviation
 
 
 @torch.no_grad()

@@ -102,6 +102,9 @@ class Recipe:
     start_density: float = _later(0.0, "density at first, where it falls; 0 for the method's own")
     density_curve: str = _later("", "linear, cubic, cosine, exponential or one-cycle (default: the method's own)")
     method_options: str = _later("", "more options of the method, as in signed=false,deviation=0.2")
+    never_dense: bool = _later(
+        False, "initial weights have no memory: numbers by position, scored some rows at a time, drawn where kept"
+    )
     storage: Storage = _setting("compressed", "compressed: only kept weights exist; masked: dense ones and a mask")  # noqa: RUF009
     validation: float = _setting(0.0, "fraction of the training examples held out and evaluated as 'validation'")
     epochs: int = _setting(20, "times over the training examples")
@@ -164,6 +167,7 @@ class Recipe:
         self._validate_scoring()
         self._validate_pipeline()
         self._validate_moving()
+        self._validate_never_dense()
 
     def _validate_scoring(self) -> None:
         for name in ("score_batch", "score_per_class"):
@@ -228,6 +232,24 @@ class Recipe:
                     f"Leave {name} out, or choose such a method.",
                 )
 
+    def _validate_never_dense(self) -> None:
+        if not self.never_dense:
+            return
+        able = [name for name, rule in CRITERIA.items() if rule.by_row]
+        wrong = {
+            f"method {self.method}": self.method == "dense" or self.rule not in able,
+            f"score_at {self.score_at:g}": self.score_at > 0,
+            f"repair {self.repair!r}": bool(self.repair),
+            f"storage {self.storage!r}": self.storage != "compressed",
+        }
+        told = [each for each, is_wrong in wrong.items() if is_wrong]
+        if told:
+            raise InvalidInput(
+                f"never_dense with {' and '.join(told)}",
+                "what is decided before training, of weights row by row: a criterion of " + ", ".join(able),
+                "Leave never_dense out, or choose such a method.",
+            )
+
     @property
     def moves(self) -> bool:
         """Whether the method moves the topology while the network trains."""
@@ -286,7 +308,7 @@ class Recipe:
 
     def twin(self) -> Recipe:
         """The same experiment with everything kept."""
-        return replace(self, method="dense")
+        return replace(self, method="dense", never_dense=False)
 
     def to_dict(self) -> dict[str, Value]:
         """Field name to value."""
