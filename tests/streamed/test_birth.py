@@ -32,6 +32,9 @@ def test_weights_of_linear_layers_and_convolutions_have_no_memory_and_all_else_i
             nn.Conv2d(4, 4, 3, groups=4), Own(3, 4), nn.Embedding(5, 3), nn.MultiheadAttention(4, 2), nn.LSTM(3, 4),
             nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(3),
         ]  # fmt: skip
+        plain.append(nn.Linear(3, 4, device="meta"))
+        with torch.device("meta"):
+            plain.append(nn.Linear(3, 4))
         loose = torch.empty(3, 4), torch.tril(torch.ones(3, 3))
     for layer in streamed:
         assert isinstance(layer.weight, StreamedTensor)

@@ -84,7 +84,8 @@ class _Birth(TorchDispatchMode):
         """As ever, but for the memory of a weight."""
         del types
         kwargs = kwargs or {}
-        if func is torch.ops.aten.empty.memory_format and len(args[0]) > 1 and _is_weight():
+        here = torch.device(kwargs.get("device") or "cpu").type == "cpu"
+        if func is torch.ops.aten.empty.memory_format and here and len(args[0]) > 1 and _is_weight():
             shape = tuple(args[0])
             stream = Stream(self.seed, self.made)
             self.made += 1

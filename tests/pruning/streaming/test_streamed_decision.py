@@ -226,3 +226,19 @@ def test_a_criterion_of_one_s_own_joins_by_declaring_that_it_goes_by_rows():
     finally:
         CRITERIA.pop("smallest-of-all")
         CRITERIA.pop("of-the-wrong-shape")
+
+
+def test_a_model_of_transformers_is_born_from_its_configuration():
+    from transformers import BertConfig, BertForSequenceClassification  # slow to import
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    with pollard.never_dense(0):
+        streamed = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=3, **sizes)).eval()
+    dense = pollard.densify_(copy.deepcopy(streamed))
+    draw = torch.Generator().manual_seed(0)
+    batch = {
+        "input_ids": torch.randint(50, (6, 9), generator=draw),
+        "labels": torch.randint(3, (6,), generator=draw),
+    }
+    assert streamed.bert.pooler.dense.weight.block(0, 32).std() == pytest.approx(0.02, rel=0.1)
+    same(*(pollard.prune(each, "snip", 0.1, batch) for each in (streamed, dense)))
