@@ -77,7 +77,9 @@ def snip(record: str) -> str:
         ]
         for row in load(record)
     ]
-    return markdown(["density", "scored on", "test error, % (3 seeds)", "published, %"], rows)
+    seeds = {len(row["test_error_percent"]) for row in load(record)}
+    told = " to ".join(map(str, sorted(seeds)))
+    return markdown(["density", "scored on", f"test error, % ({told} seeds)", "published, %"], rows)
 
 
 def accuracies(study: str) -> str:
@@ -116,6 +118,22 @@ def grains(study: str) -> str:
             for row in rows
         ],
     )
+
+
+def critical() -> str:
+    """How far VGG-16 can be pruned before a layer is empty, beside the published powers of ten."""
+    names = {
+        "magnitude": "magnitude",
+        "random": "random, global",
+        "snip": "SNIP",
+        "grasp": "GraSP",
+        "synflow": "SynFlow",
+    }
+    rows = [
+        [names[row["method"]], f"{row['log10_compression']:.2f}", f"{row['published']:.2f}"]
+        for row in load("critical-compression.json")
+    ]
+    return markdown(["", "10 to the power of, here", "published, CIFAR-100"], rows)
 
 
 def explored(study: str) -> str:
@@ -312,7 +330,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "collapse layers": partial(collapse, "collapse"),
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
+        "cifar-resnet-20": partial(accuracies, "cifar-resnet-20"),
+        "critical compression": critical,
     },
+    "docs/how-to/choose-a-pattern.md": {name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
     "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
     "docs/how-to/other-weights.md": {"other weights": other_weights},
     "docs/how-to/own-training-loop.md": {
@@ -320,6 +341,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "transformer": partial(precisions, "transformer-precisions.json"),
         "rounding": rounding,
     },
+    "docs/methods/snip.md": {"snip-lenet-5": partial(snip, "snip-lenet-5.json")},
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),

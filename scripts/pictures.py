@@ -57,8 +57,12 @@ PICTURES = {
     "ablations": Picture("ablations", "accuracy", only=COMPARED),
     "collapse": Picture("collapse", "accuracy"),
     "dynamic": Picture("dynamic", "accuracy", choices=ERROR),
-    "grain-linear": Picture("grain-linear", "costs", measured="grains", choices=BOUGHT),
-    "grain-convolutions": Picture("grain-convolutions", "costs", measured="grains", choices=BOUGHT),
+    "grain-linear": Picture(
+        "grain-linear", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [93.5, 99]}
+    ),
+    "grain-convolutions": Picture(
+        "grain-convolutions", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [40, 68]}
+    ),
     "cifar-resnet-20": Picture("cifar-resnet-20", "accuracy"),
     "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
     "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
