@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pollard.nn.loading import load_sparse as load_sparse
     from pollard.nn.surgery import densify_ as densify_
     from pollard.nn.surgery import sparsify_ as sparsify_
+    from pollard.pruning.checkpoints import prune_checkpoint as prune_checkpoint
     from pollard.pruning.decision import prune as prune
     from pollard.pruning.decision import prune_at_init as prune_at_init
     from pollard.pruning.found import plan_from_masks as plan_from_masks
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pollard.pruning.scoring import Rounds as Rounds
     from pollard.pruning.scoring import Scoring as Scoring
     from pollard.streamed.birth import never_dense as never_dense
+    from pollard.streamed.loading import load_streamed_ as load_streamed_
     from pollard.training.averaging import Averaged as Averaged
     from pollard.training.optimizers import decay_groups as decay_groups
     from pollard.training.shorthands import *  # noqa: F403 - one for each method that there is
@@ -53,11 +55,13 @@ _HOMES = {
     "densify_": "pollard.nn.surgery",
     "fold_norms_": "pollard.nn.folding",
     "load_sparse": "pollard.nn.loading",
+    "load_streamed_": "pollard.streamed.loading",
     "never_dense": "pollard.streamed.birth",
     "plan_from_masks": "pollard.pruning.found",
     "plan_from_zeros": "pollard.pruning.found",
     "prune": "pollard.pruning.decision",
     "prune_at_init": "pollard.pruning.decision",
+    "prune_checkpoint": "pollard.pruning.checkpoints",
     "sparse_training": "pollard.training.start",
     "sparsify_": "pollard.nn.surgery",
 }
@@ -80,11 +84,13 @@ __all__ = [
     "errors",
     "fold_norms_",
     "load_sparse",
+    "load_streamed_",
     "nn",
     "plan_from_masks",
     "plan_from_zeros",
     "prune",
     "prune_at_init",
+    "prune_checkpoint",
     "sparse_training",
     "sparsify_",
 ]

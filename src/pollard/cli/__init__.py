@@ -14,6 +14,7 @@ from pollard.errors import PollardError
 COMMANDS = {
     "train": "Train a sparse network, its topology fixed or moving, and measure it; `--compare dense` sets its twin beside it.",
     "prune": "Decide what a network keeps, and print the plan layer by layer, without training.",
+    "prune-checkpoint": "Prune a dense checkpoint of any size, from file to file, without its model and without holding it in memory.",
     "study": "Run a grid of recipes over densities and seeds, side by side; stopped at any moment, it goes on.",
     "report": "Show what a study came to: tables, JSON, CSV, Markdown, or one interactive page.",
     "bench": "Time sparse layers, training steps and whole networks against dense torch and other sparse libraries.",
@@ -28,7 +29,7 @@ class LazyCommand(TyperCommand):
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command, with its own options and help."""
-        real = typer.main.get_command(import_module(f"pollard.cli.{self.name}").app)
+        real = typer.main.get_command(import_module(f"pollard.cli.{str(self.name).replace('-', '_')}").app)
         return real.make_context(info_name, args, parent, **extra)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput, StoreError
-from pollard.formats.tensorfile import EXPECTED, FIX, damaged, digest_of, read_tensors
+from pollard.formats.tensorfile import EXPECTED, FIX, NAMES, Digest, damaged, digest_of, memory_of, read_tensors
 from pollard.formats.topology import Topology
 from pollard.reading import DEEPEST, is_shallow, parse_json
 
@@ -79,14 +80,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
     """
     import safetensors.torch  # keeps `import pollard` light
 
-    try:
-        text = json.dumps({"version": VERSION, "metadata": dict(metadata)})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"metadata with {error}", "JSON: dicts, lists, text, numbers", "Leave it out.") from error
-    if not is_shallow([[metadata]]):
-        raise InvalidInput(
-            "metadata nested too deeply", f"dicts and lists at most {DEEPEST - 2} deep", "Keep it flatter."
-        )
+    text = _told(metadata)
     stored = _apart(tensors)
 
     def write(beside: Path) -> None:
@@ -94,7 +88,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
             # The digest is made while the disk writes, which waits for it and not for us, and takes its place in the header.
             with ThreadPoolExecutor(1) as beside_the_disk:
                 digest = beside_the_disk.submit(digest_of, stored, text)
-                safetensors.torch.save_file(stored, beside, {_KEY: f'{_DIGEST}{_BLANK}", {text[1:]}'})
+                safetensors.torch.save_file(stored, beside, _undigested(text))
                 if sum(each.nbytes for each in stored.values()) > LARGE:
                     _sync(beside)
                 _fill_in(beside, digest.result())
@@ -104,6 +98,82 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
             raise InvalidInput(f"a tensor with {error}", "a dtype of safetensors", "Convert it first.") from error
 
     write_atomic(path, write)
+
+
+class Pieces(NamedTuple):
+    """A tensor that is made some numbers at a time: `made` gives its parts in order, each contiguous."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    made: Callable[[], Iterable[Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def save_pieces(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Pieces],
+    metadata: Mapping[str, Any],
+    *,
+    wrote: Callable[[int], None] = lambda _: None,
+) -> None:
+    """As `save_tensors`, of tensors of which one piece is there at a time; `wrote` is told of the bytes of each.
+
+    >>> halves = Pieces(torch.float32, (4,), lambda: torch.arange(4.0).split(2))
+    >>> save_pieces("weights.safetensors", {"w": halves}, {"epoch": 2})
+    >>> load_tensors("weights.safetensors")
+    ({'w': tensor([0., 1., 2., 3.])}, {'epoch': 2})
+    """
+    text, places, end = _told(metadata), dict[str, int](), 0
+    # Wide numbers first, so that each lies where its width divides the place; readers view them as they lie.
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        places[name] = end
+        end += tensors[name].nbytes
+    header: dict[str, Any] = {"__metadata__": _undigested(text)}
+    for name, start in places.items():
+        each = tensors[name]
+        offsets = [start, start + each.nbytes]
+        header[name] = {"dtype": NAMES[each.dtype], "shape": list(each.shape), "data_offsets": offsets}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+
+    def write(beside: Path) -> None:
+        digest = Digest(text)
+        with beside.open("r+b") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            file.truncate(8 + len(head) + end)
+            for name, each in sorted(tensors.items()):
+                file.seek(8 + len(head) + places[name])
+                digest.begin(name, each.dtype, each.shape)
+                for piece in each.made():
+                    content = memory_of(piece)
+                    file.write(content)
+                    digest.update(content)
+                    wrote(len(content))
+        _fill_in(beside, digest.told())
+
+    write_atomic(path, write)
+
+
+def _told(metadata: Mapping[str, Any]) -> str:
+    """The text that the header has of `metadata`, without a digest."""
+    try:
+        text = json.dumps({"version": VERSION, "metadata": dict(metadata)})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"metadata with {error}", "JSON: dicts, lists, text, numbers", "Leave it out.") from error
+    if not is_shallow([[metadata]]):
+        raise InvalidInput(
+            "metadata nested too deeply", f"dicts and lists at most {DEEPEST - 2} deep", "Keep it flatter."
+        )
+    return text
+
+
+def _undigested(text: str) -> dict[str, str]:
+    """Our entry of the header, with room for the digest."""
+    return {_KEY: f'{_DIGEST}{_BLANK}", {text[1:]}'}
 
 
 def _fill_in(path: Path, digest: str) -> None:

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 
 from pollard.composites import matrices
 from pollard.errors import InvalidInput, StoreError
+from pollard.formats.entries import files_of
 from pollard.formats.store import load_any
 from pollard.nn.linear import SparseLinear, stated
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import composing, replaceable, swap
-from pollard.reading import read_json
 from pollard.references import references
 from pollard.selection import listed, refuse_tied, unmatched
 
 Model = TypeVar("Model", bound=nn.Module)
 State = Mapping[str, Any] | str | PathLike[str]
 PARTS = ("values", "row_pointers", "columns")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Model:
@@ -191,18 +189,10 @@ def _file(path: Path) -> Mapping[str, Any]:
 def _folder(path: Path, prefix: str) -> dict[str, Any]:
     if (path / ".metadata").exists():
         return _distributed(path, prefix)
-    for name in (name for name in INDICES if (path / name).exists()):
-        told = read_json(path / name, "an index of shards", "Save the model again.")
-        shards = told.get("weight_map") if isinstance(told, dict) else None
-        if not isinstance(shards, dict) or not all(isinstance(each, str) for each in shards.values()):
-            raise StoreError(f"{path / name} without a weight_map", "an index of shards", "Save the model again.")
-        held: dict[str, Any] = {}
-        for shard in sorted({Path(each).name for each in shards.values()}):
-            held |= _file(path / shard)
-        return held
-    for name in (name for name in WHOLE if (path / name).exists()):
-        return dict(_file(path / name))
-    raise StoreError(f"{path} without a model", "one of " + ", ".join((*INDICES, *WHOLE)), "Give the file itself.")
+    held: dict[str, Any] = {}
+    for each in files_of(path):
+        held |= _file(each)
+    return held
 
 
 def _distributed(path: Path, prefix: str) -> dict[str, Tensor]:

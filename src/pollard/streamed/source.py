@@ -27,10 +27,8 @@ class Source(ABC):
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The numbers at these places, int64 `(n,)` each, in any order."""
         found = torch.empty(len(rows), dtype=self.dtype, device="cpu")
-        for first, last in blocks(self.shape):
-            inside = ((rows >= first) & (rows < last)).nonzero().view(-1)
-            if len(inside):
-                found[inside] = self.rows(first, last)[rows[inside] - first, columns[inside]]
+        for (first, last), inside in by_block(self.shape, rows):
+            found[inside] = self.rows(first, last)[rows[inside] - first, columns[inside]]
         return found
 
 
@@ -46,6 +44,22 @@ def blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     step = max(1, ROOM // max(1, columns * GRAIN)) * GRAIN
     for first in range(0, rows, step):
         yield first, min(rows, first + step)
+
+
+def by_block(shape: tuple[int, int], rows: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """The blocks of a matrix in which places of these `rows` lie, each once, in order, with the indices of those places.
+
+    >>> [(block, inside.tolist()) for block, inside in by_block((100, ROOM // 40), torch.tensor([90, 3, 95]))]
+    [((0, 32), [1]), ((64, 96), [0, 2])]
+    """
+    ordered, places = rows.sort(stable=True)
+    cuts = list(blocks(shape))
+    ends = torch.searchsorted(ordered, torch.tensor([last for _, last in cuts], dtype=torch.int64, device="cpu"))
+    begin = 0
+    for block, end in zip(cuts, ends.tolist(), strict=True):
+        if end > begin:
+            yield block, places[begin:end]
+        begin = end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,4 +106,4 @@ class Part(Source):
         return self.whole.rows(self.start + first, self.start + last)
 
 
-__all__ = ["ROOM", "Constant", "Mapped", "Part", "Source", "blocks"]
+__all__ = ["ROOM", "Constant", "Mapped", "Part", "Source", "blocks", "by_block"]

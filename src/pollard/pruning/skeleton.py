@@ -1,0 +1,96 @@
+"""A model made of nothing but the names and shapes in a checkpoint: enough to decide what to keep by the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from pollard.errors import StoreError
+from pollard.formats.entries import Entry
+from pollard.selection import LayerFilter
+from pollard.streamed.stored import Stored
+from pollard.streamed.tensor import StreamedTensor
+
+# What embeddings are called: their rows are looked up, and no product is taken with them.
+EMBEDDINGS = (
+    "*embed",
+    "*embedding",
+    "*embeddings",
+    "embed_*",
+    "emb",
+    "*_emb",
+    "wte",
+    "wpe",
+    "shared",
+    "relative_attention_bias",
+)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+
+
+class Other(nn.Module):
+    """A module of which nothing is known but its tensors."""
+
+
+def skeleton(held: Mapping[str, Entry], layers: LayerFilter, saw: Callable[[int], None]) -> nn.Module | None:
+    """Linear layers and convolutions with the matrices of `held`, which stay in their files, among modules that compute nothing; None
+    where there is no matrix.
+
+    layers: what is to be pruned: an embedding that is named in full is taken for a linear layer. saw: told of bytes that are read.
+    """
+    named = {layers} if isinstance(layers, str) else set() if layers is None or callable(layers) else set(layers)
+    made = {path: _layer(path, each, named, saw) for path, each in _matrices(held).items()}
+    if all(isinstance(each, nn.Embedding) for each in made.values()):
+        return None
+    root = nn.Module()
+    try:
+        for path in sorted({path for name in held for path in _above(name)}):
+            parent, _, own = path.rpartition(".")
+            root.get_submodule(parent).add_module(own, made.get(path) or Other())
+        for name, each in held.items():
+            path, _, own = name.rpartition(".")
+            if each.dtype in FLOATS and not (own == "weight" and path in made):
+                bare = torch.empty(each.shape, dtype=each.dtype, device="meta")
+                root.get_submodule(path).register_parameter(own, nn.Parameter(bare, requires_grad=False))
+    except (AttributeError, KeyError) as error:
+        raise StoreError(
+            f"tensors that no model of torch holds: {error}", "the state of a model", "Save model.state_dict()."
+        ) from error
+    return root
+
+
+def _matrices(held: Mapping[str, Entry]) -> dict[str, Entry]:
+    """What linear layers and convolutions could hold, by the path of the layer."""
+    return {
+        path: each
+        for name, each in held.items()
+        for path, _, own in [name.rpartition(".")]
+        if path and own == "weight" and each.dtype in FLOATS and 2 <= len(each.shape) <= 5 and min(each.shape) > 0
+    }
+
+
+def _layer(path: str, entry: Entry, named: set[str], saw: Callable[[int], None]) -> nn.Module:
+    out, inner, *kernel = entry.shape
+    called = path.rpartition(".")[2]
+    layer: nn.Module
+    if kernel:
+        layer = _CONVOLUTIONS[len(entry.shape)](inner, out, tuple(kernel), bias=False, device="meta")
+    elif path not in named and any(fnmatchcase(called, each) for each in EMBEDDINGS):
+        return nn.Embedding(out, inner, device="meta")
+    else:
+        layer = nn.Linear(inner, out, bias=False, device="meta")
+    layer.weight = nn.Parameter(StreamedTensor(Stored(entry, entry.dtype, saw), entry.shape), requires_grad=False)
+    return layer
+
+
+def _above(name: str) -> list[str]:
+    """The paths of the modules that a tensor is within."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+__all__ = ["skeleton"]
