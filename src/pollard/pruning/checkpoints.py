@@ -50,7 +50,7 @@ def prune_checkpoint(
     Memory is proportional to what is kept, and a block of rows: the checkpoint is read some rows at a time, once for the scores and
     once for the values. No model is needed: a float tensor `NAME.weight` of two axes is taken for the matrix `(out, in)` of a linear
     layer, one of three to five for a convolution without groups, which a plan calls ``NAME.linear``. The decision is that of `prune`
-    for the model, weight for weight. All other tensors are copied.
+    for the model, weight for weight, with the layers in the order of their names: a file knows no other. All other tensors are copied.
 
     path: a ``.safetensors`` file, or a folder that `save_pretrained` wrote, in one file or in shards.
     out: one safetensors file, written under another name and renamed when it is whole.
@@ -154,12 +154,12 @@ def _write(held: Mapping[str, Entry], model: nn.Module, plan: Plan, out: Path, w
 
 def _parts(weight: StreamedTensor, topology: Topology) -> dict[str, Pieces]:
     """What a sparse layer has in a state."""
-    values = Pieces(weight.dtype, (topology.nnz,), lambda: [kept_values(weight, topology)])
     pattern = torch.tensor(list(str(topology.pattern).encode()), dtype=torch.uint8, device="cpu")
-    held = {"row_pointers": topology.row_pointers, "columns": topology.columns, "pattern": pattern}
-    return {"values": values} | {
-        part: Pieces(each.dtype, tuple(each.shape), partial(each.split, max(1, len(each))))
-        for part, each in held.items()
+    return {
+        "values": Pieces(weight.dtype, (topology.nnz,), lambda: [kept_values(weight, topology)]),
+        "row_pointers": Pieces(torch.int32, (topology.groups + 1,), lambda: [topology.row_pointers]),
+        "columns": Pieces(torch.int32, (topology.grains,), lambda: [topology.columns]),
+        "pattern": Pieces(torch.uint8, (len(pattern),), lambda: [pattern]),
     }
 
 

@@ -48,7 +48,7 @@ def skeleton(held: Mapping[str, Entry], layers: LayerFilter, saw: Callable[[int]
         return None
     root = nn.Module()
     try:
-        for path in sorted({path for name in held for path in _above(name)}):
+        for path in sorted({path for name in held for path in _above(name)}, key=_counting):
             parent, _, own = path.rpartition(".")
             root.get_submodule(parent).add_module(own, made.get(path) or Other())
         for name, each in held.items():
@@ -85,6 +85,11 @@ def _layer(path: str, entry: Entry, named: set[str], saw: Callable[[int], None])
         layer = nn.Linear(inner, out, bias=False, device="meta")
     layer.weight = nn.Parameter(StreamedTensor(Stored(entry, entry.dtype, saw), entry.shape), requires_grad=False)
     return layer
+
+
+def _counting(path: str) -> list[tuple[bool, int, str]]:
+    """A key by which 2 comes before 10: files do not tell the order of a model's layers."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.split(".")]
 
 
 def _above(name: str) -> list[str]:
