@@ -149,7 +149,8 @@ class _Forward(torch.autograd.Function):
         ctx.by = by
         ctx.save_for_backward(x, weight)
         y = by.call.made(x, by.source.shape[0])
-        for first, last in blocks(by.source.shape):
+        # As much of W as there is of x: of wide rows, fewer would have x read over and over.
+        for first, last in blocks(by.source.shape, x.numel()):
             _channels(by.call, y, first, last).copy_(by.call.forward(x, by.source.rows(first, last).to(x.dtype)))
         return y
 
@@ -168,7 +169,7 @@ class _Back(torch.autograd.Function):
         ctx.by = by
         ctx.save_for_backward(dy, weight)
         dx = dy.new_zeros(shape)
-        for first, last in blocks(by.source.shape):
+        for first, last in blocks(by.source.shape, dx.numel()):
             by.call.add_back(dx, _channels(by.call, dy, first, last), by.source.rows(first, last).to(dy.dtype))
         return dx
 

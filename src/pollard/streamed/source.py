@@ -32,16 +32,16 @@ class Source(ABC):
         return found
 
 
-def blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The rows of a matrix in order, about as many at a time as ROOM holds, whole grains of any pattern in each block.
+def blocks(shape: tuple[int, int], room: int = 0) -> Iterator[tuple[int, int]]:
+    """The rows of a matrix in order, about as many at a time as ROOM holds, or `room`, whole grains of any pattern in each block.
 
-    The same whoever asks, so that what is computed of a block comes out alike, bit for bit.
+    The same whoever asks for no more room, so that what is computed of a block comes out alike, bit for bit.
 
     >>> list(blocks((100, ROOM // 40)))
     [(0, 32), (32, 64), (64, 96), (96, 100)]
     """
     rows, columns = shape
-    step = max(1, ROOM // max(1, columns * GRAIN)) * GRAIN
+    step = max(1, max(ROOM, room) // max(1, columns * GRAIN)) * GRAIN
     for first in range(0, rows, step):
         yield first, min(rows, first + step)
 
