@@ -10,13 +10,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-def network(dtype=torch.float32):
+def network_shape():
     """Convolutions, a norm with counters, an embedding, linear layers with and without bias; in the order of their names."""
-    draw = torch.Generator().manual_seed(0)
-    model = nn.ModuleDict({
+    return nn.ModuleDict({
         "body": nn.Sequential(nn.Linear(16, 96), nn.ReLU(), nn.Linear(96, 40, bias=False)), "conv": nn.Conv2d(3, 40, 3),
         "head": nn.Linear(40, 12), "line": nn.Conv1d(4, 8, 5), "norm": nn.BatchNorm2d(40), "wte": nn.Embedding(30, 16),
     })  # fmt: skip
+
+
+def network(dtype=torch.float32):
+    """Those layers, with numbers that are always the same."""
+    draw = torch.Generator().manual_seed(0)
+    model = network_shape()
     with torch.no_grad():
         for each in model.parameters():
             each.normal_(generator=draw)

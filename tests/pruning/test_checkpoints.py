@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pollard
-from checkpoints import network, same, saved
+from checkpoints import network, network_shape, same, saved
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, NothingMatched, StoreError
 from pollard.formats.entries import Entry
 from pollard.formats.store import load_tensors
@@ -93,6 +93,13 @@ def test_what_is_not_pruned_is_copied_and_others_read_the_file(tmp_path):
     assert all(torch.equal(each, theirs[name]) for name, each in made.items())
     with safe_open(tmp_path / "s.safetensors", "pt") as file:
         assert list(file.metadata()) == ["pollard"]
+
+
+def test_a_model_on_the_meta_device_takes_the_file(tmp_path):
+    (made, _), _ = both(tmp_path, density=0.2)
+    with torch.device("meta"):
+        empty = network_shape()
+    same(pollard.load_sparse(empty, tmp_path / "sparse.safetensors"), made)
 
 
 def test_layers_come_in_the_order_of_their_numbers(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from pollard.cli import values
 from pollard.cli.output import JsonFlag, emit, progress_bar
 from pollard.pruning.checkpoints import Watch, prune_checkpoint
+from pollard.pruning.plan import Plan
 from pollard.report.render import quantity_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -76,20 +77,23 @@ def main(
             watch=_shown(progress),
         )
     size = out.stat().st_size
-    answer = {
-        "out": str(out),
-        "bytes": size,
+    view = [plan.table(), f"{quantity_bytes(size)} written to {out}"]
+    emit({"out": str(out), "bytes": size} | _told(plan), view, as_json=json)
+
+
+def _told(plan: Plan) -> dict[str, Any]:
+    layers = {
+        name: {"shape": list(kept.shape), "pattern": str(kept.pattern), "density": kept.density, "nnz": kept.nnz}
+        for name, kept in plan.items()
+    }
+    return {
         "density": plan.density,
         "nnz": plan.nnz,
         "weights": plan.weights,
         "collapsed": plan.collapsed,
         "coverage": plan.coverage.to_dict() if plan.coverage else None,
-        "layers": {
-            name: {"shape": list(kept.shape), "pattern": str(kept.pattern), "density": kept.density, "nnz": kept.nnz}
-            for name, kept in plan.items()
-        },
+        "layers": layers,
     }
-    emit(answer, [plan.table(), f"{quantity_bytes(size)} written to {out}"], as_json=json)
 
 
 def _shown(progress: Progress) -> Watch:
