@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pollard.cli import values
@@ -77,7 +78,7 @@ def main(
             watch=_shown(progress),
         )
     size = out.stat().st_size
-    view = [plan.table(), f"{quantity_bytes(size)} written to {out}"]
+    view: list[RenderableType] = [plan.table(), f"{quantity_bytes(size)} written to {out}"]
     emit({"out": str(out), "bytes": size} | _told(plan), view, as_json=json)
 
 
