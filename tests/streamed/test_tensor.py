@@ -118,6 +118,8 @@ def test_copies_pickles_states_and_conversions_keep_the_numbers():
         assert torch.equal(each[0].weight.to_dense(), dense[0].weight)
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert torch.equal(copy.deepcopy(model).to(dtype)[0].weight.to_dense(), dense[0].weight.to(dtype))
+        half = copy.deepcopy(model).to(dtype)
+        assert torch.equal(half.float()[0].weight.to_dense(), dense[0].weight.to(dtype).float())
     with pollard.never_dense(9):
         other = nn.Sequential(nn.Linear(5, 40))
     other.load_state_dict(model.state_dict())

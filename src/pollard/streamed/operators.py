@@ -95,10 +95,10 @@ def _to_copy(
     source = first.source
     if dtype == source.dtype:
         return first.like(source)
-    # What was drawn can be drawn further, in another precision too.
-    return first.like(
-        source.copied(dtype) if isinstance(source, Drawn) else Mapped(source.shape, dtype, Tensor.to, (source, dtype))
-    )
+    # What was drawn can be drawn further, in another precision too, unless it was rounded to half.
+    if isinstance(source, Drawn) and source.dtype.itemsize > 2:
+        return first.like(source.copied(dtype))
+    return first.like(Mapped(source.shape, dtype, Tensor.to, (source, dtype)))
 
 
 @operator(aten.zeros_like.default)

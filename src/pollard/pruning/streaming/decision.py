@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, allocation_name, on_the_way, whole_grains
@@ -22,7 +20,8 @@ from pollard.selection import listed
 from pollard.streamed.source import Source
 from pollard.streamed.tensor import StreamedTensor
 
-Measured = dict[str, dict[str, Tensor]]
+# Grains that each layer keeps, or all of them together where they compete.
+Counts = Mapping[str, int] | int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +47,12 @@ class StreamedDecision:
         with self.network.undisturbed(), self._metered(len(densities)):
             self._mask(allowed)
             for density in densities[:-1]:
-                scored = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
-                allowed = self._survivors(*scored)
+                scored, counts = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
+                allowed = self._survivors(scored, counts)
                 self._mask(allowed)
-            scored = self._scored(layers, densities[-1], given if self.recover else allowed)
-            topologies = self._kept(*scored)
+                if not isinstance(counts, int) and not self.recover:
+                    layers = {name: _at_most(counts[name], layer) for name, layer in layers.items()}
+            topologies = self._kept(*self._scored(layers, densities[-1], given if self.recover else allowed))
         return Plan(topologies, criterion=self.rule.name, allocation=allocation_name(self.allocate), asked=asked)
 
     def _check(self) -> None:
@@ -88,16 +88,12 @@ class StreamedDecision:
 
     def _limited(self, name: str, layer: Layer) -> Layer:
         """With no room for more than it was given."""
-        if not self.within:
-            return layer
-        return replace(layer, max_density=min(layer.max_density, self.within[name].grains / layer.grains))
+        return _at_most(self.within[name].grains, layer) if self.within else layer
 
     def _scored(
         self, layers: Mapping[str, Layer], density: float, allowed: Mapping[str, Source]
-    ) -> tuple[dict[str, Scores], dict[str, int]]:
-        """The scores of each layer as the network is now, and how many grains of each are kept; of all, under ``""``, where
-        layers compete.
-        """
+    ) -> tuple[dict[str, Scores], Counts]:
+        """The scores of each layer as the network is now, and how many grains are kept."""
         needed = [need for need in self.rule.needs if need in MEASUREMENTS]
         measured = {need: MEASUREMENTS[need](self.network) for need in needed}
         scored = {}
@@ -108,10 +104,10 @@ class StreamedDecision:
             scored[name] = Scores(name, layer, self.rule, given, self.invert, allowed.get(name))
         if self._competing:
             size = next(iter(layers.values())).pattern.size
-            return scored, {"": round(density * (sum(layer.weights for layer in layers.values()) // size))}
+            return scored, round(density * (sum(layer.weights for layer in layers.values()) // size))
         return scored, whole_grains(layers, self.allocate(layers, density), density)
 
-    def _kept(self, scored: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Topology]:
+    def _kept(self, scored: Mapping[str, Scores], counts: Counts) -> dict[str, Topology]:
         topologies: dict[str, Topology] = {}
         self.ties.clear()
         for pools, count in _pools(scored, counts):
@@ -126,9 +122,9 @@ class StreamedDecision:
                     self.ties[scores.name] = tied
         return topologies
 
-    def _survivors(self, scored: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Source]:
+    def _survivors(self, scored: Mapping[str, Scores], counts: Counts) -> dict[str, Source]:
         """What a round leaves: listed, where it is little enough, or told by the lowest score of it."""
-        if sum(counts.values()) <= ROOM:
+        if (counts if isinstance(counts, int) else sum(counts.values())) <= ROOM:
             return {name: Listed(topology) for name, topology in self._kept(scored, counts).items()}
         found: dict[str, Source] = {}
         for pools, count in _pools(scored, counts):
@@ -146,10 +142,15 @@ class StreamedDecision:
             }
 
 
-def _pools(scored: Mapping[str, Scores], counts: Mapping[str, int]) -> list[tuple[list[Scores], int]]:
+def _at_most(grains: int, layer: Layer) -> Layer:
+    """`layer` with room for no more than so many grains; what N:M patterns keep, they say."""
+    return layer if layer.pattern.m else replace(layer, max_density=min(layer.max_density, grains / layer.grains))
+
+
+def _pools(scored: Mapping[str, Scores], counts: Counts) -> list[tuple[list[Scores], int]]:
     """The layers that compete with each other, and how many grains they keep."""
-    if "" in counts and set(counts) == {""} and "" not in scored:
-        return [(list(scored.values()), counts[""])]
+    if isinstance(counts, int):
+        return [(list(scored.values()), counts)]
     return [([each], counts[name]) for name, each in scored.items()]
 
 

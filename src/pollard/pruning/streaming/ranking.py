@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_of_runs, top_positions
 from pollard.pruning.running_top import RunningTop
@@ -83,33 +84,60 @@ def ties_at_zero(scores: Scores, count: int) -> tuple[int, int] | None:
 def border(pools: Sequence[Scores], count: int) -> Border:
     """Where the `count` best of all grains of `pools` end, in memory that does not depend on count.
 
-    Three passes: scores are counted by their first 16 bits, those in the bin of the last one listed, and ranked exactly.
+    Scores are counted by the first 16 bits of theirs as float32, those in the bin of the last one by the other 16. Of what is left,
+    all alike as float32, the places are listed and ranked exactly; where that would be too many, zeros for one, they are counted.
     """
-    histogram = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
-    for scores in pools:
-        for _, part in scores:
-            histogram += _bins(part).bincount(minlength=_BINS)
-    better = histogram.flip(0).cumsum(0).flip(0)  # in this bin or a higher one
-    bin_ = int((better >= count).nonzero().max())
+    high, above = _bin_of(pools, count, 0, lambda bits: bits >= 0)
+    low, more = _bin_of(pools, count - above, 16, lambda bits: bits >> 16 == high)
+    alike, wanted = (high << 16) + low, count - above - more
     inside, places = [], []
     for number, scores in enumerate(pools):
         for first, part in scores:
-            found = (_bins(part) == bin_).nonzero().view(-1)
+            found = (_ordered(part) == alike).nonzero().view(-1)
             inside.append(part[found])
             places.append(torch.stack([torch.full_like(found, number), found + first], 1))
+            if sum(map(len, inside)) > ROOM + wanted:
+                return _counted(pools, count, float(part[found][0]))
     values, where = torch.cat(inside), torch.cat(places)
-    wanted = count - int(better[bin_ + 1] if bin_ + 1 < _BINS else 0)
     kept = top_positions(values, wanted)
     threshold = values[kept].min()
     layer, position = where[kept[values[kept] == threshold]][-1].tolist()
     return Border(float(threshold), layer, position)
 
 
-def _bins(scores: Tensor) -> Tensor:
-    """Their first 16 bits as float32, in the order of the scores: of negative numbers all bits are turned."""
-    bits = (scores.float() + 0.0).view(torch.int32)  # -0 equals 0
-    ordered = torch.where(bits < 0, ~bits, bits | torch.iinfo(torch.int32).min)
-    return (ordered >> 16) & (_BINS - 1)
+def _bin_of(pools: Sequence[Scores], count: int, bits: int, among: Callable[[Tensor], Tensor]) -> tuple[int, int]:
+    """Of the scores whose ordered bits are `among` them: which 16 bits, from `bits` on, the `count`-th best has, and how many have more."""
+    histogram = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
+    for scores in pools:
+        for _, part in scores:
+            ordered = _ordered(part)
+            histogram += (ordered[among(ordered)] >> (16 - bits) & (_BINS - 1)).bincount(minlength=_BINS)
+    better = histogram.flip(0).cumsum(0).flip(0)  # in this bin or a higher one
+    found = int((better >= count).nonzero().max())
+    return found, int(better[found]) - int(histogram[found])
+
+
+def _counted(pools: Sequence[Scores], count: int, threshold: float) -> Border:
+    """Where the `count` best end, at a score that so many share that their places are not to be listed."""
+    left = count - sum(int((part > threshold).sum()) for scores in pools for _, part in scores)
+    for number, scores in enumerate(pools):
+        for first, part in scores:
+            tied = part == threshold
+            here = int(tied.sum())
+            if left <= here:
+                return Border(threshold, number, first + int(tied.nonzero()[left - 1]))
+            left -= here
+    raise InvalidInput(
+        "scores that come out differently when they are made again",
+        "a criterion that gives the same scores for the same rows",
+        "Draw from nothing but the generator that the criterion is given.",
+    )
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """Their 32 bits as float32, int64, in the order of the scores: of negative numbers all bits are turned."""
+    bits = (scores.float() + 0.0).view(torch.int32).long()  # -0 equals 0
+    return torch.where(bits < 0, ~bits, bits + (1 << 31))
 
 
 __all__ = ["ROOM", "Border", "best_of", "border", "runs_of", "ties_at_zero"]
