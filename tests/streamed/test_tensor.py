@@ -134,6 +134,17 @@ def test_a_copy_can_be_drawn_anew_and_leaves_the_other_alone():
     assert not torch.equal(other.weight.to_dense(), dense.weight)
 
 
+def test_data_can_be_exchanged_for_other_streamed_numbers_and_nothing_else():
+    with pollard.never_dense(0):
+        one, other = nn.Linear(5, 40), nn.Linear(5, 40)
+    expected = other.weight.to_dense()
+    one.weight.data = other.weight.data
+    assert torch.equal(one.weight.to_dense(), expected)
+    with pytest.raises(InvalidInput, match="densify_"):
+        one.weight.data = torch.zeros(40, 5)
+    assert torch.equal(one.weight.to_dense(), expected)
+
+
 REFUSED = {
     "transposed": lambda layer, x: x.t() @ layer.weight.t(),
     "given to an optimizer": lambda layer, x: (layer(x).sum().backward(), torch.optim.SGD(layer.parameters(), 0.1).step()),

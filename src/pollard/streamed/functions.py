@@ -67,6 +67,16 @@ def _is_meta(weight: Tensor) -> bool:
     return bounds is not None
 
 
+@function(Tensor.data.__set__)  # type: ignore[attr-defined]  # what torch calls it
+def _set_data(weight: StreamedTensor, value: Tensor) -> None:
+    # As modules do that are converted. Torch exchanges what it knows of; the numbers are ours to exchange.
+    if not isinstance(value, StreamedTensor):
+        raise unserved("memory in the place", weight)
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - as torch's documentation has it
+        weight.data = value
+    weight.source = value.source
+
+
 @function(Tensor.share_memory_)
 def _share(weight: Tensor) -> Tensor:
     return weight  # whoever has it makes the same numbers
