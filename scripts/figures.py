@@ -66,6 +66,36 @@ def memory() -> str:
     return markdown([*head, "peak above baseline", "dense form, without activations"], [row])
 
 
+def never_dense() -> str:
+    """Peaks and times of pruning without dense weights, and beside the dense path."""
+    rows = []
+    for told in load("never-dense.json").values():
+        peak, moments = told["pruned"]["peak"], ("born", "pruned", "made sparse", "trained", "saved and loaded")
+        rows.append(
+            [
+                told["widths"],
+                f"{told['weights'] / 1e9:,.1f}",
+                f"{told['kept']:,}",
+                told["criterion"],
+                "with memory" if told["dense"] else "without",
+                f"{told['dense_bytes'] / 1e6:,.0f} MB",
+                f"{peak / 1e6:,.0f} MB",
+                f"{max(told[each]['peak'] for each in moments) / 1e6:,.0f} MB",
+                f"{told['pruned']['seconds']:,.0f} s",
+            ]
+        )
+    head = [
+        "network, batch 128",
+        "billion weights",
+        "kept",
+        "criterion",
+        "weights",
+        "dense weights alone",
+        "peak while deciding",
+    ]
+    return markdown([*head, "peak of all", "time to decide"], rows)
+
+
 def snip(record: str) -> str:
     """Test errors of SNIP beside the published ones."""
     rows = [
@@ -335,6 +365,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/how-to/choose-a-pattern.md": {name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
     "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
+    "docs/how-to/never-dense.md": {"never dense": never_dense},
     "docs/how-to/other-weights.md": {"other weights": other_weights},
     "docs/how-to/own-training-loop.md": {
         "precisions": partial(precisions, "training-precisions.json"),
