@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from memory_figures import memory, moving_memory, never_dense
+from records import load
+
 from pollard.recipes.study import Study
 from pollard.report.accuracy import cells, grid, markdown_table
 from pollard.report.collapse import collapse_table
@@ -19,13 +22,7 @@ from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "benchmarks" / "records"
 STUDIES = ROOT / "studies"
-
-
-def load(name: str) -> Any:
-    """The content of a record."""
-    return json.loads((RECORDS / name).read_text(encoding="utf-8"))
 
 
 def points(study: str) -> list[dict[str, Any]]:
@@ -53,47 +50,6 @@ def speed() -> str:
         *(f"{100 * d:g} % kept" for d in kept),
     ]
     return markdown(head, [[*key, *(each.get(d, "") for d in kept)] for key, each in found.items()], left=4)
-
-
-def memory() -> str:
-    """What training a network holds whose dense form takes gigabytes."""
-    told = load("memory.json")
-    held = told["bytes"]
-    sizes = [held["values"] + held["dense"], held["indices"], held["gradients"], held["optimizer"]]
-    sizes += [told["activations"], told["peak_above_baseline"], told["dense_form"]]
-    head = ["network", "density", "weights and biases", "indices", "gradients", "Adam's moments", "activations"]
-    row = ["16384-16384-16384-10, batch 128", "1 %", *(f"{size / 1e6:,.0f} MB" for size in sizes)]
-    return markdown([*head, "peak above baseline", "dense form, without activations"], [row])
-
-
-def never_dense() -> str:
-    """Peaks and times of pruning without dense weights, and beside the dense path."""
-    rows = []
-    for told in load("never-dense.json").values():
-        peak, moments = told["pruned"]["peak"], ("born", "pruned", "made sparse", "trained", "saved and loaded")
-        rows.append(
-            [
-                told["widths"],
-                f"{told['weights'] / 1e9:,.1f}",
-                f"{told['kept']:,}",
-                told["criterion"],
-                "with memory" if told["dense"] else "without",
-                f"{told['dense_bytes'] / 1e6:,.0f} MB",
-                f"{peak / 1e6:,.0f} MB",
-                f"{max(told[each]['peak'] for each in moments) / 1e6:,.0f} MB",
-                f"{told['pruned']['seconds']:,.0f} s",
-            ]
-        )
-    head = [
-        "network, batch 128",
-        "billion weights",
-        "kept",
-        "criterion",
-        "weights",
-        "dense weights alone",
-        "peak while deciding",
-    ]
-    return markdown([*head, "peak of all", "time to decide"], rows)
 
 
 def snip(record: str) -> str:
@@ -212,29 +168,6 @@ def updates() -> str:
         "throughput of static, an update every 100 steps",
     ]
     return markdown(head, rows)
-
-
-def moving_memory() -> str:
-    """Peak memory with and without updates, compressed and masked."""
-    rows = [
-        [
-            record["network"],
-            record["storage"],
-            "RigL, an update every 4 steps" if record["moving"] else "static",
-            *(f"{size / 1e6:,.0f} MB" for size in (record["counted"], record["peak_above_baseline"])),
-            f"{record['ratio']:.2f}",
-        ]
-        for record in load("moving-memory.json")
-    ]
-    head = [
-        "network",
-        "storage",
-        "topology",
-        "values, indices, gradients, moments, activations",
-        "peak above baseline",
-        "ratio",
-    ]
-    return markdown(head, rows, left=3)
 
 
 def wide() -> str:
