@@ -51,11 +51,11 @@ def picture(records: dict[str, dict[str, Any]]) -> Figure:
         for name, dense in (("weights without memory", False), ("dense weights", True)):
             told = records.get(of_size(hidden, dense=dense))
             if told:
-                lines[name].append((told["weights"] / 1e9, told["pruned"]["peak"] / 1e9))
+                lines[name].append((told["weights"] / 1e6, told["pruned"]["peak"] / 1e9))
     return Figure(
         title="Peak memory of pruning by SNIP before training",
         subtitle=f"MLPs of two hidden layers, {KEPT:,} weights kept, batch 128",
-        x_label="billion weights of the dense network",
+        x_label="million weights of the dense network",
         y_label="GB above what importing takes",
         series=tuple(Series(name, tuple(points)) for name, points in lines.items() if points),
     )
