@@ -99,5 +99,7 @@ def test_every_series_of_a_committed_study_runs(file, out):
         pruned = point["method"] != "dense"
         assert point["kept_density"] == pytest.approx(0.2 if pruned else 1.0, abs=1e-3)
         measured = pruned and study.aims
-        assert measured == (point["aims"] is not None)
+        # Shrunk, studies may share a run, of which another may have asked for aims.
+        assert not measured or point["aims"] is not None
+        assert pruned or point["aims"] is None
         assert not measured or AIMS.keys() <= point["aims"].keys() | {"trainability"}
