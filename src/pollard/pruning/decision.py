@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,14 +20,13 @@ from pollard.pruning.allocation import (
     ALLOCATIONS,
     Allocation,
     Layer,
-    allocation_name,
     check_density,
     on_the_way,
     whole_grains,
 )
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
+from pollard.pruning.deciding import Decision, Measured
 from pollard.pruning.masks import best_grains
-from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
@@ -112,7 +111,7 @@ def prune(
     rounds = rounds if isinstance(rounds, Rounds) else Rounds(rounds)
     described = _described(composed(view, chosen), chosen, pattern, min_density, max_density)
     network = Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape)
-    decision = (StreamedDecision if is_streamed(network) else _Decision)(
+    decision = (StreamedDecision if is_streamed(network) else _DenseDecision)(
         rule,
         _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
         network,
@@ -160,33 +159,23 @@ def round_densities(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decision:
-    """All that is fixed while rounds go by."""
+class _DenseDecision(Decision):
+    """Over weights that are there, with the scores of all their grains."""
 
-    rule: Criterion
-    allocate: Allocation
-    network: Network
-    layers: dict[str, Layer]
-    within: Mapping[str, Topology]
-    recover: bool
-    invert: bool
-    # Where the last cut fell among scores of zero.
-    ties: dict[str, tuple[int, int]] = field(default_factory=dict)
+    __slots__ = ()
 
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
-        needed = [need for need in self.rule.needs if need in MEASUREMENTS]
         topologies, reached = dict(self.within), 1.0
         with self.network.undisturbed():
             self._mask(topologies)
             for density in densities[:-1]:
-                scored = self._limited(self._score(self._measure(needed)), topologies)
+                scored = self._limited(self._score(self.measured()), topologies)
                 topologies = self._select(*on_the_way(scored, min(density, reached)))
                 # Grains of different sizes may leave less than was asked for: the next round can keep no more.
                 reached = Plan(topologies).density
                 self._mask(topologies)
-            measured = self._measure(needed)
+            measured = self.measured()
         last = min(densities[-1], reached)
         scored = self._limited(self._score(measured, keep=self.rule.solve is not None), topologies)
         updated: dict[str, Tensor] = {}
@@ -194,23 +183,13 @@ class _Decision:
             topologies = self._select(scored, last)
         else:
             topologies, updated = self._solve(self.rule.solve, scored, last, measured)
-        name = allocation_name(self.allocate)
-        return Plan(topologies, criterion=self.rule.name, allocation=name, asked=asked, updated=updated)
+        return self.decided(topologies, asked, updated)
 
-    def _measure(self, needed: list[str]) -> dict[str, dict[str, Tensor]]:
-        return {need: MEASUREMENTS[need](self.network) for need in needed}
-
-    def _given(self, name: str, measured: Mapping[str, dict[str, Tensor]], *, keep: bool) -> dict[str, Any]:
-        own = {"weight": self.network.weights[name], "generator": self.network.generator}
-        # Unless it is wanted again, each measurement is let go as soon as its layer is scored.
-        found = {need: by_layer[name] if keep else by_layer.pop(name) for need, by_layer in measured.items()}
-        return {need: (own | found)[need] for need in self.rule.needs}
-
-    def _score(self, measured: Mapping[str, dict[str, Tensor]], *, keep: bool = False) -> dict[str, Layer]:
+    def _score(self, measured: Measured, *, keep: bool = False) -> dict[str, Layer]:
         """The layers with the scores of their grains."""
         scored = {}
         for name, layer in self.layers.items():
-            scores = _grain_scores(name, layer, self.rule(**self._given(name, measured, keep=keep)))
+            scores = _grain_scores(name, layer, self.rule(**self.given(name, measured, keep=keep)))
             scored[name] = replace(layer, scores=-scores if self.invert else scores)
         return scored
 
@@ -233,7 +212,7 @@ class _Decision:
         return {name: _topology(name, layer, counts[name]) for name, layer in ranked(scored).items()}
 
     def _solve(
-        self, solve: Any, scored: dict[str, Layer], density: float, measured: Mapping[str, dict[str, Tensor]]
+        self, solve: Any, scored: dict[str, Layer], density: float, measured: Measured
     ) -> tuple[dict[str, Topology], dict[str, Tensor]]:
         """Topologies and new values, by the criterion's own solution of each layer."""
         if self.invert:
@@ -247,7 +226,7 @@ class _Decision:
         topologies, updated = {}, {}
         for name, layer in scored.items():
             assert layer.scores is not None
-            given = {need: _on_host(each) for need, each in self._given(name, measured, keep=False).items()}
+            given = {need: _on_host(each) for need, each in self.given(name, measured, keep=False).items()}
             allowed = (layer.scores > -torch.inf).view(layer.pattern.grid(layer.matrix))
             weight = given.pop("weight", self.network.weights[name].cpu())
             weight = torch.where(layer.pattern.spread(allowed), weight, 0.0)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
-from pollard.pruning.allocation import ALLOCATIONS, Allocation, Layer, allocation_name, on_the_way, whole_grains
-from pollard.pruning.criteria import CRITERIA, Criterion
-from pollard.pruning.measurements import MEASUREMENTS
+from pollard.pruning.allocation import ALLOCATIONS, Layer, on_the_way, whole_grains
+from pollard.pruning.criteria import CRITERIA
+from pollard.pruning.deciding import Decision
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 from pollard.pruning.streaming.masks import Listed, Surviving
 from pollard.pruning.streaming.meter import PASSES, Counted, Meter, require_room
-from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of, ties_at_zero
+from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of
 from pollard.pruning.streaming.scores import Scores
 from pollard.selection import listed
 from pollard.streamed.source import Source
@@ -24,19 +24,10 @@ from pollard.streamed.tensor import StreamedTensor
 Counts = Mapping[str, int] | int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StreamedDecision:
-    """All that is fixed while rounds go by."""
+class StreamedDecision(Decision):
+    """Over weights that come some rows at a time, with the scores of those rows."""
 
-    rule: Criterion
-    allocate: Allocation
-    network: Network
-    layers: dict[str, Layer]
-    within: Mapping[str, Topology]
-    recover: bool
-    invert: bool
-    # Where the last cut fell among scores of zero.
-    ties: dict[str, tuple[int, int]] = field(default_factory=dict)
+    __slots__ = ()
 
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
@@ -53,7 +44,7 @@ class StreamedDecision:
                 if not isinstance(counts, int) and not self.recover:
                     layers = {name: _at_most(counts[name], layer) for name, layer in layers.items()}
             topologies = self._kept(*self._scored(layers, densities[-1], given if self.recover else allowed))
-        return Plan(topologies, criterion=self.rule.name, allocation=allocation_name(self.allocate), asked=asked)
+        return self.decided(topologies, asked, {})
 
     def _check(self) -> None:
         able = [name for name, each in CRITERIA.items() if each.by_row]
@@ -94,14 +85,11 @@ class StreamedDecision:
         self, layers: Mapping[str, Layer], density: float, allowed: Mapping[str, Source]
     ) -> tuple[dict[str, Scores], Counts]:
         """The scores of each layer as the network is now, and how many grains are kept."""
-        needed = [need for need in self.rule.needs if need in MEASUREMENTS]
-        measured = {need: MEASUREMENTS[need](self.network) for need in needed}
-        scored = {}
-        for name, layer in layers.items():
-            known = {"weight": self.network.weights[name], "generator": self.network.generator}
-            known |= {need: by_layer[name] for need, by_layer in measured.items()}
-            given = {need: known[need] for need in self.rule.needs}
-            scored[name] = Scores(name, layer, self.rule, given, self.invert, allowed.get(name))
+        measured = self.measured()
+        scored = {
+            name: Scores(name, layer, self.rule, self.given(name, measured, keep=False), self.invert, allowed.get(name))
+            for name, layer in layers.items()
+        }
         if self._competing:
             size = next(iter(layers.values())).pattern.size
             return scored, round(density * (sum(layer.weights for layer in layers.values()) // size))
@@ -111,15 +99,9 @@ class StreamedDecision:
         topologies: dict[str, Topology] = {}
         self.ties.clear()
         for pools, count in _pools(scored, counts):
-            if pools[0].layer.pattern.m:
-                found, lowest = {pools[0].name: runs_of(pools[0])}, 0.0
-            else:
-                found, lowest = best_of(pools, count)
-            topologies |= found
-            for scores in pools if lowest == 0 else ():
-                tied = ties_at_zero(scores, found[scores.name].grains)
-                if tied:
-                    self.ties[scores.name] = tied
+            found = runs_of(pools[0]) if pools[0].layer.pattern.m else best_of(pools, count)
+            topologies |= found.topologies
+            self.ties.update(found.ties)
         return topologies
 
     def _survivors(self, scored: Mapping[str, Scores], counts: Counts) -> dict[str, Source]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,10 +33,12 @@ class Border(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The topologies of some layers, and the lowest score of what they keep."""
+    """The topologies of some layers, and where the border of what they keep falls among scores of zero: how many of them are kept,
+    of how many.
+    """
 
     topologies: dict[str, Topology]
-    lowest: float
+    ties: dict[str, tuple[int, int]]
 
 
 def best_of(pools: Sequence[Scores], count: int) -> Chosen:
@@ -53,32 +55,32 @@ def best_of(pools: Sequence[Scores], count: int) -> Chosen:
         found[scores.name] = Topology.from_positions(
             scores.layer.matrix, scores.layer.pattern, positions[first:last] - start
         )
-    return Chosen(found, best.least)
+    return Chosen(found, _ties_at_zero(pools, found) if best.least == 0 else {})
 
 
-def runs_of(scores: Scores) -> Topology:
+def runs_of(scores: Scores) -> Chosen:
     """The topology that keeps the n best of every m."""
-    pattern, positions = scores.layer.pattern, []
+    pattern, positions, kept, tied = scores.layer.pattern, [], 0, 0
     for first, part in scores:
-        kept = top_of_runs(part, pattern.n, pattern.m, layer=scores.name)
-        positions.append(kept.nonzero().view(-1) + first)
-    return Topology.from_positions(scores.layer.matrix, pattern, torch.cat(positions))
-
-
-def ties_at_zero(scores: Scores, count: int) -> tuple[int, int] | None:
-    """How many scores of zero are kept, of how many, where the border of the `count` best falls among them, or that of some m."""
-    kept, tied, above, zeros, pattern = 0, 0, 0, 0, scores.layer.pattern
-    for _, part in scores:
-        if not pattern.m:
-            above, zeros = above + int((part > 0).sum()), zeros + int((part == 0).sum())
-            continue
+        best = top_of_runs(part, pattern.n, pattern.m, layer=scores.name)
+        positions.append(best.nonzero().view(-1) + first)
         runs = part.view(-1, pattern.m)
-        over, nothing = (runs > 0).sum(1), (runs == 0).sum(1)
-        between = (over < pattern.n) & (pattern.n < over + nothing)
-        kept, tied = kept + int((pattern.n - over)[between].sum()), tied + int(nothing[between].sum())
-    if not pattern.m and above < count < above + zeros:
-        kept, tied = count - above, zeros
-    return (kept, tied) if tied else None
+        above, zeros = (runs > 0).sum(1), (runs == 0).sum(1)
+        between = (above < pattern.n) & (pattern.n < above + zeros)
+        kept, tied = kept + int((pattern.n - above)[between].sum()), tied + int(zeros[between].sum())
+    topology = Topology.from_positions(scores.layer.matrix, pattern, torch.cat(positions))
+    return Chosen({scores.name: topology}, {scores.name: (kept, tied)} if tied else {})
+
+
+def _ties_at_zero(pools: Sequence[Scores], found: Mapping[str, Topology]) -> dict[str, tuple[int, int]]:
+    ties = {}
+    for scores in pools:
+        above, zeros, kept = 0, 0, found[scores.name].grains
+        for _, part in scores:
+            above, zeros = above + int((part > 0).sum()), zeros + int((part == 0).sum())
+        if above < kept < above + zeros:
+            ties[scores.name] = kept - above, zeros
+    return ties
 
 
 def border(pools: Sequence[Scores], count: int) -> Border:
@@ -140,4 +142,4 @@ def _ordered(scores: Tensor) -> Tensor:
     return torch.where(bits < 0, ~bits, bits + (1 << 31))
 
 
-__all__ = ["ROOM", "Border", "best_of", "border", "runs_of", "ties_at_zero"]
+__all__ = ["ROOM", "Border", "best_of", "border", "runs_of"]
