@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "memory.py"
-
-
-ONLY_LINUX = pytest.mark.skipif(
-    sys.platform != "linux", reason="reads /proc, and limits the address space as Linux does"
-)
+from fresh_process import ONLY_LINUX, told_by
 
 
 def measured(*options: str) -> list[dict[str, Any]]:
@@ -25,15 +15,7 @@ def measured(*options: str) -> list[dict[str, Any]]:
     The first process of a machine tunes and compiles besides, and where the heap's holes lie moves a peak by a tenth: two
     processes train, the leaner one is judged.
     """
-    # Coverage's own tracing would count as the network's memory.
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    told = []
-    for _ in range(2):
-        command = [sys.executable, str(SCRIPT), *options]
-        result = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        told.append(json.loads(result.stdout))
-    return told
+    return [told_by("memory.py", *options) for _ in range(2)]
 
 
 @pytest.mark.slow

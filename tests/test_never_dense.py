@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "never_dense.py"
-ONLY_LINUX = pytest.mark.skipif(
-    sys.platform != "linux", reason="reads /proc, and limits the address space as Linux does"
-)
-
-
-def lived(*options: str) -> dict[str, Any]:
-    """What a fresh process tells."""
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    command = [sys.executable, str(SCRIPT), *options]
-    result = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+from fresh_process import ONLY_LINUX, told_by
 
 
 @pytest.mark.slow
 @ONLY_LINUX
 @pytest.mark.filterwarnings("ignore")
 def test_a_network_that_cannot_be_allocated_is_born_pruned_trained_by_a_moving_topology_saved_and_loaded():
-    told = lived(
+    told = told_by(
+        "never_dense.py",
         "--widths=4096-16384-10", "--density=0.002", "--limit=700", "--batch=32", "--steps=8", "--moving=rigl:1", "--rate=0.3"
     )  # fmt: skip
     assert told["dense_weight"] == "cannot be allocated"
@@ -46,7 +27,13 @@ def test_a_network_that_cannot_be_allocated_is_born_pruned_trained_by_a_moving_t
 @ONLY_LINUX
 def test_its_peak_does_not_grow_with_the_dense_size():
     small, large = (
-        lived(f"--widths=256-{hidden}-10", f"--density={2**20 / hidden / 256 / 16}", "--batch=16", "--steps=0")
+        told_by(
+            "never_dense.py",
+            f"--widths=256-{hidden}-10",
+            f"--density={2**20 / hidden / 256 / 16}",
+            "--batch=16",
+            "--steps=0",
+        )
         for hidden in (1 << 14, 1 << 17)
     )
     assert large["weights"] > 7 * small["weights"]

@@ -12,8 +12,21 @@ from typing import Any, Union, get_args, get_origin
 
 from pollard.errors import StoreError
 
+STATUS, MEMORY = (
+    Path("/proc/self/status"),
+    Path("/proc/meminfo"),
+)  # where Linux tells of this process, and of the machine
 LARGEST = 1 << 26  # bytes of a text file: forty thousand runs in a ledger, a hundred thousand epochs of metrics
 DEEPEST = 100  # dicts and lists within each other; what Python itself takes depends on who calls
+
+
+def told_bytes(file: Path, key: str) -> int | None:
+    """What Linux tells under `key`, in STATUS or MEMORY, in bytes; None where nothing is told."""
+    for line in file.read_text().splitlines() if file.exists() else ():
+        name, _, rest = line.partition(":")
+        if name == key:
+            return int(rest.split()[0]) << 10
+    return None
 
 
 def read_bytes(path: str | PathLike[str], expected: str, fix: str) -> bytes:

@@ -29,7 +29,6 @@ from pollard.recipes.models import (
     dense_network,
     initial_network,
     prunable_shapes,
-    streamed_network,
     weight_shapes,
 )
 from pollard.recipes.recipe import Recipe
@@ -72,8 +71,8 @@ def is_born_sparse(recipe: Recipe) -> bool:
 
 def initial(recipe: Recipe, ends: Ends, purpose: str = "weights") -> nn.Module:
     """The network before training, dense or of weights without memory; another `purpose` draws other weights."""
-    born = streamed_network if recipe.never_dense else initial_network
-    return born(recipe.model, ends, recipe.initialiser, generator(recipe.seed, purpose))
+    draw = generator(recipe.seed, purpose)
+    return initial_network(recipe.model, ends, recipe.initialiser, draw, streamed=recipe.never_dense)
 
 
 def decide(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from pollard.networks.fully_connected import layer_shapes, layer_sizes, network
 from pollard.nn import initialise
 from pollard.nn.initialise import Initialiser
 from pollard.selection import linear_layers
-from pollard.streamed.birth import never_dense, streamed_layers
+from pollard.streamed.birth import never_dense
+from pollard.streamed.tensor import StreamedTensor
 
 INITIALISERS: dict[str, Initialiser] = {
     "lecun": initialise.lecun_normal,
@@ -43,37 +45,28 @@ def own_initialiser(model: str) -> str:
     return "lecun" if is_fully_connected(model) else OWN
 
 
-def initial_network(model: str, ends: Ends, initialiser: str, generator: torch.Generator) -> nn.Module:
+def initial_network(
+    model: str, ends: Ends, initialiser: str, generator: torch.Generator, *, streamed: bool = False
+) -> nn.Module:
     """The network called `model` between `ends`, all float32 on the CPU, drawn under the seed of `generator`.
 
     With another `initialiser` than its own, all weights that can be pruned are drawn by it, by their fan-in, and the biases
-    beside them are 0. Raises InvalidInput for a network that does not fit.
-    """
-    if is_fully_connected(model):
-        return dense_network(layer_sizes(model, ends), initialiser, generator)
-    # Modules draw from torch's global generator, and take its default dtype and device: both are the user's.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(generator.initial_seed())
-        made = networks.build(model, ends).float()
-    if initialiser != OWN:
-        _draw_(made, INITIALISERS[initialiser], generator)
-    return made
+    beside them are 0. streamed: weights have no memory, where they may, and are drawn by position: the same laws, other numbers.
+    Raises InvalidInput for a network that does not fit.
 
-
-def streamed_network(model: str, ends: Ends, initialiser: str, generator: torch.Generator) -> nn.Module:
-    """As `initial_network`, of the same laws but other numbers: weights have no memory, and are drawn by position.
-
-    >>> made = streamed_network("lenet-300-100", Ends((784,), 10), "lecun", torch.Generator().manual_seed(0))
+    >>> made = initial_network("lenet-300-100", Ends((784,), 10), "lecun", torch.Generator().manual_seed(0), streamed=True)
     >>> type(made.fc1.weight).__name__
     'StreamedTensor'
     """
-    with torch.device("cpu"), never_dense(generator.initial_seed() % 2**63):
+    if is_fully_connected(model) and not streamed:
+        return dense_network(layer_sizes(model, ends), initialiser, generator)
+    seed = generator.initial_seed()
+    # Modules draw from torch's global generator, and take its default dtype and device: both are the user's.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), never_dense(seed) if streamed else nullcontext():
+        torch.manual_seed(seed)
         made = networks.build(model, ends).float()
-    for module in streamed_layers(made).values() if initialiser != OWN else ():
-        weight = module.get_parameter("weight").detach()
-        _LAWS[initialiser](weight, weight.numel() // len(weight), len(weight))
-        if module.bias is not None:
-            nn.init.zeros_(module.get_parameter("bias"))
+    if initialiser != OWN:
+        _draw_(made, initialiser, generator)
     return made
 
 
@@ -105,10 +98,13 @@ def _cut(fan_in: int) -> tuple[float, float, float]:
 
 
 @torch.no_grad()
-def _draw_(model: nn.Module, initialiser: Initialiser, generator: torch.Generator) -> None:
+def _draw_(model: nn.Module, initialiser: str, generator: torch.Generator) -> None:
     # What it is composed of are views of its weights.
     for layer in linear_layers(composed(model)).values():
-        drawn = initialiser(Topology.full((layer.out_features, layer.in_features)), generator)
+        if isinstance(layer.weight, StreamedTensor):
+            _LAWS[initialiser](layer.weight, layer.in_features, layer.out_features)
+            continue
+        drawn = INITIALISERS[initialiser](Topology.full((layer.out_features, layer.in_features)), generator)
         layer.weight.copy_(drawn.view_as(layer.weight))
     for module in {**linear_layers(model), **composable(model)}.values():
         for name, parameter in module.named_parameters():

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from pollard.kernels.products.derived import derived_bytes
 from pollard.nn.linear import SparseLinear
+from pollard.reading import STATUS, told_bytes
 
-STATUS = Path("/proc/self/status")
 KIB = 1024
 
 
@@ -72,7 +72,7 @@ def module_bytes(model: nn.Module, optimizer: Optimizer | None = None) -> Module
 def peak_rss_bytes() -> int:
     """The most memory this process has had resident so far."""
     # Linux hands ru_maxrss down through exec, so that a small child reports its large parent's peak; VmHWM starts anew.
-    if (line := _status("VmHWM")) is not None:
+    if (line := told_bytes(STATUS, "VmHWM")) is not None:
         return line
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KIB
@@ -80,17 +80,7 @@ def peak_rss_bytes() -> int:
 
 def rss_bytes() -> int:
     """The memory this process has resident now; where the system does not tell, its peak."""
-    return now if (now := _status("VmRSS")) is not None else peak_rss_bytes()
-
-
-def _status(key: str) -> int | None:
-    if not STATUS.exists():
-        return None
-    for line in STATUS.read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == key:
-            return int(rest.split()[0]) * KIB
-    return None
+    return now if (now := told_bytes(STATUS, "VmRSS")) is not None else peak_rss_bytes()
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pollard.kernels.code.emit.stream import COUNTERS, TILE, WORDS
+from pollard.streams.law import Law
 from pollard.streams.philox import words
-from pollard.streams.source import Source
 
 SOME = 1 << 16  # counters, or positions, at a time
 
 
-def fill(source: Source, first: int, out: Tensor) -> None:
+def fill(law: Law, first: int, out: Tensor) -> None:
     """Write the rows of the stream from `first` on to `out`, of any strides."""
     rows, columns = out.shape
     tiles = -(-columns // TILE)
@@ -21,19 +21,19 @@ def fill(source: Source, first: int, out: Tensor) -> None:
     for start in range(0, rows, high):
         part = out[start : start + high]
         row = torch.arange(first + start, first + start + len(part), dtype=torch.int64, device=out.device)[:, None]
-        numbers = source.numbers(words([counters, row, source.layer, source.draw], source.key))
+        numbers = law.numbers(words([counters, row, law.layer, law.draw], law.key))
         # (rows, tiles, words, counters of a tile)
         laid = torch.stack([number.view(-1, tiles, COUNTERS) for number in numbers], dim=2)
         part.copy_(laid.view(len(part), -1)[:, :columns])
 
 
-def at(source: Source, rows: Tensor, columns: Tensor) -> Tensor:
+def at(law: Law, rows: Tensor, columns: Tensor) -> Tensor:
     """The numbers at these positions."""
     out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     for start in range(0, len(rows), SOME):
         row, column = (places[start : start + SOME] for places in (rows, columns))
         counter = column // TILE * COUNTERS + column % COUNTERS
         word = column // COUNTERS % WORDS
-        numbers = source.numbers(words([counter, row, source.layer, source.draw], source.key))
+        numbers = law.numbers(words([counter, row, law.layer, law.draw], law.key))
         out[start : start + SOME] = torch.stack(numbers).gather(0, word[None])[0]
     return out

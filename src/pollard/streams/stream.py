@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from pollard.errors import InvalidInput
 from pollard.kernels.code.fallback import attempt
 from pollard.streams import generated, reference
-from pollard.streams.source import Source
+from pollard.streams.law import Law
 
 WORDS = 1 << 32  # of 32 bits
 SEEDS = (-(1 << 63), 1 << 64)  # what torch.manual_seed takes
@@ -86,53 +86,53 @@ class Stream:
         """What `normal` has at these rows and columns, int64 `(n,)`: float32 `(n,)`; otherwise as `uniform_at`."""
         return _at(self._normal(mean, std), rows, columns)
 
-    def _uniform(self, low: float, high: float) -> Source:
+    def _uniform(self, low: float, high: float) -> Law:
         if not (abs(low) <= LARGEST and abs(high) <= LARGEST and 0.0 <= high - low <= LARGEST):
             raise InvalidInput(f"numbers from {low} to {high}", "finite bounds in order", "Give low <= high.")
-        return self._source("uniform", high - low, low)
+        return self._law("uniform", high - low, low)
 
-    def _normal(self, mean: float, std: float) -> Source:
+    def _normal(self, mean: float, std: float) -> Law:
         if not (abs(mean) <= LARGEST and 0.0 <= std <= LARGEST):
             raise InvalidInput(f"mean {mean}, std {std}", "finite numbers, std at least 0", "Give std >= 0.")
-        return self._source("normal", std, mean)
+        return self._law("normal", std, mean)
 
-    def _source(self, law: Literal["uniform", "normal"], scale: float, start: float) -> Source:
+    def _law(self, kind: Literal["uniform", "normal"], scale: float, start: float) -> Law:
         # Python's own integers, which products of tensors take; others were welcome.
         seed, layer, draw = map(operator.index, (self.seed, self.layer, self.draw))
-        return Source(seed, layer, draw, law, _single(scale), _single(start))
+        return Law(seed, layer, draw, kind, _single(scale), _single(start))
 
 
 @torch.no_grad()
-def _filled(source: Source, first: int, last: int, columns: int, out: Tensor | None) -> Tensor:
+def _filled(law: Law, first: int, last: int, columns: int, out: Tensor | None) -> Tensor:
     _check("a first row", first, 0, WORDS + 1)
     _check("a row to end before", last, first, WORDS + 1)
     _check("a number of columns", columns, 0, WORDS + 1)
     shape = (last - first, columns)
     if out is None:
-        return _written(source, first, torch.empty(shape, dtype=torch.float32, device="cpu"))
+        return _written(law, first, torch.empty(shape, dtype=torch.float32, device="cpu"))
     if out.shape != shape or out.dtype != torch.float32:
         raise InvalidInput(
             f"out of {tuple(out.shape)}, {out.dtype}", f"{shape}, torch.float32", "Give one for these rows, or none."
         )
-    return _written(source, first, out)
+    return _written(law, first, out)
 
 
-def _written(source: Source, first: int, out: Tensor) -> Tensor:
+def _written(law: Law, first: int, out: Tensor) -> Tensor:
     if not out.numel():
         return out
     if type(out) not in PLAIN or out.device.type != "cpu":
-        reference.fill(source, first, out)
+        reference.fill(law, first, out)
     elif out.stride(1) != 1 and out.shape[1] > 1:
-        out.copy_(_written(source, first, torch.empty(out.shape, dtype=torch.float32, device="cpu")))
-    elif attempt(partial(generated.fill, source, first, out)) is None:
-        reference.fill(source, first, out)
+        out.copy_(_written(law, first, torch.empty(out.shape, dtype=torch.float32, device="cpu")))
+    elif attempt(partial(generated.fill, law, first, out)) is None:
+        reference.fill(law, first, out)
     elif not out.is_inference():
         increment_version(out)
     return out
 
 
 @torch.no_grad()
-def _at(source: Source, rows: Tensor, columns: Tensor) -> Tensor:
+def _at(law: Law, rows: Tensor, columns: Tensor) -> Tensor:
     told = [(tuple(places.shape), places.dtype, places.device) for places in (rows, columns)]
     if told[0] != told[1] or rows.dim() != 1 or rows.dtype != torch.int64:
         raise InvalidInput(
@@ -145,8 +145,8 @@ def _at(source: Source, rows: Tensor, columns: Tensor) -> Tensor:
             _check(name, int(most), 0, WORDS)
     made = None
     if type(rows) is type(columns) is Tensor and rows.device.type == "cpu" and len(rows):
-        made = attempt(partial(generated.at, source, rows.contiguous(), columns.contiguous()))
-    return reference.at(source, rows, columns) if made is None else made
+        made = attempt(partial(generated.at, law, rows.contiguous(), columns.contiguous()))
+    return reference.at(law, rows, columns) if made is None else made
 
 
 def _check(name: str, value: int, least: int, end: int) -> None:

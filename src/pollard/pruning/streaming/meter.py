@@ -6,13 +6,13 @@ import logging
 import resource
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
 from pollard.errors import InvalidInput
+from pollard.reading import MEMORY, STATUS, told_bytes
 from pollard.streamed.source import ROOM, Source
 
 _LOG = logging.getLogger("pollard")
@@ -105,17 +105,12 @@ def require_room(grains: int) -> None:
 
 def free_bytes() -> int | None:
     """The memory that this process may still take, as far as the system tells."""
-    free = [_kib(Path("/proc/meminfo"), "MemAvailable")]
-    limit, mapped = resource.getrlimit(resource.RLIMIT_AS)[0], _kib(Path("/proc/self/status"), "VmSize")
+    free = [told_bytes(MEMORY, "MemAvailable")]
+    limit, mapped = resource.getrlimit(resource.RLIMIT_AS)[0], told_bytes(STATUS, "VmSize")
     if limit != resource.RLIM_INFINITY and mapped is not None:
         free.append(limit - mapped)
     known = [each for each in free if each is not None]
     return min(known) if known else None
-
-
-def _kib(file: Path, key: str) -> int | None:
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(key + ":")), None)
 
 
 __all__ = ["Counted", "Meter", "free_bytes", "require_room"]

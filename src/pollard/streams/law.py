@@ -12,13 +12,13 @@ from pollard.kernels.code.emit.philox import LOW, WORD
 from pollard.streams.deviates import normal_pair, uniform
 
 
-class Source(NamedTuple):
+class Law(NamedTuple):
     """The parameter, and the law of its numbers: uniform or normal ones, times `scale`, plus `start`, both float32."""
 
     seed: int
     layer: int
     draw: int
-    law: Literal["uniform", "normal"]
+    kind: Literal["uniform", "normal"]
     scale: float
     start: float
 
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
     def numbers(self, words: Sequence[Tensor]) -> list[Tensor]:
         """The numbers of two or four random words, float32."""
-        if self.law == "uniform":
+        if self.kind == "uniform":
             made = [uniform(word) for word in words]
         else:
             pairs = zip(words[::2], words[1::2], strict=True)
