@@ -20,6 +20,11 @@ class Source(ABC):
     shape: tuple[int, int]
     dtype: torch.dtype
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody is told of the rows that are made, and shows it."""
+        return False
+
     @abstractmethod
     def rows(self, first: int, last: int) -> Tensor:
         """Rows `first` to `last - 1`: `(last - first, columns)`, never to be written to."""

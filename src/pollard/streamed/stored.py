@@ -38,6 +38,11 @@ class Stored(Source):
         rows, *rest = self.entry.shape
         return rows, prod(rest)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody is told of the bytes that are read."""
+        return self.saw is not None
+
     def rows(self, first: int, last: int) -> Tensor:
         """Those rows, read from the file."""
         columns = self.shape[1]

@@ -10,6 +10,7 @@ from torch import nn
 
 import pollard
 from pollard.errors import InvalidInput
+from pollard.formats.store import save_tensors
 from pollard.pruning.streaming import meter
 from pollard.pruning.streaming.meter import Meter, free_bytes
 
@@ -48,6 +49,22 @@ def test_what_takes_long_is_told_to_the_logger(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "pollard"):
         pollard.prune(streamed(), "snip", 0.1, BATCH)
     assert "% of the passes over the weights" in caplog.text
+
+
+def test_one_bar_shows_how_far_a_decision_is(monkeypatch, tmp_path):
+    shown = []
+
+    def show(self):
+        shown.append(self)
+
+    monkeypatch.setattr(meter, "SHOWN_AFTER", -1.0)
+    monkeypatch.setattr(Meter, "_show", show)
+    file = tmp_path / "dense.safetensors"
+    save_tensors(file, {"fc.weight": torch.randn(8, 4)}, {})
+    pollard.prune_checkpoint(file, tmp_path / "sparse.safetensors", watch=lambda what, done, total: None)
+    assert not shown  # whoever watches shows it
+    pollard.prune(streamed(), "magnitude", 0.1)
+    assert shown
 
 
 def test_the_model_keeps_its_own_weights(meters):

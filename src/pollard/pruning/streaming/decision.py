@@ -67,10 +67,11 @@ class StreamedDecision(Decision):
     def _metered(self, rounds: int) -> Meter:
         """What counts the passes over the weights from now on."""
         passes = 1 + self.network.pieces * sum(PASSES.get(need, 0) for need in self.rule.needs)
-        meter = Meter(rounds * passes * sum(layer.weights for layer in self.layers.values()))
-        for name, weight in self.network.weights.items():
-            if isinstance(weight, StreamedTensor):
-                self.network.weights[name] = weight.like(Counted(weight.source, meter))
+        total = rounds * passes * sum(layer.weights for layer in self.layers.values())
+        streamed = {name: each for name, each in self.network.weights.items() if isinstance(each, StreamedTensor)}
+        # Whoever watches the numbers come shows it already: two bars would write over each other.
+        meter = Meter(total, shown=not any(each.source.is_watched for each in streamed.values()))
+        self.network.weights.update({name: each.like(Counted(each.source, meter)) for name, each in streamed.items()})
         return meter
 
     @property

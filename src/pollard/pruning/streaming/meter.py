@@ -28,11 +28,11 @@ GIB = 1 << 30
 class Meter:
     """Counts weights as they are made, and tells: on a terminal by a bar, else in lines to the logger `pollard`.
 
-    Used as a context; nothing is told of what is over in two seconds.
+    Used as a context; nothing is told of what is over in two seconds. shown: whether there may be a bar.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = max(1, total), 0
+    def __init__(self, total: int, *, shown: bool = True) -> None:
+        self.total, self.done, self.shown = max(1, total), 0, shown
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -49,7 +49,7 @@ class Meter:
         """So many more have been made."""
         self.done += weights
         now = time.monotonic()
-        if self._bar is None and now - self._started > SHOWN_AFTER:
+        if self._bar is None and self.shown and now - self._started > SHOWN_AFTER:
             self._show()
         if self._bar is not None:
             self._bar.update(self._task, completed=min(self.done, self.total))
