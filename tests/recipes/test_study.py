@@ -25,6 +25,8 @@ from pollard.recipes.study import Series, Study, read_ledger
 
 STUDIES = Path(__file__).parents[2] / "studies"
 RECORDS = STUDIES / "results"
+# Studies of which not every run has been made: what is said of them names the seeds and densities that were.
+UNDER_WAY = {"cifar-resnet-20", "grain-convolutions", "grain-linear"}
 
 STUDY = """
 title = "Halves"
@@ -97,7 +99,9 @@ def test_what_a_run_takes_weights_from_is_run_though_no_series_asks_for_it(study
 def test_what_is_recorded_is_what_its_file_asks_for(record):
     # Also where a default has changed since: the file then says what it was.
     asked = {(planned.label, planned.recipe.digest) for planned in Study.read(STUDIES / f"{record.stem}.toml").runs()}
-    assert {(point["label"], point["run"]) for point in json.loads(record.read_text())} == asked
+    recorded = {(point["label"], point["run"]) for point in json.loads(record.read_text())}
+    assert recorded <= asked
+    assert (recorded < asked) == (record.stem in UNDER_WAY)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pollard.report import dense_ways
 from pollard.report.bench import verified
 from pollard.report.case import DTYPES, PRODUCTS, RESULTS, Case, Contender, Operands, Reference
 from pollard.report.contenders import contest
-from pollard.report.dense_ways import LAYERS, NN_LINEAR, PARTS_ALONE, WAYS, DenseWays, usable_ways, ways_to
+from pollard.report.dense_ways import LAYERS, NN_LINEAR, PARTS_ALONE, WAYS, DenseWays, layers_of, usable_ways, ways_to
 
 CASE = Case("forward", "v4", (32, 24, 8), 0.25)
 
@@ -47,6 +47,28 @@ def test_nn_linear_is_one_of_them_and_does_what_nn_linear_does(op):
     out.backward(numbers.grad)
     want = {"forward": out.detach(), "input_grad": x.grad, "value_grad": layer.weight.grad}
     torch.testing.assert_close(WAYS[op][NN_LINEAR](numbers)(), want[op])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_layers_that_are_offered_train_in_their_precision(dtype):
+    offered = layers_of(dtype)
+    assert NN_LINEAR in offered
+    for kind in offered.values():
+        layer, x = kind(24, 32).to(dtype), torch.randn(8, 24, dtype=dtype)
+        layer(x.requires_grad_()).sum().backward()
+
+
+def test_a_layer_without_a_derivative_here_is_not_offered(monkeypatch):
+    class Refuses(nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("mkldnn_linear_backward: weight_t needs to be a dense tensor")
+
+    monkeypatch.setitem(LAYERS, "mkldnn_linear", Refuses)
+    layers_of.cache_clear()
+    try:
+        assert list(layers_of(torch.float32)) == [NN_LINEAR]
+    finally:
+        layers_of.cache_clear()
 
 
 def test_every_layer_trains_as_nn_linear_does():

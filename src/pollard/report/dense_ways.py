@@ -209,9 +209,24 @@ def usable_ways(op: str, dtype: torch.dtype) -> tuple[str, ...]:
     return tuple(way for way, time in seconds.items() if time < LOOP * min(seconds.values()))
 
 
+@cache
 def layers_of(dtype: torch.dtype) -> dict[str, type[nn.Linear]]:
-    """The layers of `dtype` that this torch has on this CPU; `nn.Linear` it has always."""
-    return {name: kind for name, kind in LAYERS.items() if name in (NN_LINEAR, *usable_ways("forward", dtype))}
+    """The layers of `dtype` that this torch trains on this CPU; `nn.Linear` it has always."""
+    return {
+        name: kind
+        for name, kind in LAYERS.items()
+        if name == NN_LINEAR or (name in usable_ways("forward", dtype) and _trains(kind, dtype))
+    }
+
+
+def _trains(kind: type[nn.Linear], dtype: torch.dtype) -> bool:
+    out_features, in_features, batch = TRIAL
+    layer, x = kind(in_features, out_features).to(dtype), torch.ones(batch, in_features, dtype=dtype)
+    try:  # a product that there is may want its derivative in a form that it was not given
+        layer(x.requires_grad_()).sum().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 def inference_ways(dtype: torch.dtype) -> tuple[str, ...]:
