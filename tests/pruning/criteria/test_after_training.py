@@ -86,3 +86,46 @@ def test_taylor_ranks_weights_as_snip_and_grains_by_the_sum_of_squares():
     weight, gradient = torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]])
     assert CRITERIA["taylor"](weight, gradient).sum() == 10
     assert CRITERIA["snip"](weight, gradient).sum() == 4
+
+
+def naive_ria(weight, norms):
+    size = weight.abs().tolist()
+    return torch.tensor(
+        [
+            [
+                (value / sum(other[column] for other in size) + value / sum(row)) * norms[column] ** 0.5
+                if value
+                else 0.0
+                for column, value in enumerate(row)
+            ]
+            for row in size
+        ],
+        dtype=torch.float64,
+    )
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 7), st.floats(0, 1))
+def test_ria_is_its_definition_whatever_is_zero(seed, rows, columns, zeros):
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=draw, dtype=torch.float64)
+    weight[torch.rand(rows, columns, generator=draw) < zeros] = 0
+    norms = torch.rand(columns, generator=draw, dtype=torch.float64)
+    torch.testing.assert_close(CRITERIA["ria"](weight, norms), naive_ria(weight, norms.tolist()))
+
+
+@given(st.integers(0, 10_000))
+def test_relative_importance_adds_up_to_one_for_every_row_and_every_column(seed):
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores = CRITERIA["ria"](weight, torch.ones(6, dtype=torch.float64))
+    assert float(scores.sum()) == pytest.approx(4 + 6)
+    # The scale of a layer, and of its inputs, changes no choice.
+    torch.testing.assert_close(CRITERIA["ria"](3 * weight, torch.full((6,), 4.0, dtype=torch.float64)), 2 * scores)
+
+
+@given(st.integers(0, 10_000))
+def test_ria_keeps_of_a_unit_of_small_weights_that_magnitude_empties(seed):
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(seed))
+    weight[3] *= 1e-3
+    scores = CRITERIA["ria"](weight, torch.ones(16))
+    assert scores[3].max() > scores.median()
+    assert weight[3].abs().max() < weight.abs().median()

@@ -70,3 +70,22 @@ def _row_by_row(
         for group, (row, share) in enumerate(zip(scores, shares(count, allowed.sum(1)), strict=True))
     ]
     return torch.cat(rows), weight
+
+
+@criterion(needs=("weight", "input_norms"), allocation="uniform", cite="zhang2024plug")
+def ria(weight: Tensor, input_norms: Tensor) -> Tensor:
+    """Score `(|W_ij| / sum of |W_*j| + |W_ij| / sum of |W_i*|) * ||X_j||_2^0.5`: relative importance and activations.
+
+    A weight counts by its share of what enters its output and of what leaves its input: units of small weights keep some.
+    Weights compete within their layer, each of the same density; a row or column of zeros scores zero.
+    Source: Zhang, Bai, Lin, Zhao, Hou, Cannistraci, Plug-and-play: an efficient post-training pruning method for large language
+    models, ICLR 2024, and the authors' code.
+
+    >>> ria(weight=torch.tensor([[3.0, -1.0], [0.0, 1.0]]), input_norms=torch.tensor([4.0, 1.0]))
+    tensor([[3.5000, 0.7500],
+            [0.0000, 1.5000]])
+    """
+    size = weight.abs()
+    least = torch.finfo(size.dtype).tiny
+    relative = size / size.sum(0).clamp_min(least) + size / size.sum(1, keepdim=True).clamp_min(least)
+    return relative * input_norms.sqrt()
