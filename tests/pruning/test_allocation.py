@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
-from pollard.pruning.allocation import ALLOCATIONS, Layer, er, erk, global_, uniform, whole_grains
+from pollard.pruning.allocation import ALLOCATIONS, allocation_name, er, erk, global_, owl, reads, uniform, whole_grains
+from pollard.pruning.budget import Layer
 
 LENET_300_100 = [(300, 784), (100, 300), (10, 100)]
 LENET_5 = [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)]
@@ -242,3 +244,79 @@ def test_global_needs_scores_of_every_grain():
 def test_a_pattern_that_does_not_divide_the_layer_is_refused():
     with pytest.raises(PatternError):
         Layer((10, 100), Pattern(4))
+
+
+def owl_as_published(scores, density, outlier, spread):
+    """Layers of one size: shares of outliers, from 0 to twice the spread, moved so that their mean is the density."""
+    shares = []
+    for layer in scores:
+        mean = sum(layer) / len(layer)
+        shares.append(sum(score > outlier * mean for score in layer) / len(layer))
+    rises = [2 * spread * (share - min(shares)) / (max(shares) - min(shares)) for share in shares]
+    return [rise - sum(rises) / len(rises) + density for rise in rises]
+
+
+def heavy(seed, layers=4, grains=(20, 10)):
+    """Scores with tails that differ from layer to layer."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        str(i): Layer(
+            grains, scores=torch.randn(math.prod(grains), generator=draw, dtype=torch.float64).abs() ** (i + 1)
+        )
+        for i in range(layers)
+    }
+
+
+@given(st.integers(0, 1000), st.floats(0.2, 0.8), st.floats(2, 6), st.floats(0.01, 0.1))
+def test_owl_is_the_published_formula_where_layers_are_of_one_size(seed, density, outlier, spread):
+    layers = heavy(seed)
+    found = owl(layers, density, outlier=outlier, spread=spread)
+    expected = owl_as_published([layer.scores.tolist() for layer in layers.values()], density, outlier, spread)
+    assert list(found.values()) == pytest.approx(expected)
+    assert max(found.values()) - min(found.values()) == pytest.approx(2 * spread)
+
+
+def test_owl_keeps_the_total_where_layers_differ_in_size():
+    layers = heavy(0) | {"wide": Layer((40, 50), scores=torch.ones(2000, dtype=torch.float64))}
+    found = owl(layers, 0.3)
+    kept = sum(found[name] * layer.weights for name, layer in layers.items())
+    assert kept == pytest.approx(0.3 * sum(layer.weights for layer in layers.values()))
+    assert found["wide"] == min(found.values()) > 0.2
+    assert max(found.values()) - found["wide"] == pytest.approx(0.16)
+
+
+def test_owl_without_a_difference_in_outliers_is_uniform():
+    layers = {name: Layer((4, 5), scores=torch.ones(20)) for name in "ab"}
+    assert owl(layers, 0.3) == uniform(layers, 0.3)
+
+
+def test_owl_counts_layers_of_one_block_as_one():
+    layers = heavy(3)
+    found = owl(layers, 0.4, block=lambda name: "front" if name in "01" else "back")
+    joined = {
+        block: Layer((40, 10), scores=torch.cat([layers[name].scores for name in names]))
+        for block, names in {"front": "01", "back": "23"}.items()
+    }
+    assert list(found.values()) == pytest.approx(
+        [owl(joined, 0.4)[block] for block in ("front", "front", "back", "back")]
+    )
+
+
+def test_owl_does_not_look_at_what_may_not_be_kept():
+    scores = heavy(5)["3"].scores
+    layers = {"few": Layer((400, 1), scores=torch.cat([scores, torch.full((200,), -torch.inf)])), "flat": heavy(5)["0"]}
+    whole = {"few": Layer((400, 1), scores=torch.cat([scores, scores])), "flat": heavy(5)["0"]}
+    assert owl(layers, 0.3) == pytest.approx(owl(whole, 0.3))
+    nothing = {"none": Layer((2, 1), scores=torch.full((2,), -torch.inf)), "some": heavy(5)["3"]}
+    assert owl(nothing, 0.3)["none"] < owl(nothing, 0.3)["some"]
+
+
+def test_owl_without_scores_is_refused():
+    with pytest.raises(InvalidInput, match="no scores for layer 'a'"):
+        owl({"a": Layer((2, 3))}, 0.5)
+
+
+def test_an_allocation_with_options_of_its_own_reads_what_it_read_and_has_its_name():
+    narrow = partial(owl, spread=0.02)
+    assert (reads(narrow), allocation_name(narrow)) == ("wanda", "owl")
+    assert allocation_name(lambda layers, density: {}) == "<lambda>"

@@ -14,7 +14,7 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.surgery import sparsify_
 from pollard.pruning import CRITERIA, decision, prune
-from pollard.pruning.allocation import Layer
+from pollard.pruning.budget import Layer
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Scoring
 

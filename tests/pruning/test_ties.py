@@ -11,7 +11,7 @@ from torch import nn
 from networks import BATCH, lenet, same
 from pollard.errors import LayerCollapse, ScoresTie
 from pollard.pruning import prune
-from pollard.pruning.allocation import Layer
+from pollard.pruning.budget import Layer
 from pollard.pruning.ties import comparable, ranked, ties_at_zero
 
 

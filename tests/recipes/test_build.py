@@ -31,7 +31,7 @@ def linear(model, kind):
 
 
 @pytest.mark.parametrize("method", ["snip", "magnitude", "random"])
-@pytest.mark.parametrize("allocation", ["global", "uniform", "er", "erk"])
+@pytest.mark.parametrize("allocation", ["global", "uniform", "er", "erk", "owl"])
 @pytest.mark.parametrize("pattern", ["unstructured", "v4"])
 def test_density_asked_is_density_got(method, allocation, pattern):
     recipe = Recipe(model=MLP, method=method, allocation=allocation, pattern=pattern, density=0.3)
@@ -130,7 +130,14 @@ def test_laws_of_numbers_by_position_are_those_of_the_initialisers():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"method": "dense"}, {"method": "lamp"}, {"score_at": 1.0}, {"repair": "isometry"}, {"storage": "masked"}],
+    [
+        {"method": "dense"},
+        {"method": "lamp"},
+        {"score_at": 1.0},
+        {"repair": "isometry"},
+        {"storage": "masked"},
+        {"allocation": "owl"},
+    ],
 )
 def test_what_needs_dense_weights_is_refused_where_they_are_never_made(fields):
     with pytest.raises(InvalidInput, match="never_dense"):

@@ -1,6 +1,7 @@
 """From one target density to a density per layer, and from there to whole grains with an exact total.
 
-Every allocation is a pure function `(layers, density) -> density per layer`; `whole_grains` rounds any of them.
+Every allocation is a pure function `(layers, density) -> density per layer`; `whole_grains` rounds any of them. What it
+looks at is declared with it: shapes alone, the scores that decide, or those of a criterion of its own.
 """
 
 from __future__ import annotations
@@ -8,107 +9,55 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput, PatternError
-from pollard.formats.pattern import Pattern
+from pollard.errors import InvalidInput
+from pollard.pruning.budget import Layer, asked_least_most, can_keep, smallest_grain, weights_to_keep
 from pollard.pruning.masks import top_positions
 
-UNSTRUCTURED = Pattern()
 LAST_DENSITY = 0.3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """What an allocation may know of a layer.
-
-    shape: `(out, in)` of a linear weight, `(out, in, height, width)` of a convolution.
-    scores: one per grain, `(grains,)`, for allocations that compare them; None elsewhere.
-    min_density, max_density: bounds, held in whole grains. Raises InvalidInput unless 0 <= min <= max <= 1 with a whole
-    number of grains between, PatternError where the pattern does not divide the rows.
-
-    >>> Layer((8, 5), Pattern.parse("v4"), min_density=0.25).least
-    3
-    """
-
-    shape: tuple[int, ...]
-    pattern: Pattern = UNSTRUCTURED
-    min_density: float = 0.0
-    max_density: float = 1.0
-    scores: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.pattern.grid(self.matrix)
-        if not 0 <= self.min_density <= self.max_density <= 1:
-            raise InvalidInput(
-                f"density bounds [{self.min_density}, {self.max_density}]",
-                "0 <= min_density <= max_density <= 1",
-                "Bounds are fractions kept, per layer.",
-            )
-        if self._fixed is not None and self.least > self.most:
-            raise PatternError(
-                f"density bounds [{self.min_density}, {self.max_density}] with pattern {self.pattern}",
-                f"bounds that allow {self.pattern.density:g}, what it keeps of every layer",
-                "Loosen min_density= and max_density=, or choose another pattern.",
-            )
-        if self.least > self.most:
-            raise InvalidInput(
-                f"density bounds [{self.min_density}, {self.max_density}] for {self.grains} grains",
-                "bounds with a whole number of grains between them",
-                f"Use [{self.most / self.grains:.6g}, {self.least / self.grains:.6g}].",
-            )
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Rows and columns: those of a convolution are channels x taps."""
-        return self.shape[0], math.prod(self.shape[1:])
-
-    @property
-    def weights(self) -> int:
-        """Weights of the dense layer."""
-        return math.prod(self.shape)
-
-    @property
-    def grains(self) -> int:
-        """Grains of the dense layer."""
-        return self.weights // self.pattern.size
-
-    @property
-    def least(self) -> int:
-        """Grains that `min_density`, or the pattern, demands; 0.1 of 30 is 3, whatever 0.1 is in binary."""
-        return max(self._fixed or 0, math.ceil(round(self.min_density * self.grains, 6)))
-
-    @property
-    def most(self) -> int:
-        """Grains that `max_density`, or the pattern, allows."""
-        allowed = math.floor(round(self.max_density * self.grains, 6))
-        return allowed if self._fixed is None else min(self._fixed, allowed)
-
-    @property
-    def _fixed(self) -> int | None:
-        """Grains that the pattern keeps in any case."""
-        return self.grains // self.pattern.m * self.pattern.n if self.pattern.m else None
+OUTLIER, SPREAD = 5.0, 0.08
+# What an allocation reads, if not the scores of a criterion that it names.
+SHAPES, DECIDING = "", "the scores that decide"
 
 
 Allocation = Callable[[Mapping[str, Layer], float], dict[str, float]]
+Made = TypeVar("Made", bound=Allocation)
 ALLOCATIONS: dict[str, Allocation] = {}
 
 
-def allocation(function: Allocation) -> Allocation:
-    """Makes `function` a member of `ALLOCATIONS` under `allocation_name` of it."""
-    ALLOCATIONS[allocation_name(function)] = function
-    return function
+def allocation(*, reads: str = SHAPES) -> Callable[[Made], Made]:
+    """Makes a function a member of `ALLOCATIONS` under `allocation_name` of it; reads: `DECIDING`, or a criterion's name."""
+
+    def join(function: Made) -> Made:
+        function.reads = reads  # type: ignore[attr-defined]  # a function takes attributes
+        ALLOCATIONS[allocation_name(function)] = function
+        return function
+
+    return join
 
 
 def allocation_name(function: Allocation) -> str:
-    """What an allocation is called: `smart_ratio` is smart-ratio, `global_` is global."""
-    return getattr(function, "__name__", repr(function)).rstrip("_").replace("_", "-")
+    """What an allocation is called: `smart_ratio` is smart-ratio, `global_` is global; with options of its own, the same."""
+    plain = getattr(function, "func", function)
+    return getattr(plain, "__name__", repr(plain)).rstrip("_").replace("_", "-")
 
 
-@allocation
+def reads(function: Allocation) -> str:
+    """What an allocation looks at: `SHAPES`, `DECIDING`, as one that does not say may, or the criterion whose scores it asks for.
+
+    >>> reads(uniform), reads(owl)
+    ('', 'wanda')
+    """
+    found: str = getattr(getattr(function, "func", function), "reads", DECIDING)
+    return found
+
+
+@allocation()
 def uniform(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     """The same density in every layer, as far as their bounds allow.
 
@@ -118,7 +67,7 @@ def uniform(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     return _fill(layers, dict.fromkeys(layers, 1.0), density)
 
 
-@allocation
+@allocation()
 def er(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     """Density proportional to `(in + out) / (in * out)`, at most 1: an Erdos-Renyi graph; kernel sizes do not count.
 
@@ -132,7 +81,7 @@ def er(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     )
 
 
-@allocation
+@allocation()
 def erk(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     """Density proportional to `(in + out + height + width) / (in * out * height * width)`, at most 1.
 
@@ -147,7 +96,7 @@ def erk(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     return _fill(layers, {name: sum(layer.shape) / layer.weights for name, layer in layers.items()}, density)
 
 
-@allocation
+@allocation()
 def smart_ratio(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     """Density of layer l of L proportional to `(L - l + 1)^2 + (L - l + 1)`, at most 1; 0.3 in the last layer.
 
@@ -160,18 +109,18 @@ def smart_ratio(layers: Mapping[str, Layer], density: float) -> dict[str, float]
     """
     ranks = dict(zip(layers, range(len(layers), 0, -1), strict=True))
     raw = {name: float(rank * rank + rank) for name, rank in ranks.items()}
-    _asked(layers, density)
+    weights_to_keep(layers, density)
     name, last = list(layers.items())[-1]
     share = round(LAST_DENSITY * last.grains)
     if last.least <= share <= last.most:
         whole = share / last.grains
         held = {**layers, name: replace(last, min_density=whole, max_density=whole)}
-        if _allows(held, density):
+        if can_keep(held, density):
             return _fill(held, raw, density)
     return _fill(layers, raw, density)
 
 
-@allocation
+@allocation(reads=DECIDING)
 def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     """What one top-k over the scores of all layers leaves in each: the highest scores anywhere are kept.
 
@@ -182,8 +131,8 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     >>> global_({name: Layer((2, 1), scores=s) for name, s in scores.items()}, 0.75)
     {'a': 0.5, 'b': 1.0}
     """
-    wanted = _asked(layers, density) - sum(layer.least * layer.pattern.size for layer in layers.values())
-    unit = _unit(layers)
+    wanted = weights_to_keep(layers, density) - sum(layer.least * layer.pattern.size for layer in layers.values())
+    unit = smallest_grain(layers)
     pools = [_contenders(name, layer, unit) for name, layer in layers.items()]
     kept = top_positions(torch.cat(pools), wanted // unit)
     ends = torch.tensor([pool.numel() for pool in pools], dtype=torch.int64, device="cpu").cumsum(0)
@@ -194,14 +143,52 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     }
 
 
-def _contenders(name: str, layer: Layer, unit: int) -> Tensor:
-    """Scores of the grains that bounds leave open, in order, each repeated once per `unit` weights that it costs."""
+@allocation(reads="wanda")
+def owl(
+    layers: Mapping[str, Layer],
+    density: float,
+    *,
+    outlier: float = OUTLIER,
+    spread: float = SPREAD,
+    block: Callable[[str], str] = str,
+) -> dict[str, float]:
+    """Density `c + 2 spread (D - min D) / (max D - min D)`, D the share of outliers in a layer.
+
+    An outlier is a Wanda score above `outlier` times the mean of its layer; c makes the total what is asked for. Layers that
+    `block` gives the same name count as one: in the paper, those of a transformer block. Raises InvalidInput without scores.
+    Source: Yin et al., Outlier weighed layerwise sparsity (OWL), ICML 2024, section 3, and the authors' code.
+
+    >>> plain, outliers = torch.ones(10), torch.tensor([1.0] * 9 + [90.0])
+    >>> found = owl({"a": Layer((10, 1), scores=plain), "b": Layer((10, 1), scores=outliers)}, 0.5)
+    >>> {name: round(d, 4) for name, d in found.items()}
+    {'a': 0.42, 'b': 0.58}
+    """
+    pools: dict[str, list[Tensor]] = {}
+    for name, layer in layers.items():
+        scores = _scores(name, layer) / layer.pattern.size
+        pools.setdefault(block(name), []).append(scores[scores > -torch.inf])
+    shares = {}
+    for name, parts in pools.items():
+        scores = torch.cat(parts)
+        shares[name] = float((scores > outlier * scores.mean(dtype=torch.float64)).sum()) / max(1, scores.numel())
+    least, most = min(shares.values()), max(shares.values())
+    rise = {name: 2 * spread * (share - least) / ((most - least) or 1.0) for name, share in shares.items()}
+    return _fill(layers, dict.fromkeys(layers, 1.0), density, {name: rise[block(name)] for name in layers})
+
+
+def _scores(name: str, layer: Layer) -> Tensor:
+    """The scores of the grains of a layer."""
     if layer.scores is None or layer.scores.shape != (layer.grains,):
         got = "no scores" if layer.scores is None else f"scores of shape {tuple(layer.scores.shape)}"
         raise InvalidInput(
             f"{got} for layer {name!r}", f"one score for each of its {layer.grains} grains", "Score every layer."
         )
-    scores, cost = layer.scores, layer.pattern.size // unit
+    return layer.scores
+
+
+def _contenders(name: str, layer: Layer, unit: int) -> Tensor:
+    """Scores of the grains that bounds leave open, in order, each repeated once per `unit` weights that it costs."""
+    scores, cost = _scores(name, layer), layer.pattern.size // unit
     if layer.least or layer.most < layer.grains:
         contends = torch.zeros(layer.grains, dtype=torch.bool, device="cpu")
         contends[top_positions(scores, layer.most, layer=name)] = True
@@ -225,7 +212,7 @@ def whole_grains(layers: Mapping[str, Layer], densities: Mapping[str, float], de
     kept = {
         name: min(max(math.floor(round(exact[name], 6)), layer.least), layer.most) for name, layer in layers.items()
     }
-    left = _asked(layers, density) - sum(kept[name] * layer.pattern.size for name, layer in layers.items())
+    left = weights_to_keep(layers, density) - sum(kept[name] * layer.pattern.size for name, layer in layers.items())
     while left > 0:
         open_to = [n for n, layer in layers.items() if kept[n] < layer.most and layer.pattern.size <= left]
         if not open_to:
@@ -261,74 +248,36 @@ def on_the_way(layers: Mapping[str, Layer], density: float) -> tuple[dict[str, L
     ('2:4', 0.5)
     """
     found = {name: replace(layer, pattern=layer.pattern.relaxed(density)) for name, layer in layers.items()}
-    _, least, most = _total(found, density)
+    _, least, most = asked_least_most(found, density)
     total = sum(layer.weights for layer in found.values())
     return found, min(max(density, least / total), most / total)
 
 
-def check_density(density: float) -> None:
-    """Raises InvalidInput unless `density` is in (0, 1]."""
-    if not isinstance(density, int | float) or not 0 < density <= 1:
-        raise InvalidInput(
-            f"density {density!r}",
-            "a density in (0, 1]",
-            "Density is the fraction kept: 95 % sparsity is density=0.05.",
-        )
-
-
-def _fill(layers: Mapping[str, Layer], raw: Mapping[str, float], density: float) -> dict[str, float]:
-    """`clip(scale * raw, low, high)` per layer, at the scale where the kept weights are `density` of all."""
-    _asked(layers, density)
+def _fill(
+    layers: Mapping[str, Layer], raw: Mapping[str, float], density: float, offset: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """`clip(offset + scale * raw, low, high)` per layer, at the scale where the kept weights are `density` of all."""
+    weights_to_keep(layers, density)
+    offset = offset or dict.fromkeys(layers, 0.0)
     low = {name: layer.least / layer.grains for name, layer in layers.items()}
     high = {name: layer.most / layer.grains for name, layer in layers.items()}
 
     def clipped(scale: float) -> dict[str, float]:
-        return {name: min(max(scale * raw[name], low[name]), high[name]) for name in layers}
+        return {name: min(max(offset[name] + scale * raw[name], low[name]), high[name]) for name in layers}
 
     def weigh(densities: Mapping[str, float]) -> float:
         return sum(densities[name] * layers[name].weights for name in densities)
 
     wanted = min(max(density * sum(layer.weights for layer in layers.values()), weigh(low)), weigh(high))
+
     # The kept weights are linear in the scale between the points where a layer leaves its lower or meets its upper bound.
-    bends = sorted(bound[name] / raw[name] for name in layers for bound in (low, high))
+    def meets(name: str, bound: Mapping[str, float]) -> float:
+        return (bound[name] - offset[name]) / raw[name]
+
+    bends = sorted(meets(name, bound) for name in layers for bound in (low, high))
     bend = bends[max(bisect_right(bends, wanted, key=lambda scale: weigh(clipped(scale))) - 1, 0)]
-    free = {name: raw[name] for name in layers if low[name] / raw[name] <= bend < high[name] / raw[name]}
+    free = {name: raw[name] for name in layers if meets(name, low) <= bend < meets(name, high)}
     if not free:
         return clipped(bend)
     fixed = {name: value for name, value in clipped(bend).items() if name not in free}
-    return clipped((wanted - weigh(fixed)) / weigh(free))
-
-
-def _unit(layers: Mapping[str, Layer]) -> int:
-    """Weights of the smallest grain, of which every other is a multiple."""
-    return min(layer.pattern.size for layer in layers.values())
-
-
-def _asked(layers: Mapping[str, Layer], density: float) -> int:
-    """Weights to keep in all, in whole smallest grains; raises InvalidInput where the layers' bounds forbid it."""
-    check_density(density)
-    total = sum(layer.weights for layer in layers.values())
-    asked, least, most = _total(layers, density)
-    if not least <= asked <= most:
-        fixed = sorted({str(layer.pattern) for layer in layers.values() if layer.pattern.m})
-        by = f"patterns ({', '.join(fixed)}) and bounds" if fixed else "bounds"
-        raise InvalidInput(
-            f"density {density}, {asked} of {total} weights, under {by} that allow {least} to {most}",
-            f"a density that the {by} of the layers allow",
-            f"Ask for a density in [{least / total:.6g}, {most / total:.6g}], or loosen min_density and max_density.",
-        )
-    return asked
-
-
-def _allows(layers: Mapping[str, Layer], density: float) -> bool:
-    """Whether the layers' bounds leave a way to keep `density`."""
-    asked, least, most = _total(layers, density)
-    return least <= asked <= most
-
-
-def _total(layers: Mapping[str, Layer], density: float) -> tuple[int, int, int]:
-    """Weights to keep in all, in whole smallest grains, and the least and most that the layers' bounds allow."""
-    asked = round(density * (sum(layer.weights for layer in layers.values()) // _unit(layers))) * _unit(layers)
-    least = sum(layer.least * layer.pattern.size for layer in layers.values())
-    most = sum(layer.most * layer.pattern.size for layer in layers.values())
-    return asked, least, most
+    return clipped((wanted - weigh(fixed) - weigh({name: offset[name] for name in free})) / weigh(free))

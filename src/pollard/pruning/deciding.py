@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.pruning.allocation import Allocation, Layer, allocation_name
-from pollard.pruning.criteria import Criterion
+from pollard.pruning.allocation import Allocation, allocation_name, reads
+from pollard.pruning.budget import Layer
+from pollard.pruning.criteria import CRITERIA, Criterion
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
@@ -37,15 +38,21 @@ class Decision(ABC):
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
 
-    def measured(self) -> Measured:
-        """What the criterion needs to know of the network as it is now, by need and layer."""
-        return {need: MEASUREMENTS[need](self.network) for need in self.rule.needs if need in MEASUREMENTS}
+    @property
+    def weighing(self) -> Criterion | None:
+        """The criterion whose scores the allocation reads, where it names one of its own."""
+        return CRITERIA.get(reads(self.allocate))
 
-    def given(self, name: str, measured: Measured, *, keep: bool) -> dict[str, Any]:
-        """What the criterion is called with for a layer; unless it is to `keep`, a measurement is let go with it."""
+    def measured(self) -> Measured:
+        """What the criteria need to know of the network as it is now, by need and layer."""
+        needs = (*self.rule.needs, *(self.weighing.needs if self.weighing else ()))
+        return {need: MEASUREMENTS[need](self.network) for need in dict.fromkeys(needs) if need in MEASUREMENTS}
+
+    def given(self, rule: Criterion, name: str, measured: Measured, *, keep: bool) -> dict[str, Any]:
+        """What a criterion is called with for a layer; unless it is to `keep` them, measurements are let go."""
         own = {"weight": self.network.weights[name], "generator": self.network.generator}
         found = {need: by_layer[name] if keep else by_layer.pop(name) for need, by_layer in measured.items()}
-        return {need: (own | found)[need] for need in self.rule.needs}
+        return {need: (own | found)[need] for need in rule.needs}
 
     def decided(self, topologies: Mapping[str, Topology], asked: float, updated: Mapping[str, Tensor]) -> Plan:
         """The plan of these, with how it was decided."""

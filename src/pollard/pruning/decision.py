@@ -19,11 +19,10 @@ from pollard.formats.topology import Topology
 from pollard.pruning.allocation import (
     ALLOCATIONS,
     Allocation,
-    Layer,
-    check_density,
     on_the_way,
     whole_grains,
 )
+from pollard.pruning.budget import Layer, check_density
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
 from pollard.pruning.deciding import Decision, Measured
 from pollard.pruning.masks import best_grains
@@ -71,8 +70,8 @@ def prune(
     batch: `(inputs, targets)`, or a dict that the model takes by name and gives a `loss` for, as those of transformers do of
         one with labels; or an iterable of such, for criteria that look at data. The more samples, the better.
     loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy, or the model's own loss.
-    allocation: a member of `ALLOCATIONS` (uniform, er, erk, global, ...) or such a function; by default global for a
-        criterion whose scores compare across layers, as snip's do; uniform for wanda, sparsegpt and movement, as published;
+    allocation: a member of `ALLOCATIONS` (uniform, er, erk, global, owl, ...) or such a function; by default global for a
+        criterion whose scores compare across layers, as snip's do; uniform for wanda, ria, sparsegpt and movement, as published;
         else erk.
     pattern: one for all layers (unstructured, `v4`, `b16x2`, `2:4`), or a mapping of name patterns, of which the last that
     matches wins: `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
@@ -170,27 +169,42 @@ class _DenseDecision(Decision):
         with self.network.undisturbed():
             self._mask(topologies)
             for density in densities[:-1]:
-                scored = self._limited(self._score(self.measured()), topologies)
-                topologies = self._select(*on_the_way(scored, min(density, reached)))
+                measured = self.measured()
+                share = self._allocating(measured)
+                scored = self._limited(self._score(self.rule, measured, invert=self.invert), topologies)
+                topologies = self._select(*on_the_way(scored, min(density, reached)), share)
                 # Grains of different sizes may leave less than was asked for: the next round can keep no more.
                 reached = Plan(topologies).density
                 self._mask(topologies)
             measured = self.measured()
         last = min(densities[-1], reached)
-        scored = self._limited(self._score(measured, keep=self.rule.solve is not None), topologies)
+        share = self._allocating(measured)
+        scored = self._score(self.rule, measured, keep=self.rule.solve is not None, invert=self.invert)
+        scored = self._limited(scored, topologies)
         updated: dict[str, Tensor] = {}
         if self.rule.solve is None:
-            topologies = self._select(scored, last)
+            topologies = self._select(scored, last, share)
         else:
-            topologies, updated = self._solve(self.rule.solve, scored, last, measured)
+            topologies, updated = self._solve(self.rule.solve, scored, self._counts(scored, last, share), measured)
         return self.decided(topologies, asked, updated)
 
-    def _score(self, measured: Measured, *, keep: bool = False) -> dict[str, Layer]:
-        """The layers with the scores of their grains."""
+    def _allocating(self, measured: Measured) -> Allocation:
+        """How the budget is shared out now: by what the allocation's own criterion scores, where it names one."""
+        if self.weighing is None:
+            return self.allocate
+        weighed = self._score(self.weighing, measured, keep=True, invert=False)
+
+        def share(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+            return self.allocate({name: _scored_as(layer, weighed[name]) for name, layer in layers.items()}, density)
+
+        return share
+
+    def _score(self, rule: Criterion, measured: Measured, *, invert: bool, keep: bool = False) -> dict[str, Layer]:
+        """The layers with the scores that `rule` gives their grains."""
         scored = {}
         for name, layer in self.layers.items():
-            scores = _grain_scores(name, layer, self.rule(**self.given(name, measured, keep=keep)))
-            scored[name] = replace(layer, scores=-scores if self.invert else scores)
+            scores = _grain_scores(name, layer, rule(**self.given(rule, name, measured, keep=keep)))
+            scored[name] = replace(layer, scores=-scores if invert else scores)
         return scored
 
     def _mask(self, topologies: Mapping[str, Topology]) -> None:
@@ -204,15 +218,19 @@ class _DenseDecision(Decision):
         kept = self.within if self.recover else before
         return {name: _within(layer, kept[name]) for name, layer in scored.items()} if kept else scored
 
-    def _select(self, scored: dict[str, Layer], density: float) -> dict[str, Topology]:
+    def _counts(self, scored: dict[str, Layer], density: float, share: Allocation) -> dict[str, int]:
+        """How many grains each layer keeps at `density`."""
+        return whole_grains(scored, share(comparable(scored), density), density)
+
+    def _select(self, scored: dict[str, Layer], density: float, share: Allocation) -> dict[str, Topology]:
         """The topology of each layer at `density`."""
-        counts = whole_grains(scored, self.allocate(comparable(scored), density), density)
+        counts = self._counts(scored, density, share)
         self.ties.clear()
         self.ties.update(ties_at_zero(scored, counts))
         return {name: _topology(name, layer, counts[name]) for name, layer in ranked(scored).items()}
 
     def _solve(
-        self, solve: Any, scored: dict[str, Layer], density: float, measured: Measured
+        self, solve: Any, scored: dict[str, Layer], counts: dict[str, int], measured: Measured
     ) -> tuple[dict[str, Topology], dict[str, Tensor]]:
         """Topologies and new values, by the criterion's own solution of each layer."""
         if self.invert:
@@ -221,12 +239,11 @@ class _DenseDecision(Decision):
                 "a criterion that only scores",
                 "Leave invert= out.",
             )
-        counts = whole_grains(scored, self.allocate(comparable(scored), density), density)
         self.ties.update(ties_at_zero(scored, counts))
         topologies, updated = {}, {}
         for name, layer in scored.items():
             assert layer.scores is not None
-            given = {need: _on_host(each) for need, each in self.given(name, measured, keep=False).items()}
+            given = {need: _on_host(each) for need, each in self.given(self.rule, name, measured, keep=False).items()}
             allowed = (layer.scores > -torch.inf).view(layer.pattern.grid(layer.matrix))
             weight = given.pop("weight", self.network.weights[name].cpu())
             weight = torch.where(layer.pattern.spread(allowed), weight, 0.0)
@@ -247,6 +264,13 @@ def _within(layer: Layer, kept: Topology) -> Layer:
     positions = kept.positions()
     scores[positions] = layer.scores[positions]
     return replace(layer, scores=scores, max_density=min(layer.max_density, positions.numel() / layer.grains))
+
+
+def _scored_as(layer: Layer, other: Layer) -> Layer:
+    """`layer` with the scores of `other`, but for what may not be kept."""
+    assert layer.scores is not None
+    assert other.scores is not None
+    return replace(layer, scores=other.scores.masked_fill(layer.scores == -torch.inf, -torch.inf))
 
 
 def _member(choice: str | Member, members: Mapping[str, Member], kind: str) -> Member:

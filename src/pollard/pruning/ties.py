@@ -9,7 +9,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from pollard.pruning.allocation import Layer
+from pollard.pruning.budget import Layer
 from pollard.selection import listed
 
 # Kept among scores of zero, and how many of those there are, by layer.

@@ -18,7 +18,8 @@ from pollard.nn.initialise import Initialiser
 from pollard.nn.linear import SparseLinear
 from pollard.nn.surgery import Storage, densify_, sparsify_
 from pollard.pruning.ablation import shuffle
-from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
+from pollard.pruning.allocation import ALLOCATIONS, SHAPES, reads, whole_grains
+from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
@@ -65,7 +66,9 @@ def is_born_sparse(recipe: Recipe) -> bool:
     """Whether the network of `recipe` never has a dense weight, not even before training."""
     untrained = recipe.score_at == 0.0 and not recipe.rewinds
     as_it_is = not recipe.ablation and not recipe.repair
-    drawn = is_fully_connected(recipe.model) and recipe.rule == "random" and recipe.allocation != "global"
+    drawn = (
+        is_fully_connected(recipe.model) and recipe.rule == "random" and reads(ALLOCATIONS[recipe.allocation]) == SHAPES
+    )
     return drawn and untrained and as_it_is and not recipe.never_dense
 
 

@@ -15,7 +15,7 @@ from pollard import networks
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.nn.surgery import Storage
-from pollard.pruning.allocation import ALLOCATIONS
+from pollard.pruning.allocation import ALLOCATIONS, reads
 from pollard.pruning.criteria import CRITERIA, own_allocation
 from pollard.pruning.scoring import Mode
 from pollard.recipes.fields import Value, read_fields, require_one_of, typed
@@ -241,6 +241,7 @@ class Recipe:
             f"score_at {self.score_at:g}": self.score_at > 0,
             f"repair {self.repair!r}": bool(self.repair),
             f"storage {self.storage!r}": self.storage != "compressed",
+            f"allocation {self.allocation!r}": reads(ALLOCATIONS[self.allocation or "erk"]) in CRITERIA,
         }
         told = [each for each, is_wrong in wrong.items() if is_wrong]
         if told:

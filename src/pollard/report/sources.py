@@ -8,7 +8,7 @@ from typing import Any
 from pollard.pruning.criteria import CRITERIA
 from pollard.training.methods import METHODS
 
-ALLOCATIONS = {"er": "mocanu2018scalable", "erk": "evci2020rigging", "smart-ratio": "su2020sanity"}
+ALLOCATIONS = {"er": "mocanu2018scalable", "erk": "evci2020rigging", "smart-ratio": "su2020sanity", "owl": "yin2024owl"}
 REPAIRS = {"isometry": "lee2020signal"}
 
 

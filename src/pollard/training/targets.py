@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pollard.composites import axes_of
-from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
+from pollard.pruning.allocation import ALLOCATIONS, whole_grains
+from pollard.pruning.budget import Layer
 from pollard.pruning.masks import top_mask
 from pollard.training.methods.method import Method
 from pollard.training.weights import Weight

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollard.errors import InvalidInput
-from pollard.pruning.allocation import Layer
+from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.masks import top_positions
 from pollard.pruning.streaming import ranking

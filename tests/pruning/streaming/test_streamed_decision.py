@@ -148,6 +148,12 @@ def test_a_dense_layer_beside_streamed_ones_competes_with_them():
     same(*(pollard.prune(each, "snip", DENSITY, batch) for each in (streamed, dense)))
 
 
+def test_an_allocation_by_scores_of_its_own_is_refused():
+    streamed, _, batch = twins()
+    with pytest.raises(InvalidInput, match="allocation 'owl' over streamed weights"):
+        pollard.prune(streamed, "snip", 0.2, batch, allocation="owl")
+
+
 def test_ties_at_zero_and_empty_layers_are_told_as_of_the_dense_twin():
     *networks, (inputs, targets) = twins()
     told = []

@@ -66,6 +66,7 @@ ARGUMENTS = {
     "unknown curve": ("gmp", {"curve": "quintic"}, "quintic"),
     "unknown guide": ("gse", {"guide": "compass"}, "compass"),
     "unknown allocation": ("gmp", {"allocation": "fair"}, "fair"),
+    "allocation by scores of its own": ("gmp", {"allocation": "owl"}, "'owl', which asks for scores of wanda"),
     "unknown criterion": ("rigl", {"criterion": "luck"}, "luck"),
     "no batch": ("rigl", {"criterion": "snip"}, "batch"),
     "no such layer": ("rigl", {"layers": "conv*"}, "conv"),

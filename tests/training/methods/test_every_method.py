@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 import pollard
-from pollard.pruning.allocation import ALLOCATIONS, Layer, whole_grains
+from pollard.pruning.allocation import ALLOCATIONS, whole_grains
+from pollard.pruning.budget import Layer
 from pollard.pruning.citations import citations
 from pollard.training import schedules
 from pollard.training.methods import METHODS

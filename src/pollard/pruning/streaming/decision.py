@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
-from pollard.pruning.allocation import ALLOCATIONS, Layer, on_the_way, whole_grains
+from pollard.pruning.allocation import ALLOCATIONS, allocation_name, on_the_way, whole_grains
+from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.deciding import Decision
 from pollard.pruning.network import Network
@@ -55,6 +56,12 @@ class StreamedDecision(Decision):
                 "Declare a criterion of your own with by_row=True if that is what it does; or give the model memory with "
                 "pollard.densify_(model), if it fits.",
             )
+        if self.weighing is not None:
+            raise InvalidInput(
+                f"allocation {allocation_name(self.allocate)!r} over streamed weights",
+                f"one that asks for no scores of {self.weighing.name}",
+                "Pass allocation='erk', 'uniform' or 'global'.",
+            )
         sizes = {layer.pattern.size for layer in self.layers.values()}
         bound = [name for name, layer in self.layers.items() if layer.min_density > 0 or layer.max_density < 1]
         if self._competing and (len(sizes) > 1 or bound or any(layer.pattern.m for layer in self.layers.values())):
@@ -88,7 +95,14 @@ class StreamedDecision(Decision):
         """The scores of each layer as the network is now, and how many grains are kept."""
         measured = self.measured()
         scored = {
-            name: Scores(name, layer, self.rule, self.given(name, measured, keep=False), self.invert, allowed.get(name))
+            name: Scores(
+                name,
+                layer,
+                self.rule,
+                self.given(self.rule, name, measured, keep=False),
+                self.invert,
+                allowed.get(name),
+            )
             for name, layer in layers.items()
         }
         if self._competing:

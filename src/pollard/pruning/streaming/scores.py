@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
-from pollard.pruning.allocation import Layer
+from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import Criterion
 from pollard.streamed.source import Source, blocks
 from pollard.streamed.tensor import StreamedTensor

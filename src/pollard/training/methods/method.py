@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
+from pollard.pruning.allocation import ALLOCATIONS, DECIDING, SHAPES, reads
 from pollard.training.methods import drop as drops
 from pollard.training.methods import grow as grows
 from pollard.training.methods.change import Change
@@ -76,6 +77,13 @@ class Method:
                 raise InvalidInput(
                     f"a fraction of {fraction}", "a fraction in [0, 1]", "Published choices: 0.1 to 0.5."
                 )
+        by = reads(ALLOCATIONS.get(self.allocation, ALLOCATIONS["erk"]))
+        if self.density is not None and by not in (SHAPES, DECIDING):
+            raise InvalidInput(
+                f"allocation {self.allocation!r}, which asks for scores of {by}, for a density that moves",
+                "one by shapes, or global by magnitude",
+                f"Use {self.allocation} with a method whose density stays, or with pollard.prune.",
+            )
 
     @property
     def resizes(self) -> bool:
