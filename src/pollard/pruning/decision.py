@@ -71,8 +71,8 @@ def prune(
         one with labels; or an iterable of such, for criteria that look at data. The more samples, the better.
     loss_fn: `(outputs, targets) -> scalar`, a mean over the samples; default cross-entropy, or the model's own loss.
     allocation: a member of `ALLOCATIONS` (uniform, er, erk, global, owl, ...) or such a function; by default global for a
-        criterion whose scores compare across layers, as snip's do; uniform for wanda, ria, sparsegpt and movement, as published;
-        else erk.
+        criterion whose scores compare across layers, as snip's do; uniform for wanda, ria, sparsegpt, alps and movement, as
+        published; else erk.
     pattern: one for all layers (unstructured, `v4`, `b16x2`, `2:4`), or a mapping of name patterns, of which the last that
     matches wins: `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
     layers: which linear layers, as name patterns or a callable `(name, module) -> bool`. Biases, norms, embeddings and
