@@ -16,7 +16,7 @@ from memory_figures import memory, moving_memory, never_dense
 from records import load
 
 from pollard.recipes.study import Study
-from pollard.report.accuracy import cells, grid, markdown_table
+from pollard.report.accuracy import Spread, cells, grid, markdown_table, seeds_told
 from pollard.report.collapse import collapse_table
 from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
@@ -53,19 +53,18 @@ def speed() -> str:
 
 
 def snip(record: str) -> str:
-    """Test errors of SNIP beside the published ones."""
+    """Test errors of SNIP with their 95 % interval, beside the published ones."""
     rows = [
         [
             f"{100 * row['density']:.0f} %",
             f"{row['score_batch']:,} images",
-            f"{row['mean']:.2f} ± {row['standard_deviation']:.2f}",
+            Spread.of(error / 100 for error in row["test_error_percent"]).percent(),
             f"{row['published']}",
         ]
         for row in load(record)
     ]
-    seeds = {len(row["test_error_percent"]) for row in load(record)}
-    told = " to ".join(map(str, sorted(seeds)))
-    return markdown(["density", "scored on", f"test error, % ({told} seeds)", "published, %"], rows)
+    seeds = seeds_told(Spread.of(row["test_error_percent"]) for row in load(record))
+    return markdown(["density", "scored on", f"test error, %, {seeds}", "published, %"], rows)
 
 
 def accuracies(study: str) -> str:
@@ -285,6 +284,7 @@ def rounding() -> str:
     return markdown(head, rows)
 
 
+SNIP = {"snip": "snip-mnist", "snip-lenet-5": "snip-lenet-5"}
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed, "memory": memory, "snip": partial(snip, "snip-mnist.json")},
     "docs/folk-knowledge.md": {
@@ -305,7 +305,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "transformer": partial(precisions, "transformer-precisions.json"),
         "rounding": rounding,
     },
-    "docs/methods/snip.md": {"snip-lenet-5": partial(snip, "snip-lenet-5.json")},
+    "docs/methods/snip.md": {name: partial(snip, f"{record}.json") for name, record in SNIP.items()},
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),

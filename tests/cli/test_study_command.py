@@ -83,8 +83,16 @@ def test_a_failure_is_told_and_is_the_exit_status(tmp_path):
     assert report.stdout.count(" failed: ") == 4
 
 
+def test_all_series_are_set_beside_the_first_or_the_one_that_is_named(out):
+    assert "above dense, in points" in invoke("report", out).stdout
+    assert "above SNIP, in points" in invoke("report", out, "--against", "SNIP").stdout
+    wrong = invoke("report", out, "--against", "snap")
+    assert wrong.exit_code != 0
+    assert "one of dense, SNIP" in wrong.stderr
+
+
 def test_a_report_writes_what_it_is_asked_for(out, tmp_path):
-    files = {name: tmp_path / f"points.{name}" for name in ("html", "json", "csv", "markdown")}
+    files = {name: tmp_path / f"points.{name}" for name in ("html", "json", "csv", "markdown", "pairs")}
     result = invoke("report", out, *(word for name, path in files.items() for word in (f"--{name}", path)))
     assert result.exit_code == 0, result.stderr
     assert "rank correlation" in result.stdout
@@ -96,7 +104,10 @@ def test_a_report_writes_what_it_is_asked_for(out, tmp_path):
     ]
     with files["csv"].open() as handle:
         assert [float(row["test_accuracy"]) for row in csv.DictReader(handle)] == [p["test_accuracy"] for p in points]
-    assert files["markdown"].read_text().startswith("# Quick\n\n|")
+    assert files["markdown"].read_text().startswith("# Quick\n\n| n = 2: no interval |")
+    with files["pairs"].open() as handle:
+        told = [(row["label"], row["against"], row["density"], row["n"], "p" in row) for row in csv.DictReader(handle)]
+    assert told == [("SNIP", "dense", "0.5", "2", False), ("SNIP", "dense", "0.25", "2", False)]
     assert files["html"].read_text().startswith("<!doctype html>")
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
 from pollard.report.render import markdown, plain_table
+from pollard.report.significance import FEWEST, half_width
 
 Point = Mapping[str, Any]
 FORMULAS = (
@@ -35,30 +35,38 @@ FORMULAS = (
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and sample standard deviation of some values; the deviation of one value is not a number.
+    """Mean of some values, and half of its 95 % interval by Student: None for fewer than three values, which have none.
 
     >>> Spread.of([1.0, 3.0])
-    Spread(mean=2.0, deviation=1.4142135623730951, count=2)
+    Spread(mean=2.0, half=None, count=2)
     """
 
     mean: float
-    deviation: float
+    half: float | None
     count: int
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         """Of at least one value."""
         found = list(values)
-        return cls(mean(found), stdev(found) if len(found) > 1 else math.nan, len(found))
+        return cls(mean(found), half_width(found), len(found))
 
     def percent(self) -> str:
         """As text, in percent.
 
-        >>> Spread.of([0.9, 0.92]).percent(), Spread.of([0.5]).percent()
-        ('91.00 ± 1.41', '50.00')
+        >>> Spread.of([0.9, 0.92, 0.91]).percent(), Spread.of([0.5, 0.6]).percent()
+        ('91.00 ± 2.48', '55.00')
         """
-        tail = f" ± {100 * self.deviation:.2f}" if self.count > 1 else ""
+        tail = "" if self.half is None else f" ± {100 * self.half:.2f}"
         return f"{100 * self.mean:.2f}{tail}"
+
+    def counted(self) -> str:
+        """The same, with how many values it is of.
+
+        >>> Spread.of([0.5, 0.6]).counted()
+        '55.00, n = 2'
+        """
+        return f"{self.percent()}, n = {self.count}"
 
 
 def labels(points: Sequence[Point]) -> list[str]:
@@ -75,7 +83,7 @@ def cells(points: Sequence[Point], name: str = "test_accuracy") -> dict[tuple[st
     """The spread of a figure over seeds, by label and density; points that do not have it are left out.
 
     >>> cells([{"label": "a", "density": 0.1, "test_accuracy": 0.5}])
-    {('a', 0.1): Spread(mean=0.5, deviation=nan, count=1)}
+    {('a', 0.1): Spread(mean=0.5, half=None, count=1)}
     """
     found: dict[tuple[str, float], list[float]] = {}
     for point in points:
@@ -85,9 +93,9 @@ def cells(points: Sequence[Point], name: str = "test_accuracy") -> dict[tuple[st
 
 
 def accuracy_table(points: Sequence[Point], title: str) -> Table:
-    """Test accuracy in percent, a row a series and a column a density: mean and standard deviation over seeds."""
+    """Test accuracy in percent, a row a series and a column a density: mean and 95 % interval over seeds."""
     columns, rows = accuracy_grid(points)
-    return plain_table(f"{title}\ntest accuracy in percent by fraction kept, {_seeds(points)}", columns, rows)
+    return plain_table(f"{title}\ntest accuracy in percent by fraction kept", columns, rows)
 
 
 def markdown_table(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -133,10 +141,16 @@ def _flat(point: Point) -> dict[str, Any]:
 def accuracy_grid(
     points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of a table of test accuracies, a series a row; published figures stand in brackets."""
+    """The columns and rows of a table of test accuracies, a series a row; published figures stand in brackets.
+
+    The first column is headed by what is told: of how many seeds, and that ± is half of the 95 % interval.
+    """
     found = cells(points)
     beside = {(entry["label"], entry["density"]): f" ({100 * entry['test_accuracy']:.2f})" for entry in published}
-    return grid(points, {cell: spread.percent() + beside.get(cell, "") for cell, spread in found.items()})
+    most = max((spread.count for spread in found.values()), default=0)
+    told = {cell: spread.percent() if spread.count == most else spread.counted() for cell, spread in found.items()}
+    columns, rows = grid(points, {cell: text + beside.get(cell, "") for cell, text in told.items()})
+    return [seeds_told(found.values()), *columns[1:]], rows
 
 
 def grid(points: Sequence[Point], told: Mapping[tuple[str, float], str]) -> tuple[list[str], list[list[str]]]:
@@ -146,6 +160,16 @@ def grid(points: Sequence[Point], told: Mapping[tuple[str, float], str]) -> tupl
     return ["", *(f"{100 * density:g} %" for density in columns)], rows
 
 
-def _seeds(points: Sequence[Point]) -> str:
-    counts = sorted({spread.count for spread in cells(points).values()})
-    return f"seeds: {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else "no run is finished"
+def seeds_told(spreads: Iterable[Spread]) -> str:
+    """Of how many seeds figures are, and what stands behind ±.
+
+    >>> seeds_told([Spread.of([0.1, 0.2, 0.3])]), seeds_told([Spread.of([0.1]), Spread.of([0.1, 0.2])]), seeds_told([])
+    ('± 95 %, n = 3', 'n = 1 to 2: no interval', 'no run is finished')
+    """
+    counts = sorted({spread.count for spread in spreads})
+    if not counts:
+        return "no run is finished"
+    told = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
+    if counts[-1] < FEWEST:
+        return f"{told}: no interval"
+    return f"± 95 %, {told}"

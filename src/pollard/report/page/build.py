@@ -15,6 +15,7 @@ from pollard.errors import InvalidInput
 from pollard.pruning.citations import cited
 from pollard.report.accuracy import Point, accuracy_grid, cells, densities, labels
 from pollard.report.collapse import collapse_table
+from pollard.report.comparison import difference_rows
 from pollard.report.correlation import AIMS, aim_of, correlation_table
 from pollard.report.render import texts
 from pollard.report.sources import sources
@@ -71,6 +72,7 @@ def page_data(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = 
         "accuracy": _spreads(points, "test_accuracy"),
         "layers": _layers(points),
         "aims": {aim: text for aim, (text, _) in AIMS.items()},
+        "differences": difference_rows(points),
         "points": [
             {name: point[name] for name in ("label", "density", "seed", "test_accuracy")}
             | {aim: aim_of(point, aim) for aim in AIMS}
@@ -102,7 +104,7 @@ def _spreads(points: Sequence[Point], name: str) -> list[dict[str, Any]]:
             "label": label,
             "densities": list(own),
             "mean": [spread.mean for spread in own.values()],
-            "deviation": [spread.deviation for spread in own.values()],
+            "half": [spread.half for spread in own.values()],
             "count": [spread.count for spread in own.values()],
         })  # fmt: skip
     return entries

@@ -52,11 +52,11 @@ function drawAccuracy() {
     const repeat = (values) => (dense ? [values[0], values[0]] : values);
     const xs = dense ? range : series.densities.map((d) => 100 * d);
     const mean = repeat(series.mean.map(told));
-    const spread = repeat(series.deviation.map((a) => 100 * (a ?? 0)));
-    // On a logarithmic axis a band must stay above zero.
-    const low = mean.map((m, i) => Math.max(m - spread[i], error ? m / 10 : -Infinity));
-    traces.push(band(series.label, xs, low, mean.map((m, i) => m + spread[i])));
-    const text = mean.map((m, i) => `${m.toFixed(2)} ± ${spread[i].toFixed(2)} %, ${repeat(series.count)[i]} seeds`);
+    const spread = repeat(series.half.map((a) => 100 * (a ?? 0)));
+    // No share is below none or above all; on a logarithmic axis a band must stay above zero.
+    const low = mean.map((m, i) => Math.max(m - spread[i], error ? m / 10 : 0));
+    traces.push(band(series.label, xs, low, mean.map((m, i) => Math.min(m + spread[i], 100))));
+    const text = mean.map((m, i) => `${m.toFixed(2)}${repeat(series.half)[i] == null ? "" : ` ± ${spread[i].toFixed(2)}`} %, n = ${repeat(series.count)[i]}`);
     traces.push(line(series.label, { x: xs, y: mean, text, mode: dense ? "lines" : "lines+markers",
       hovertemplate: dense ? "%{text}" : "%{x:.3g} % kept: %{text}" }));
   }
@@ -68,6 +68,33 @@ function drawAccuracy() {
   }
   draw("accuracy", traces, layout(kept(), error
     ? { title: "test error, %", type: "log", tickvals: ERRORS } : { title: "test accuracy, %" }));
+}
+
+const points = (share) => `${share < 0 ? "" : "+"}${(100 * share).toFixed(2)}`;
+const between = (low, high) => (low == null ? "none" : `${points(low)} to ${points(high)}`);
+
+// Every pair is told once, the later series less the earlier: seen from the later one, signs and ends change places.
+function seenFrom(against, pair) {
+  if (pair.against === against) return pair;
+  const turned = Object.fromEntries(["student", "bootstrap"].flatMap((name) => [["low", "high"], ["high", "low"]].map(
+    ([end, other]) => [`${name}_${end}`, pair[`${name}_${other}`] == null ? null : -pair[`${name}_${other}`]])));
+  return { ...pair, ...turned, label: pair.against, against: pair.label, difference: -pair.difference };
+}
+
+function drawDifferences() {
+  const against = document.getElementById("differences-against").value;
+  const at = Number(document.getElementById("differences-choice").value);
+  const own = data.differences.filter((pair) => pair.density === at && [pair.label, pair.against].includes(against));
+  const rows = shown(own.map((pair) => seenFrom(against, pair))).map((pair) => [pair.label, points(pair.difference),
+    between(pair.student_low, pair.student_high), between(pair.bootstrap_low, pair.bootstrap_high),
+    pair.p == null ? "none" : pair.p.toPrecision(2), String(pair.n)]);
+  const table = document.getElementById("differences");
+  table.replaceChildren();
+  const head = ["", "above, in points", "95 %, Student", "95 %, bootstrap", "p", "n"];
+  for (const [index, cells] of [head, ...rows].entries()) {
+    const row = (index ? table.tBodies[0] ?? table.createTBody() : table.createTHead()).insertRow();
+    for (const text of cells) row.appendChild(document.createElement(index ? "td" : "th")).textContent = text;
+  }
 }
 
 function drawLayers() {
@@ -115,7 +142,7 @@ function drawTrade(title, series) {
   const reached = new Map(data.accuracy.map((each) => [each.label, each]));
   const traces = shown(series).map((each) => {
     const own = reached.get(each.label);
-    const spread = each.densities.map((d) => own.deviation[own.densities.indexOf(d)] ?? 0);
+    const spread = each.densities.map((d) => own.half[own.densities.indexOf(d)] ?? 0);
     return line(each.label, { x: each.mean, y: each.densities.map((d) => 100 * own.mean[own.densities.indexOf(d)]),
       text: each.densities.map(percent), hovertemplate: "%{text} kept: %{y:.2f} % at %{x:.4g}",
       error_y: { type: "data", array: spread.map((a) => 100 * a), color: style.get(each.label).colour, thickness: 1, width: 2 } });
@@ -123,7 +150,7 @@ function drawTrade(title, series) {
   draw("costs", traces, layout({ title, rangemode: "tozero" }, { title: "test accuracy, %" }));
 }
 
-const figures = [drawAccuracy, drawLayers, drawAims, drawCurves, drawCosts];
+const figures = [drawAccuracy, drawDifferences, drawLayers, drawAims, drawCurves, drawCosts];
 const drawAll = () => figures.forEach((figure) => figure());
 
 function choose(id, options, figure) {
@@ -149,6 +176,8 @@ for (const { label, colour } of data.series) {
 
 const sparse = data.densities.filter((density) => density < 1).map((density) => [density, `${percent(density)} kept`]);
 choose("accuracy-choice", [["accuracy", "accuracy"], ["error", "error, on a logarithmic scale"]], drawAccuracy);
+choose("differences-against", data.series.map(({ label }) => [label, label]), drawDifferences);
+choose("differences-choice", sparse, drawDifferences);
 choose("layers-choice", sparse, drawLayers);
 choose("curves-choice", sparse, drawCurves);
 choose("aims-choice", Object.entries(data.aims), drawAims);
