@@ -79,6 +79,13 @@ def losses(study: str) -> str:
     return markdown(*grid(found, told))
 
 
+def right_after(study: str) -> str:
+    """Accuracies right after pruning, before any more training, on what it was scored on."""
+    found = [{**point, "right after": point["aims"]["accuracy"]} for point in points(study) if point["aims"]]
+    told = {cell: spread.percent() for cell, spread in cells(found, "right after").items()}
+    return markdown(*grid(found, told))
+
+
 def collapse(study: str) -> str:
     """Down to which density no layer is empty."""
     return markdown(*texts(collapse_table(points(study))))
@@ -304,6 +311,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "precisions": partial(precisions, "training-precisions.json"),
         "transformer": partial(precisions, "transformer-precisions.json"),
         "rounding": rounding,
+    },
+    "docs/methods/alps.md": {
+        "inputs right after": partial(right_after, "inputs-after"),
+        "inputs trained": partial(accuracies, "inputs-after"),
     },
     "docs/methods/snip.md": {name: partial(snip, f"{record}.json") for name, record in SNIP.items()},
     "docs/moving-topologies.md": {
