@@ -11,10 +11,30 @@ from torch import nn
 from torch.optim import Optimizer
 from typing import Any
 
-__all__ = ["dsd", "gmp", "granet", "gse", "mest", "rigl", "set_", "snfs", "sparse_momentum", "srigl", "static", "top_kast"]
+__all__ = ["acdc", "dsd", "gmp", "granet", "gse", "mest", "rigl", "set_", "snfs", "sparse_momentum", "srigl", "static", "top_kast"]
 
 def signature_of(name: str) -> Signature: ...
 def shorthand(name: str) -> Callable[..., Sparsifier] | None: ...
+def acdc(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    density: float | None = None,
+    steps: int = 0,
+    every: int = 0,
+    dense_until: float = 0.1,
+    sparse_from: float = 0.85,
+    allocation: str | None = None,
+    storage: Storage = "compressed",
+    criterion: str | None = None,
+    batch: Any = None,
+    pattern: PatternChoice = "unstructured",
+    layers: LayerFilter = None,
+    seed: int | None = None,
+    own_steps: bool = False,
+) -> Sparsifier:
+    """Alternating compressed and decompressed training: all weights train, then only the largest `|w|`, and so on in turn."""
+
 def dsd(
     model: nn.Module,
     optimizer: Optimizer,

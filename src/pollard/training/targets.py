@@ -34,6 +34,8 @@ def _by_global_magnitude(density: float, moving: Mapping[str, Weight]) -> dict[s
     weights = list(moving.values())
     scores = [weight.by_grain(weight.values().abs()) for weight in weights]
     total = sum(math.prod(weight.topology.shape) // weight.size for weight in weights)
+    if round(density * total) == total:
+        return {name: math.prod(weight.topology.shape) // weight.size for name, weight in moving.items()}
     count = min(round(density * total), sum(map(len, scores)))
     best = top_mask(torch.cat(scores), count).split([len(each) for each in scores])
     return {name: int(won.count_nonzero()) for name, won in zip(moving, best, strict=True)}

@@ -31,6 +31,8 @@ from pollard.training.wrapping import states_of, stray, tensors_in, within
 Fill = float | Tensor
 # The entry of an optimizer's state that says how many steps it had taken when each weight came, where they are counted so.
 JOINED = "joined"
+# The entries that hold a running mean of the gradients.
+MOMENTA = ("momentum_buffer", "exp_avg")
 
 
 class Weight(ABC):
@@ -74,7 +76,7 @@ class Weight(ABC):
         state = {key: entry for each in reversed(self.states()) for key, entry in each.items()}
         if not state and not any(group.get("momentum") == 0 for group in self.optimizer.param_groups):
             return None
-        first = state.get("momentum_buffer", state.get("exp_avg"))
+        first = next((state[key] for key in MOMENTA if key in state), None)
         if not isinstance(first, Tensor):
             raise InvalidInput(
                 f"{type(self.optimizer).__name__} without momentum",
@@ -83,6 +85,13 @@ class Weight(ABC):
             )
         second = state.get("exp_avg_sq")
         return self.kept_of(first if second is None else first / (second.sqrt() + 1e-8))
+
+    def forget_momentum(self) -> None:
+        """Let the optimizer's running mean of their gradients begin at zero again."""
+        for state in self.states():
+            for key in MOMENTA:
+                if isinstance(state.get(key), Tensor):
+                    state[key].zero_()
 
     def states(self) -> list[dict[str, Any]]:
         """What each of the optimizers holds for the parameter, and none that holds nothing."""

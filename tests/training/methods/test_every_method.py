@@ -26,7 +26,7 @@ STEPS = 40
 UNSTEADY = {"static", "dsd"}
 MOVING = sorted(set(METHODS) - {"static"})
 # Densities that move, or counts that layers exchange or round: what is held is not what each layer had.
-RESIZING = {"gmp", "dsd", "granet", "top-kast", "sparse-momentum", "srigl"}
+RESIZING = {"gmp", "dsd", "acdc", "granet", "top-kast", "sparse-momentum", "srigl"}
 OPTIMIZERS = {
     "sgd": lambda parameters: optim.SGD(parameters, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
     "adam": lambda parameters: optim.Adam(parameters, 0.01, weight_decay=1e-2),
@@ -146,7 +146,7 @@ def expected_counts(sparse, held):
     "name, pattern", [(name, pattern) for name in MOVING for pattern in ("unstructured", "v4")[: 1 + (name != "srigl")]]
 )
 def test_counts_are_exact_after_every_update(name, pattern):
-    options = {"allocation": "erk"} if name == "granet" else {}
+    options = {"allocation": "erk"} if name in {"acdc", "granet"} else {}
     sparse = begin(name, pattern=pattern, **options)
     held = [topology.grains for topology in topologies_of(sparse)]
     before = topologies_of(sparse)
@@ -168,7 +168,7 @@ def test_counts_are_exact_after_every_update(name, pattern):
 
 
 def test_a_ranking_over_all_layers_keeps_the_exact_number_in_all():
-    for name in ("gmp", "granet"):
+    for name in ("acdc", "gmp", "granet"):
         sparse = begin(name, allocation="global")
         total = sum(topology.shape[0] * topology.shape[1] for topology in topologies_of(sparse))
         for step in range(1, STEPS + 1):

@@ -20,6 +20,18 @@ PLANS = {
     ("gmp", 0.1, 100, "every=1000"): ((75, 75, 75), {}, {75: 0.1}),
     ("dsd", 0.4, 300): ((100, 100, 200), {100: 0.0}, {0: 1.0, 99: 1.0, 100: 0.4, 199: 0.4, 200: 1.0, 300: 1.0}),
     ("dsd", 0.4, 300, "sparse_from=0.0 dense_from=1.0"): ((299, 1, 300), {}, {0: 1.0, 1: 0.4, 299: 0.4, 300: 1.0}),
+    ("acdc", 0.1, 100): (
+        (5, 10, 85),
+        {10: 0.0},
+        {0: 1.0, 9: 1.0, 10: 0.1, 14: 0.1, 15: 1.0, 74: 0.1, 75: 1.0, 84: 1.0, 85: 0.1, 100: 0.1},
+    ),
+    # ResNet-20 on CIFAR-10, whose last sparse phase begins at epoch 170 of 200.
+    ("acdc", 0.1, 200, "every=20 dense_until=0.05"): (
+        (20, 10, 170),
+        {},
+        {30: 1.0, 50: 0.1, 150: 1.0, 169: 1.0, 170: 0.1},
+    ),
+    ("acdc", 0.1, 10, "every=90"): ((90, 1, 1), {}, {0: 1.0, 1: 0.1}),
     ("granet", 0.1, 4000): ((300, 300, 3000), {0: 0.5, 1500: 0.25, 3000: 0.0}, {0: 0.5, 1500: 0.15, 3000: 0.1}),
     ("granet", 0.1, 40_000): ((1000, 1000, 30_000), {}, {}),
     ("granet", 0.7, 400, "every=70"): ((70, 20, 300), {}, {0: 0.7, 150: 0.7}),
@@ -69,6 +81,7 @@ def test_updates_fractions_and_densities_are_the_published_ones(asked):
 # allocation, drop, grow, window, decay, instead_of_step, anew, scores_gradient
 PIECES = {
     "gmp": ("uniform", drop.by_magnitude, grow.at_random, 0, 1.0, False, False, False),
+    "acdc": ("global", drop.by_magnitude, grow.at_random, 0, 1.0, False, False, False),
     "dsd": ("uniform", drop.by_magnitude, grow.at_random, 0, 1.0, False, False, False),
     "granet": ("global", drop.by_magnitude, grow.by_gradient, 1, 1.0, False, False, False),
     "rigl": ("erk", drop.by_magnitude, grow.by_gradient, 1, 1.0, True, False, False),
@@ -142,3 +155,9 @@ def test_more_candidates_cost_more():
 def test_a_sparse_phase_lies_within_the_run(phases):
     with pytest.raises(InvalidInput, match="sparse phase"):
         METHODS["dsd"](0.4, 300, sparse_from=phases[0], dense_from=phases[1])
+
+
+@pytest.mark.parametrize("phases", [(0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.01)])
+def test_dense_phases_end_within_the_run(phases):
+    with pytest.raises(InvalidInput, match="dense phases"):
+        METHODS["acdc"](0.4, 300, dense_until=phases[0], sparse_from=phases[1])
