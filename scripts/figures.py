@@ -80,10 +80,11 @@ def losses(study: str) -> str:
 
 
 def right_after(study: str) -> str:
-    """Accuracies right after pruning, before any more training, on what it was scored on."""
+    """Accuracies right after pruning, before any more training, on training examples."""
     found = [{**point, "right after": point["aims"]["accuracy"]} for point in points(study) if point["aims"]]
-    told = {cell: spread.percent() for cell, spread in cells(found, "right after").items()}
-    return markdown(*grid(found, told))
+    spreads = cells(found, "right after")
+    (_, *columns), rows = grid(found, {cell: spread.percent() for cell, spread in spreads.items()})
+    return markdown([seeds_told(spreads.values()), *columns], rows)
 
 
 def collapse(study: str) -> str:
