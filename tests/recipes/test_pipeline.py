@@ -276,6 +276,36 @@ def test_ablations_take_away_one_thing_each(out, recipe, late):
     assert plan_of(inverted).nnz == plan_of(plain).nnz
 
 
+def test_one_mask_is_crossed_with_every_kind_of_values(out, recipe):
+    late = replace(recipe, method="sparsegpt", score_at=EPOCHS, epochs=EPOCHS)
+    own, trained, refitted, initial, anew = (
+        run(replace(late, **fields), out, progress=False)
+        for fields in (
+            {},
+            {"ablation": "restore"},
+            {"repair": "refit"},
+            {"weights_at": 0},
+            {"ablation": "reinitialise"},
+        )
+    )
+    mask = plan_of(own)
+    assert all(plan_of(each)[name].same_as(mask[name]) for each in (trained, refitted, initial, anew) for name in mask)
+    assert plan_of(own).updated.keys() == plan_of(refitted).updated.keys() == set(mask)
+    assert plan_of(trained).updated == plan_of(initial).updated == plan_of(anew).updated == {}
+    assert not torch.equal(plan_of(own).updated["fc1"], plan_of(refitted).updated["fc1"])
+
+
+def test_a_trained_network_loses_less_when_what_is_kept_is_refitted(out, recipe):
+    chosen = replace(recipe, method="magnitude", repair="refit", score_at=EPOCHS)
+    plain, refitted = (run(each, out, progress=False, aims=True) for each in (replace(chosen, repair=""), chosen))
+    assert same_plan(plan_of(plain), plan_of(refitted))
+    assert abs(refitted.aims.loss - refitted.aims.loss_before) < abs(plain.aims.loss - plain.aims.loss_before)
+
+
+def same_plan(one, other):
+    return all(one[name].same_as(other[name]) for name in one)
+
+
 @pytest.mark.parametrize("changed", [{"method": "dense"}, {"storage": "masked"}, {}, {"method": "random"}])
 def test_a_result_gives_back_its_trained_network(out, recipe, changed):
     torch.manual_seed(0)

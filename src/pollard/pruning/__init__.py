@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pollard.pruning.ablation import shuffle
+from pollard.pruning.ablation import cross, shuffle
 from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.alignment import Alignment, align_, grouped_rows
 from pollard.pruning.allocation import ALLOCATIONS
@@ -13,6 +13,7 @@ from pollard.pruning.masks import top_mask, top_positions
 from pollard.pruning.measurements import MEASUREMENTS, measurement
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
+from pollard.pruning.refit import refit
 from pollard.pruning.scoring import Rounds, Scoring
 
 __all__ = [
@@ -28,11 +29,13 @@ __all__ = [
     "Scoring",
     "align_",
     "criterion",
+    "cross",
     "grouped_rows",
     "measure_aims",
     "measurement",
     "prune",
     "prune_at_init",
+    "refit",
     "restore_isometry",
     "shuffle",
     "top_mask",

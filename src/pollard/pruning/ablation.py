@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
+from pollard.pruning.network import weights_of
 from pollard.pruning.plan import Plan
 
 
@@ -24,6 +26,24 @@ def shuffle(plan: Plan, generator: torch.Generator | None = None) -> Plan:
     """
     moved = {name: _elsewhere(topology, generator) for name, topology in plan.items()}
     return replace(plan, topologies=moved, updated={})
+
+
+def cross(plan: Plan, model: nn.Module) -> Plan:
+    """The places of `plan` with the values that dense `model` has there, whatever values its criterion had found.
+
+    What a plan is worth is its places and its values. Crossed with a network as it was drawn, as it was trained, or drawn
+    anew, and refitted (`refit`), the same places tell which of the two it is. The model is only read.
+    Raises InvalidInput for a model of other layers than the plan's.
+
+    >>> from pollard.formats.pattern import Pattern
+    >>> plan = Plan({"": Topology.from_positions((1, 3), Pattern(), torch.tensor([0, 2]))}, updated={"": torch.ones(2)})
+    >>> layer = nn.Linear(3, 1)
+    >>> bool((cross(plan, layer).updated[""] == layer.weight[0, ::2]).all())
+    True
+    """
+    weights = weights_of(model, plan)
+    updated = {name: SparseMatrix.from_dense(weight, plan[name]).values for name, weight in weights.items()}
+    return replace(plan, updated=updated)
 
 
 def _elsewhere(topology: Topology, generator: torch.Generator | None) -> Topology:

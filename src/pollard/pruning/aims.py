@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import composed
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.pruning.batches import between, count, joined, mapped, signals
 from pollard.pruning.measurements.gradient import gradient
 from pollard.pruning.measurements.hessian import hessian_times
 from pollard.pruning.measurements.samples import Pass, separable, squared_gradients
-from pollard.pruning.network import Network
+from pollard.pruning.network import Network, weights_of
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Batches, Pair, Scoring
 
@@ -74,7 +73,7 @@ def measure_aims(
     """
     if samples < 1:
         raise InvalidInput(f"samples={samples}", "at least 1", f"Leave samples= out for {SAMPLES}.")
-    _check_shapes(model, plan)
+    weights_of(model, plan)  # which sees to it that they are those of the plan
     network = Network(model, plan, batch, Scoring(loss_fn, chunk_size=chunk_size))
     network.require_outputs("aims that look at the outputs")
     before = dict(network.weights)
@@ -120,19 +119,6 @@ def trainability(accuracies: Sequence[float], rates: Sequence[float]) -> float:
     peak = rates.index(max(rates))
     stage = next((epoch for epoch in range(peak, len(rates)) if rates[epoch] <= rates[peak] / 2), len(rates))
     return sum(accuracies[:stage]) / stage
-
-
-def _check_shapes(model: nn.Module, plan: Plan) -> None:
-    modules = dict(composed(model, plan).named_modules())
-    for name, topology in plan.items():
-        weight = modules[name]._parameters.get("weight") if name in modules else None  # noqa: SLF001 - of its own, not read past it
-        if not isinstance(weight, Tensor) or tuple(weight.shape) != topology.shape:
-            got = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no dense weight"
-            raise InvalidInput(
-                f"{got} in layer {name!r}",
-                f"the weight {topology.shape} of the plan",
-                "Pass the model that was pruned.",
-            )
 
 
 def _pruned(plan: Plan, name: str, weight: Tensor) -> Tensor:

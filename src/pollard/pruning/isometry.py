@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import composed
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
+from pollard.pruning.ablation import cross
 from pollard.pruning.plan import Plan
 
 ITERATIONS, HISTORY = 200, 20
@@ -34,13 +33,8 @@ def restore_isometry(plan: Plan, model: nn.Module, *, iterations: int = ITERATIO
     """
     if iterations < 1:
         raise InvalidInput(f"iterations={iterations}", "at least 1", f"Leave iterations= out for {ITERATIONS}.")
-    model = composed(model, plan)
-    updated: Mapping[str, Tensor] = {
-        name: _repaired(SparseMatrix.from_dense(_weight(model, name), topology), iterations)
-        if name not in plan.updated
-        else _repaired(SparseMatrix(plan.updated[name], topology), iterations)
-        for name, topology in plan.items()
-    }
+    start = {**cross(plan, model).updated, **plan.updated}
+    updated = {name: _repaired(SparseMatrix(start[name], topology), iterations) for name, topology in plan.items()}
     return replace(plan, updated=updated)
 
 
@@ -77,9 +71,3 @@ def _repaired(matrix: SparseMatrix, iterations: int) -> Tensor:
     if not distance_from_isometry(found) < distance_from_isometry(start):
         return matrix.values
     return SparseMatrix.from_dense(found.to(matrix.values.dtype), matrix.topology).values
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()

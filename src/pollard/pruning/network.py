@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pollard.composites import composed
 from pollard.errors import InvalidInput, PollardError
+from pollard.formats.topology import Topology
 from pollard.pruning.batches import arguments, checked, count, is_pair, mapped, pieces, signals, tensors
 from pollard.pruning.scoring import Batches, Mode, Pair, Scoring
 from pollard.selection import listed
@@ -333,6 +334,27 @@ def _told(got: str, expected: str) -> Iterator[None]:
             raise
         fix = "Try model(inputs) and loss_fn(outputs, targets) on the scoring batch, in the mode it is scored in."
         raise InvalidInput(f"{got}: {error}", expected, fix) from error
+
+
+def weights_of(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, Tensor]:
+    """The weight `(out, in)` of each layer of `plan`, without a gradient; raises InvalidInput unless dense `model` has it in that shape.
+
+    >>> weights_of(nn.Linear(3, 2), {"": Topology.full((2, 3))})[""].shape
+    torch.Size([2, 3])
+    """
+    modules = dict(composed(model, plan).named_modules())
+    found = {}
+    for name, topology in plan.items():
+        weight = modules[name]._parameters.get("weight") if name in modules else None  # noqa: SLF001 - of its own, not read past it
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != topology.shape:
+            got = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no dense weight"
+            raise InvalidInput(
+                f"{got} in layer {name!r}",
+                f"the weight {topology.shape} of the plan",
+                "Pass the model that was pruned.",
+            )
+        found[name] = weight.detach()
+    return found
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

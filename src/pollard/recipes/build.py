@@ -24,6 +24,7 @@ from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.plan import Plan
+from pollard.pruning.refit import refit
 from pollard.pruning.scoring import Scoring
 from pollard.recipes.models import (
     INITIALISERS,
@@ -58,7 +59,7 @@ def build(recipe: Recipe, ends: Ends, examples: Examples, plan: Plan | None = No
     scored = weights = initial(recipe, ends)
     if recipe.ablation == "reinitialise":
         weights = initial(recipe, ends, ANEW)
-    plan = plan or finished(recipe, decide(recipe, scored, examples), scored, weights)
+    plan = plan or finished(recipe, decide(recipe, scored, examples), scored, weights, examples)
     return sparsify_(weights, plan, storage=recipe.storage), plan
 
 
@@ -105,15 +106,19 @@ def decide(
     )
 
 
-def finished(recipe: Recipe, plan: Plan, scored: nn.Module, weights: nn.Module, *, last: bool = True) -> Plan:
+def finished(
+    recipe: Recipe, plan: Plan, scored: nn.Module, weights: nn.Module, examples: Examples, *, last: bool = True
+) -> Plan:
     """`plan` for the dense network whose `weights` will be trained; after the `last` pruning, ablated and repaired.
 
     Values that a criterion computed belong to the weights it has `scored`: other weights go without them.
     """
-    if weights is not scored:
+    if weights is not scored or (last and recipe.ablation == "restore"):
         plan = replace(plan, updated={})
     if last and recipe.ablation == "shuffle":
         plan = shuffle(plan, generator(recipe.seed, "shuffle"))
+    if last and recipe.repair == "refit":
+        return refit(plan, weights, _scoring_batch(recipe, examples), chunk_size=SCORED_AT_ONCE)
     return restore_isometry(plan, weights) if last and recipe.repair == "isometry" else plan
 
 

@@ -104,7 +104,7 @@ class Pipeline:
         density = recipe.first_density if share == 1.0 else recipe.first_density**share
         purpose = "mask" if cycle == 1 else f"mask {cycle}"
         plan = decide(recipe, scored, examples, density=density, within=within, purpose=purpose)
-        return finished(recipe, plan, scored, weights, last=cycle == recipe.cycles)
+        return finished(recipe, plan, scored, weights, examples, last=cycle == recipe.cycles)
 
     def _trained(self, cycle: int) -> tuple[nn.Module, Plan]:
         """The network that `cycle` has pruned and trained, and its plan."""

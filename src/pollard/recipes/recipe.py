@@ -28,8 +28,8 @@ from pollard.training.options import TrainingOptions
 METHODS = (*CRITERIA, *MOVING, "dense")
 STORAGES = get_args(Storage)
 MODES = get_args(Mode)
-ABLATIONS = ("shuffle", "reinitialise", "invert")
-REPAIRS = ("isometry",)
+ABLATIONS = ("shuffle", "reinitialise", "invert", "restore")
+REPAIRS = ("isometry", "refit")
 # Part of the hash: raised when a recipe of the same fields comes to mean another experiment.
 MEANING = 1
 UNSAID = -1.0
@@ -93,8 +93,10 @@ class Recipe:
     weights_at: float = _later(UNSAID, "epoch whose weights are kept: 0 initial, k late reset; -1 for score_at")
     schedule_at: float = _later(0.0, "epoch of the learning-rate schedule at which what is kept starts training")
     cycles: int = _later(1, "times to train, score and prune, down to density in equal ratios")
-    ablation: str = _later("", "shuffle within layers, reinitialise kept weights, or invert the scores")
-    repair: str = _later("", "isometry: make kept weights pass signals unscaled before training")
+    ablation: str = _later(
+        "", "shuffle within layers, reinitialise kept weights, restore those that were adapted, or invert"
+    )
+    repair: str = _later("", "isometry: kept weights pass signals unscaled; refit: they make up for the others")
     criterion: str = _later("", "of the first topology, where the method moves it (default: random)")
     update_every: int = _later(0, "steps between updates of the topology; 0 for the method's own")
     drop_fraction: float = _later(0.0, "of the weights exchanged at an update; 0 for the method's own")

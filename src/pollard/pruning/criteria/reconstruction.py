@@ -65,7 +65,7 @@ def _eliminate(
     kept = torch.zeros(losses.numel(), dtype=torch.bool, device="cpu")
     kept[positions] = True
     columns = kept.view(losses.shape).repeat_interleave(pattern.columns, 1)
-    refitted = [_refit(rows, mask, curvature) for rows, mask in zip(grouped, columns, strict=True)]
+    refitted = [least_squares(rows, mask, curvature) for rows, mask in zip(grouped, columns, strict=True)]
     return positions, torch.stack(refitted).flatten(0, 1)
 
 
@@ -157,8 +157,11 @@ def _over(matrix: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-def _refit(weight: Tensor, kept: Tensor, curvature: Tensor) -> Tensor:
-    """The rows `(rows, in)` that lose least of `weight`'s outputs with only the `kept` columns: least squares."""
+def least_squares(weight: Tensor, kept: Tensor, curvature: Tensor) -> Tensor:
+    """The rows `(rows, in)` that lose least of `weight`'s outputs with only the `kept` columns: `w_S = H_SS^-1 H_S w`.
+
+    Source: Frantar, Alistarh, SparseGPT, ICML 2023, eq. 2.
+    """
     fitted = torch.zeros_like(weight)
     if kept.any():
         wanted = weight @ curvature[:, kept]
