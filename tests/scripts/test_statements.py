@@ -1,0 +1,117 @@
+"""Sentences that have a measured figure are computed again from what carries them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import statements
+from statements import complaints, of_pages
+
+POINTS = [
+    {
+        "label": label,
+        "density": 0.1,
+        "seed": seed,
+        "run": f"{label}{seed}",
+        "test_accuracy": accuracy,
+        "train_loss": 0.25,
+    }
+    for label, accuracies in {"a": (0.90, 0.91, 0.92), "b": (0.95, 0.97, 0.96), "c": (0.90, 0.95, 0.88)}.items()
+    for seed, accuracy in enumerate(accuracies)
+]
+
+
+@pytest.fixture(autouse=True)
+def record(tmp_path, monkeypatch):
+    monkeypatch.setattr(statements, "ROOT", tmp_path)
+    (tmp_path / "points.json").write_text(json.dumps(POINTS))
+    (tmp_path / "rows.json").write_text('[{"op": "forward", "speedup": 1234.56}, {"op": "step", "speedup": -0.75}]')
+
+
+def wrong(text, page="README.md"):
+    return [told for each in statements.statements(page, text) for told in each.wrong()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'b is ahead of a by 5.0 points. <!-- from points.json: lead("b", "a", 0.1) -->',
+        'a is 5.0 points behind, at 91.00. <!-- from points.json: lead("a", "b", 0.1); accuracy("a", 0.1) -->',
+        'b is at 96.00 ± 2.48 % at 0.1, that is 10 %. <!-- from points.json: [accuracy("b", 0.1), half("b", 0.1)] -->',
+        'The ends are 2.5 and 7.5. <!-- from points.json: within("b", "a", 0.1); shows("b", "a", 0.1); not shows("c", "a", 0.1) -->',
+        'It is 1,234.6 times as fast, or -0.75. <!-- from rows.json: row(op="forward")["speedup"]; record[1]["speedup"] -->',
+        'Two records: 0.25 and 0.8. <!-- from points.json: loss("a", 0.1) --> <!-- from rows.json: record[1]["speedup"] -->',
+        "As published, 98.4. <!-- source: a paper -->",
+        "Momentum 0.9 and version 2.13.1. <!-- given: the recipe -->",
+        "Nothing measured: 5 % of 300-100, v4, `0.5`, [a link](page-1.5.md), file-1.json.",
+        "```\n0.25\n```\n\n    0.25\n\n<!-- figures:x -->\n| 0.25 |\n<!-- /figures -->\n\n# 0.25\n![0.25](0.25.svg)",
+    ],
+    ids=range(10),
+)
+def test_what_holds_is_not_complained_of(text):
+    assert wrong(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('b is ahead by 5.1. <!-- from points.json: lead("b", "a", 0.1) -->', ["is 5, which", "carries 5.1"]),
+        ("b is ahead by 5.0.", ["nothing carries 5.0"]),
+        ('b by 5.0, c by 0.3. <!-- from points.json: lead("b", "a", 0.1) -->', ["nothing carries 0.3"]),
+        ('b by -5.0. <!-- from points.json: lead("b", "a", 0.1) -->', ["is 5, which", "carries -5.0"]),
+        ('It is shown. <!-- from points.json: shows("c", "a", 0.1) -->', ["is False"]),
+        ('* First: 0.5\n* second: 5.0. <!-- from points.json: lead("b", "a", 0.1) -->', ["nothing carries 0.5"]),
+        ('| 0.5 | 5.0 <!-- from points.json: lead("b", "a", 0.1) --> |', ["nothing carries 0.5"]),
+        ('5.0. <!-- from points.json: lead("b", "a", 0.1) --> Then 0.5', ["nothing carries 0.5"]),
+    ],
+    ids=range(8),
+)
+def test_what_does_not_hold_is_named(text, told):
+    found = wrong(text)
+    assert len(found) == len(told)
+    assert all(part in one for part, one in zip(told, found, strict=True))
+
+
+def test_an_expression_that_cannot_be_computed_is_named():
+    with pytest.raises(ValueError, match="expected 1") as failure:
+        wrong('0.5 <!-- from points.json: row(label="a") -->')
+    assert failure.value.__notes__ == ['in points.json: row(label="a")']
+
+
+def test_correlations_and_aims_can_be_asked_for(tmp_path):
+    aimed = [
+        point | {"label": f"{index}", "run": f"{index}", "aims": {"loss": index}, "test_accuracy": index / 10}
+        for index, point in enumerate(POINTS)
+    ]
+    (tmp_path / "points.json").write_text(json.dumps(aimed))
+    text = 'It is +1.0, +1.0 and +1.0 over all, with aim 3. <!-- from points.json: rank("loss"); rank("loss", 0.1); rank_within("loss", 0.1); aim("loss", "3", 0.1) -->'
+    assert wrong(text) == []
+
+
+def test_pages_that_are_not_held_answer_for_their_markers_only(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("Fine.")
+    page = tmp_path / "docs" / "page.md"
+    page.write_text('Free 0.5.\n\nIt is 5.1. <!-- from points.json: lead("b", "a", 0.1) -->\n')
+    assert [told.split(": ")[0] for told in complaints(of_pages())] == ["docs/page.md:3"] * 2
+    (tmp_path / "README.md").write_text("Free 0.5.")
+    assert complaints(of_pages(["README.md"])) == ["README.md:1: nothing carries 0.5: Free 0.5."]
+
+
+def test_the_table_names_sentence_file_expression_and_number(tmp_path, monkeypatch, capsys):
+    (tmp_path / "README.md").write_text(
+        'It is 5.0. <!-- from points.json: lead("b", "a", 0.1) -->\n\nIt is 0.9. <!-- given: so -->\n'
+    )
+    monkeypatch.setattr("sys.argv", ["statements.py", "README.md"])
+    assert statements.main() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "README.md:1: It is 5.0.",
+        '    points.json: lead("b", "a", 0.1) = 5',
+        "README.md:3: It is 0.9.",
+        "    given: so",
+    ]
+    (tmp_path / "README.md").write_text("It is 5.0.")
+    monkeypatch.setattr("sys.argv", ["statements.py", "--check", "README.md"])
+    assert statements.main() == 1
+    assert "nothing carries 5.0" in capsys.readouterr().err
