@@ -29,7 +29,7 @@ from statistics import mean
 from typing import Any
 
 from pollard.report.accuracy import Spread
-from pollard.report.comparison import differences
+from pollard.report.comparison import after, differences
 from pollard.report.correlation import rank_correlation
 from pollard.report.significance import Difference
 
@@ -67,6 +67,10 @@ class Study:
     def aim(self, name: str, label: str, density: float) -> float:
         """The mean of an aim."""
         return mean(point["aims"][name] for point in self._cell(label, density))
+
+    def after(self, epochs: int) -> Study:
+        """The same so many epochs into the last training; of 0 right after pruning."""
+        return Study(after(self.points, epochs))
 
     def lead(self, label: str, against: str, density: float) -> float:
         """How far the test accuracy of `label` is above that of `against`, over the seeds of both."""

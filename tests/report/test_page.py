@@ -116,7 +116,7 @@ def traces(page, plot):
 
 
 def test_every_plot_is_drawn(page):
-    for plot in ("accuracy", "layers", "aims", "curves", "costs"):
+    for plot in ("accuracy", "leads", "layers", "aims", "curves", "costs"):
         assert page.locator(f"#{plot} .main-svg").count() > 0
         assert set(traces(page, plot)) & set(SERIES)
     assert "SNIP, published" in traces(page, "accuracy")
@@ -161,6 +161,21 @@ def test_series_are_set_beside_one_another_seed_by_seed_from_either_side(page):
     page.get_by_role("button", name="dense").click()
     assert "dense" not in chosen("SNIP")
     page.get_by_role("button", name="dense").click()
+
+
+def test_a_lead_is_drawn_over_the_epochs_with_its_interval(page):
+    page.select_option("#differences-against", "dense")
+    found = page.evaluate("lead('<b>late</b>', 'SNIP', 0.05)")
+    assert found == {"epochs": [0, 1, 2], "mean": pytest.approx([0, 0, 0]), "half": pytest.approx([0, 0, 0])}
+    found = page.evaluate("lead('SNIP', 'dense', 0.05)")
+    assert found["epochs"] == [1, 2]  # the dense network was never right after pruning
+    assert found["mean"] == pytest.approx([-1.9, -3.8])
+    assert set(traces(page, "leads")) == {"SNIP", "<b>late</b>"}
+    # By hand: differences of 1, 2 and 3 points have a mean of 2 ± 2.48.
+    seeds = [{"label": name, "density": 0.1, "seed": seed, "accuracy": None, "curve": [gain * seed / 100]}
+             for name, gain in (("a", 1), ("b", 0)) for seed in (1, 2, 3)]  # fmt: skip
+    found = page.evaluate("points => { data.points = points; return lead('a', 'b', 0.1); }", seeds)
+    assert (found["mean"], found["half"]) == (pytest.approx([2]), pytest.approx([2.484], abs=1e-3))
 
 
 def test_the_ends_of_an_interval_change_places_when_it_is_seen_from_the_other_side(page):

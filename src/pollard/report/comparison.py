@@ -39,6 +39,18 @@ def differences(points: Sequence[Point], against: str | None = None) -> list[Dif
     ]
 
 
+def after(points: Sequence[Point], epochs: int) -> list[Point]:
+    """The points as they were so many epochs into their last training; of 0 right after pruning, where that was measured, on training examples.
+
+    >>> point = {"test_accuracy": 0.9, "curve": [0.7, 0.9], "aims": {"accuracy": 0.3}}
+    >>> [after([point], epochs)[0]["test_accuracy"] for epochs in (0, 1, 2)], after([point], 3)
+    ([0.3, 0.7, 0.9], [])
+    """
+    curves = [(point, [(point["aims"] or {}).get("accuracy"), *point["curve"]]) for point in points]
+    reached = [(point, curve[epochs]) for point, curve in curves if epochs < len(curve)]
+    return [{**point, "test_accuracy": accuracy} for point, accuracy in reached if accuracy is not None]
+
+
 def difference_table(points: Sequence[Point], against: str) -> Table:
     """A series a row, a density a column: how far it is above `against`, with half of Student's interval; raises InvalidInput for no series of that name."""
     if against not in labels(points):

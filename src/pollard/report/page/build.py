@@ -18,6 +18,7 @@ from pollard.report.collapse import collapse_table
 from pollard.report.comparison import difference_rows
 from pollard.report.correlation import AIMS, aim_of, correlation_table
 from pollard.report.render import texts
+from pollard.report.significance import FEWEST, quantile
 from pollard.report.sources import sources
 
 COLOURS = (
@@ -73,8 +74,9 @@ def page_data(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = 
         "layers": _layers(points),
         "aims": {aim: text for aim, (text, _) in AIMS.items()},
         "differences": difference_rows(points),
+        "quantiles": {n: quantile(n) for n in range(FEWEST, len({point["seed"] for point in points}) + 1)},
         "points": [
-            {name: point[name] for name in ("label", "density", "seed", "test_accuracy")}
+            {name: point[name] for name in ("label", "density", "seed", "test_accuracy", "curve")}
             | {aim: aim_of(point, aim) for aim in AIMS}
             for point in points
         ],

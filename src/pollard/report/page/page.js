@@ -97,6 +97,49 @@ function drawDifferences() {
   }
 }
 
+// The accuracies of each seed of a series by epoch, from right after pruning on; of a dense one at every density.
+function runs(label, at) {
+  const own = data.points.filter((p) => p.label === label);
+  const dense = own.every((p) => p.density === 1);
+  return new Map(own.filter((p) => dense || p.density === at).map((p) => [p.seed, [p.accuracy, ...p.curve]]));
+}
+
+function lead(label, against, at) {
+  const [mine, theirs] = [runs(label, at), runs(against, at)];
+  const pairs = [...mine.keys()].filter((seed) => theirs.has(seed)).map((seed) => [mine.get(seed), theirs.get(seed)]);
+  const found = { epochs: [], mean: [], half: [] };
+  const last = Math.min(...pairs.flat().map((curve) => curve.length));
+  for (let epoch = 0; pairs.length > 0 && epoch < last; epoch += 1) {
+    const steps = pairs.filter(([a, b]) => a[epoch] != null && b[epoch] != null).map(([a, b]) => 100 * (a[epoch] - b[epoch]));
+    if (steps.length === 0) continue;
+    const mean = steps.reduce((sum, step) => sum + step, 0) / steps.length;
+    const variance = steps.reduce((sum, step) => sum + (step - mean) ** 2, 0) / (steps.length - 1);
+    found.epochs.push(epoch);
+    found.mean.push(mean);
+    found.half.push((data.quantiles[steps.length] ?? 0) * Math.sqrt(variance || 0));
+  }
+  return found;
+}
+
+function drawLeads() {
+  const against = document.getElementById("differences-against").value;
+  const at = Number(document.getElementById("differences-choice").value);
+  const traces = [];
+  for (const { label } of shown(data.series).filter((series) => series.label !== against)) {
+    const { epochs, mean, half } = lead(label, against, at);
+    if (epochs.length === 0) continue;
+    traces.push(band(label, epochs, mean.map((m, i) => m - half[i]), mean.map((m, i) => m + half[i])));
+    traces.push(line(label, { x: epochs, y: mean, text: half.map((h) => (h ? ` ± ${h.toFixed(2)}` : "")),
+      hovertemplate: "epoch %{x}: %{y:+.2f}%{text}" }));
+  }
+  draw("leads", traces, layout({ title: "epoch of training" }, { title: `above ${against}, in points` }));
+}
+
+function drawPairs() {
+  drawDifferences();
+  drawLeads();
+}
+
 function drawLayers() {
   const at = Number(document.getElementById("layers-choice").value);
   const traces = shown(data.layers).filter((entry) => entry.density === at).map((entry) =>
@@ -150,7 +193,7 @@ function drawTrade(title, series) {
   draw("costs", traces, layout({ title, rangemode: "tozero" }, { title: "test accuracy, %" }));
 }
 
-const figures = [drawAccuracy, drawDifferences, drawLayers, drawAims, drawCurves, drawCosts];
+const figures = [drawAccuracy, drawPairs, drawLayers, drawAims, drawCurves, drawCosts];
 const drawAll = () => figures.forEach((figure) => figure());
 
 function choose(id, options, figure) {
@@ -176,8 +219,8 @@ for (const { label, colour } of data.series) {
 
 const sparse = data.densities.filter((density) => density < 1).map((density) => [density, `${percent(density)} kept`]);
 choose("accuracy-choice", [["accuracy", "accuracy"], ["error", "error, on a logarithmic scale"]], drawAccuracy);
-choose("differences-against", data.series.map(({ label }) => [label, label]), drawDifferences);
-choose("differences-choice", sparse, drawDifferences);
+choose("differences-against", data.series.map(({ label }) => [label, label]), drawPairs);
+choose("differences-choice", sparse, drawPairs);
 choose("layers-choice", sparse, drawLayers);
 choose("curves-choice", sparse, drawCurves);
 choose("aims-choice", Object.entries(data.aims), drawAims);
