@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -135,6 +137,7 @@ def test_laws_of_numbers_by_position_are_those_of_the_initialisers():
         {"method": "lamp"},
         {"score_at": 1.0},
         {"repair": "isometry"},
+        {"repair": "orthogonal"},
         {"storage": "masked"},
         {"allocation": "owl"},
     ],
@@ -152,3 +155,14 @@ def test_a_layer_left_empty_is_told():
 def test_a_pattern_that_does_not_divide_a_layer_leaves_it_unstructured():
     patterns = layer_patterns("v8", {"a": (24, 3), "b": (12, 3), "c": (8, 3)})
     assert {name: str(pattern) for name, pattern in patterns.items()} == {"a": "v8", "b": "unstructured", "c": "v8"}
+
+
+def test_a_network_is_made_orthogonal_with_as_many_weights_as_its_method_keeps():
+    recipe = Recipe(model=MLP, method="random", allocation="erk", density=0.3)
+    plain, made = (build(each, ENDS, examples())[0] for each in (recipe, replace(recipe, repair="orthogonal")))
+    before, after = (linear(model, SparseLinear) for model in (plain, made))
+    assert [layer.topology.nnz for layer in before.values()] == [layer.topology.nnz for layer in after.values()]
+    for layer in after.values():
+        weight = layer.to_dense().weight.detach()
+        wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        torch.testing.assert_close(wide @ wide.T, torch.eye(len(wide)), rtol=0, atol=1e-5)

@@ -41,6 +41,7 @@ def test_each_entry_is_there_once_and_whole():
         ({"score_at": 20}, "renda2020comparing"),
         ({"ablation": "shuffle"}, "frankle2021pruning"),
         ({"repair": "isometry"}, "lee2020signal"),
+        ({"repair": "orthogonal"}, "nowak2024sparser"),
         ({"repair": "refit"}, "frantar2023sparsegpt"),
         ({"allocation": "smart-ratio"}, "su2020sanity"),
     ],

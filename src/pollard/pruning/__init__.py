@@ -12,6 +12,7 @@ from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.masks import top_mask, top_positions
 from pollard.pruning.measurements import MEASUREMENTS, measurement
 from pollard.pruning.network import Network
+from pollard.pruning.orthogonal import exact_orthogonal, sparse_orthogonal
 from pollard.pruning.plan import Plan
 from pollard.pruning.refit import refit
 from pollard.pruning.scoring import Rounds, Scoring
@@ -30,6 +31,7 @@ __all__ = [
     "align_",
     "criterion",
     "cross",
+    "exact_orthogonal",
     "grouped_rows",
     "measure_aims",
     "measurement",
@@ -38,6 +40,7 @@ __all__ = [
     "refit",
     "restore_isometry",
     "shuffle",
+    "sparse_orthogonal",
     "top_mask",
     "top_positions",
     "trainability",

@@ -23,6 +23,7 @@ from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.decision import collapse_message, prune
 from pollard.pruning.isometry import restore_isometry
+from pollard.pruning.orthogonal import exact_orthogonal
 from pollard.pruning.plan import Plan
 from pollard.pruning.refit import refit
 from pollard.pruning.scoring import Scoring
@@ -119,6 +120,8 @@ def finished(
         plan = shuffle(plan, generator(recipe.seed, "shuffle"))
     if last and recipe.repair == "refit":
         return refit(plan, weights, _scoring_batch(recipe, examples), chunk_size=SCORED_AT_ONCE)
+    if last and recipe.repair == "orthogonal":
+        return exact_orthogonal(plan, generator=generator(recipe.seed, "orthogonal"))
     return restore_isometry(plan, weights) if last and recipe.repair == "isometry" else plan
 
 

@@ -29,7 +29,7 @@ METHODS = (*CRITERIA, *MOVING, "dense")
 STORAGES = get_args(Storage)
 MODES = get_args(Mode)
 ABLATIONS = ("shuffle", "reinitialise", "invert", "restore")
-REPAIRS = ("isometry", "refit")
+REPAIRS = ("isometry", "orthogonal", "refit")
 # Part of the hash: raised when a recipe of the same fields comes to mean another experiment.
 MEANING = 1
 UNSAID = -1.0
@@ -96,7 +96,10 @@ class Recipe:
     ablation: str = _later(
         "", "shuffle within layers, reinitialise kept weights, restore those that were adapted, or invert"
     )
-    repair: str = _later("", "isometry: kept weights pass signals unscaled; refit: they make up for the others")
+    repair: str = _later(
+        "",
+        "isometry: kept weights pass signals unscaled; orthogonal: exactly so, in other places; refit: they make up for the rest",
+    )
     criterion: str = _later("", "of the first topology, where the method moves it (default: random)")
     update_every: int = _later(0, "steps between updates of the topology; 0 for the method's own")
     drop_fraction: float = _later(0.0, "of the weights exchanged at an update; 0 for the method's own")

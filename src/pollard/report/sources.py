@@ -9,7 +9,7 @@ from pollard.pruning.criteria import CRITERIA
 from pollard.training.methods import METHODS
 
 ALLOCATIONS = {"er": "mocanu2018scalable", "erk": "evci2020rigging", "smart-ratio": "su2020sanity", "owl": "yin2024owl"}
-REPAIRS = {"isometry": "lee2020signal", "refit": "frantar2023sparsegpt"}
+REPAIRS = {"isometry": "lee2020signal", "orthogonal": "nowak2024sparser", "refit": "frantar2023sparsegpt"}
 
 
 def sources(recipe: Mapping[str, Any]) -> list[str]:
