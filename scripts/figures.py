@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loss_figures import predicted
 from memory_figures import memory, moving_memory, never_dense
-from records import load
+from records import STUDIES, load, points
 
 from pollard.recipes.study import Study
 from pollard.report.accuracy import Spread, cells, grid, markdown_table, seeds_told
@@ -22,13 +22,6 @@ from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
 
 ROOT = Path(__file__).parents[1]
-STUDIES = ROOT / "studies"
-
-
-def points(study: str) -> list[dict[str, Any]]:
-    """The committed results of a study."""
-    found: list[dict[str, Any]] = json.loads((STUDIES / "results" / f"{study}.json").read_text(encoding="utf-8"))
-    return found
 
 
 def speed() -> str:
@@ -318,6 +311,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "inputs trained": partial(accuracies, "inputs-after"),
     },
     "docs/methods/snip.md": {name: partial(snip, f"{record}.json") for name, record in SNIP.items()},
+    "docs/methods/taylor.md": {"predicted": predicted},
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),

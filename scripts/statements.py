@@ -8,9 +8,10 @@ A marker stands behind what it speaks for, which goes back to the marker before 
 
 Several in a row speak for the same text.
 
-Expressions, parted by `;`, are Python over the file: `record` is its content, and there are the functions of `Study` and `Rows` below. Each value
-must stand in the sentence, rounded as it is there, its sign where it has one; one that is no number must be true. And in the pages that are held (`HELD`), each number with a decimal
-point must be such a value, an argument of an expression (a density, as a fraction or in percent), or under `source:` or `given:`.
+Expressions, parted by `;`, are Python over the file: `record` is its content, `rows(...)` and `row(...)` are those of its rows that have these
+fields, and of a study there are the methods of `Study`, below. Each value must stand in the sentence, rounded as it is there, its sign where it has
+one; what is no number must be true. And in the pages that are held (`HELD`), each number with a decimal point must be such a value, an argument of
+an expression (a density, as a fraction or in percent), or under `source:` or `given:`.
 
     python scripts/statements.py [--check] [PAGE ...]
 """
@@ -162,17 +163,20 @@ class Statement:
         return lost + [f"nothing carries {each}" for each in free]
 
 
-BUILTINS = {each.__name__: each for each in (abs, all, any, len, max, min, range, sum)}
+BUILTINS = {each.__name__: each for each in (abs, all, any, len, max, mean, min, range, sum)}
 
 
 def names_of(record: Any) -> dict[str, Any]:
     """What an expression can name: the record, and where it is a list, what can be asked of it."""
 
+    def rows(**fields: Any) -> list[Any]:
+        return [each for each in record if all(each.get(name) == value for name, value in fields.items())]
+
     def row(**fields: Any) -> Any:
-        (found,) = [each for each in record if all(each.get(name) == value for name, value in fields.items())]
+        (found,) = rows(**fields)
         return found
 
-    found = {"record": record, "row": row}
+    found = {"record": record, "row": row, "rows": rows}
     if isinstance(record, list) and record and "label" in record[0] and "test_accuracy" in record[0]:
         study = Study(record)
         found |= {name: getattr(study, name) for name in vars(Study) if not name.startswith("_")}
