@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loss_figures import predicted
+from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
 
@@ -291,6 +291,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/folk-knowledge.md": {
         **{name: partial(accuracies, name) for name in ("mnist", "fashion", "scratch", "ablations", "collapse")},
         "scratch losses": partial(losses, "scratch"),
+        "values": crossed,
         "collapse layers": partial(collapse, "collapse"),
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},

@@ -55,6 +55,16 @@ PICTURES = {
     "fashion": Picture("fashion", "accuracy", choices=ERROR),
     "scratch": Picture("scratch", "accuracy"),
     "ablations": Picture("ablations", "accuracy", only=COMPARED),
+    **{
+        f"values-{mask}": Picture(
+            "values",
+            "leads",
+            only=f"{mask}, .*",
+            choices={"differences-against": f"{mask}, trained", "differences-choice": "0.02"},
+            layout={"yaxis.range": [-8, 8], "xaxis.range": [0, 10]},
+        )
+        for mask in ("magnitude", "random")
+    },
     "collapse": Picture("collapse", "accuracy"),
     "dynamic": Picture("dynamic", "accuracy", choices=ERROR),
     "grain-linear": Picture(
