@@ -316,6 +316,12 @@ def test_owl_without_scores_is_refused():
         owl({"a": Layer((2, 3))}, 0.5)
 
 
+@pytest.mark.parametrize("options", [{"outlier": -1}, {"spread": -0.1}, {"spread": math.nan}])
+def test_owl_with_options_that_mean_nothing_is_refused(options):
+    with pytest.raises(InvalidInput, match=r"outlier=.*spread="):
+        owl(heavy(0), 0.5, **options)
+
+
 def test_an_allocation_with_options_of_its_own_reads_what_it_read_and_has_its_name():
     narrow = partial(owl, spread=0.02)
     assert (reads(narrow), allocation_name(narrow)) == ("wanda", "owl")

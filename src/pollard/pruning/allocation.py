@@ -155,7 +155,8 @@ def owl(
     """Density `c + 2 spread (D - min D) / (max D - min D)`, D the share of outliers in a layer.
 
     An outlier is a Wanda score above `outlier` times the mean of its layer; c makes the total what is asked for. Layers that
-    `block` gives the same name count as one: in the paper, those of a transformer block. Raises InvalidInput without scores.
+    `block` gives the same name count as one: in the paper, those of a transformer block. Raises InvalidInput without scores,
+    and for an `outlier` or a `spread` below 0.
     Source: Yin et al., Outlier weighed layerwise sparsity (OWL), ICML 2024, section 3, and the authors' code.
 
     >>> plain, outliers = torch.ones(10), torch.tensor([1.0] * 9 + [90.0])
@@ -163,6 +164,10 @@ def owl(
     >>> {name: round(d, 4) for name, d in found.items()}
     {'a': 0.42, 'b': 0.58}
     """
+    if not (outlier >= 0 and spread >= 0):
+        raise InvalidInput(
+            f"outlier={outlier}, spread={spread}", "numbers of 0 or more", f"Published: {OUTLIER:g} and {SPREAD:g}."
+        )
     pools: dict[str, list[Tensor]] = {}
     for name, layer in layers.items():
         scores = _scores(name, layer) / layer.pattern.size

@@ -42,7 +42,7 @@ def acdc(
     fills what is left. What comes back starts from zero, and the momentum of all these weights with it. allocation: global, one
     ranking of the magnitudes of all layers, as published, or uniform, er, erk. Its dense phases take what a dense network takes.
     Source: Peste, Iofinova, Vladu, Alistarh, AC/DC: alternating compressed/decompressed training of deep neural networks,
-    NeurIPS 2021, algorithm 1, and the authors' code.
+    NeurIPS 2021, and the authors' code.
 
     >>> made = acdc(0.1, steps=100)
     >>> [step for step in range(1, 101) if made.density(step) != made.density(step - 1)]

@@ -77,7 +77,8 @@ class Method:
                 raise InvalidInput(
                     f"a fraction of {fraction}", "a fraction in [0, 1]", "Published choices: 0.1 to 0.5."
                 )
-        by = reads(ALLOCATIONS.get(self.allocation, ALLOCATIONS["erk"]))
+        # One that there is not is refused where it is first asked.
+        by = reads(ALLOCATIONS[self.allocation]) if self.allocation in ALLOCATIONS else SHAPES
         if self.density is not None and by not in (SHAPES, DECIDING):
             raise InvalidInput(
                 f"allocation {self.allocation!r}, which asks for scores of {by}, for a density that moves",
