@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from loss_figures import crossed, predicted
@@ -20,6 +21,7 @@ from pollard.report.accuracy import Spread, cells, grid, markdown_table, seeds_t
 from pollard.report.collapse import collapse_table
 from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
+from pollard.report.significance import half_width
 
 ROOT = Path(__file__).parents[1]
 
@@ -186,6 +188,27 @@ def wide() -> str:
     return markdown(head, [row])
 
 
+def newcomers() -> str:
+    """What counts of steps of one's own change, seed by seed, with intervals."""
+    found = load("newcomers.json")
+    names = {"rigl": "RigL", "set": "SET"}
+    rows = []
+    for method, rate in dict.fromkeys((row["method"], row["rate"]) for row in found):
+        told = [names[method], f"{rate:g}"]
+        for figure, digits in (("test_accuracy", 1), ("test_loss", 3)):
+            ways = [
+                {row["seed"]: row[figure] for row in found if (row["method"], row["rate"], row["own_steps"]) == (method, rate, own)}
+                for own in (False, True)
+            ]  # fmt: skip
+            gained = [ways[1][seed] - value for seed, value in ways[0].items()]
+            every = (*(list(way.values()) for way in ways), gained)
+            told += [f"{mean(values):.{digits}f} ± {half_width(values):.{digits}f}" for values in every]
+        rows.append(told)
+    columns = ["one count", "counts of their own", "difference"]
+    head = [f"{what}: {column}" for what in ("test accuracy", "test loss") for column in columns]
+    return markdown([f"± 95 %, n = {len({row['seed'] for row in found})}", "rate", *head], rows)
+
+
 def other_weights() -> str:
     """An LSTM and attention beside torch's own."""
     rows = [
@@ -311,6 +334,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "inputs right after": partial(right_after, "inputs-after"),
         "inputs trained": partial(accuracies, "inputs-after"),
     },
+    "docs/how-to/sparse-training.md": {"newcomers": newcomers},
     "docs/methods/snip.md": {name: partial(snip, f"{record}.json") for name, record in SNIP.items()},
     "docs/methods/taylor.md": {"predicted": predicted},
     "docs/moving-topologies.md": {

@@ -154,10 +154,20 @@ def accuracy_grid(
 
 
 def grid(points: Sequence[Point], told: Mapping[tuple[str, float], str]) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of a table: a series a row, a density a column, and what is `told` of both."""
+    """The columns and rows of a table: a series a row, a density a column, and what is `told` of both; headed by the number of seeds."""
     columns = densities(points)
     rows = [[label, *(told.get((label, density), "") for density in columns)] for label in labels(points)]
-    return ["", *(f"{100 * density:g} %" for density in columns)], rows
+    counts = [spread.count for spread in cells(points).values()]
+    return [_counted(counts), *(f"{100 * density:g} %" for density in columns)], rows
+
+
+def _counted(counts: Sequence[int]) -> str:
+    """Of how many seeds figures are.
+
+    >>> _counted([3, 3]), _counted([1, 3, 2]), _counted([])
+    ('n = 3', 'n = 1 to 3', '')
+    """
+    return f"n = {' to '.join(map(str, sorted({min(counts), max(counts)})))}" if counts else ""
 
 
 def seeds_told(spreads: Iterable[Spread]) -> str:
@@ -166,10 +176,7 @@ def seeds_told(spreads: Iterable[Spread]) -> str:
     >>> seeds_told([Spread.of([0.1, 0.2, 0.3])]), seeds_told([Spread.of([0.1]), Spread.of([0.1, 0.2])]), seeds_told([])
     ('± 95 %, n = 3', 'n = 1 to 2: no interval', 'no run is finished')
     """
-    counts = sorted({spread.count for spread in spreads})
+    counts = [spread.count for spread in spreads]
     if not counts:
         return "no run is finished"
-    told = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
-    if counts[-1] < FEWEST:
-        return f"{told}: no interval"
-    return f"± 95 %, {told}"
+    return f"± 95 %, {_counted(counts)}" if max(counts) >= FEWEST else f"{_counted(counts)}: no interval"
