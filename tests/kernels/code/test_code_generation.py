@@ -63,6 +63,7 @@ def convolutions(isa):
     reach = tuple((lanes * vector, lanes * vector) for vector in range(3))
     for abreast in (1, lanes, 2 * lanes):
         yield KernelSpec("convolve", isa, rows=4, block=4, abreast=abreast, reach=reach, bias=True, relu=True)
+        yield KernelSpec("transposed", isa, rows=4, block=4, abreast=abreast, reach=reach)
         yield KernelSpec("correlate", isa, dots=4, abreast=abreast, reach=reach)
     yield KernelSpec("convolve", isa, columns=9, abreast=1, reach=reach, numbers="bfloat16", values="bfloat16")
 

@@ -12,7 +12,9 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
 from pollard.kernels.code.target import host_isas
-from pollard.kernels.convolutions import dispatch, passes
+from pollard.kernels.convolutions import dispatch, passes, scattered
+from pollard.kernels.convolutions.calls import Convolution
+from pollard.kernels.convolutions.tuned import Tuned
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import tuning
 from pollard.ops.convolution_operators import unfolded
@@ -102,7 +104,9 @@ def check(topology, window, samples, sizes, dtypes=DTYPES[0], layout="contiguous
     ids=str,
 )
 @pytest.mark.parametrize(("samples", "sizes"), [(3, (18, 17)), (19, (6, 5)), (70, (2, 2)), (1, (1, 40))])
-def test_every_pattern_in_every_precision(isa, pattern, dtypes, samples, sizes):
+def test_every_pattern_in_every_precision(isa, monkeypatch, pattern, dtypes, samples, sizes):
+    # Scattered, where rows are enough, however little they keep.
+    monkeypatch.setattr(scattered, "LEAST", 0)
     kind = Pattern.parse(pattern)
     topology = Topology.random((16, 4 * 9), kind.density or 0.3, kind, torch.Generator().manual_seed(0))
     check(topology, Window(*SIDE), samples, sizes, dtypes)
@@ -122,13 +126,13 @@ def problems(draw):
     window = Window(kernel, stride, dilation, (pairs(0, 4), pairs(0, 4)))
     least = [max(1, dilation[axis] * (kernel[axis] - 1) + 1 - sum(window.padding[axis])) for axis in (0, 1)]
     sizes = tuple(size + more for size, more in zip(least, pairs(0, 20), strict=True))
-    pattern = Pattern.parse(draw(st.sampled_from(("unstructured", "v2", "v4"))))
+    pattern = Pattern.parse(draw(st.sampled_from(("unstructured", "v2", "v4", "v8"))))
     channels, out = draw(st.integers(1, 5)), pattern.rows * draw(st.integers(1, 3))
     density = draw(st.sampled_from((0.05, 0.3, 1.0)))
     seed = draw(st.integers(0, 99))
     shape = out, channels * window.taps
     topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(seed))
-    return topology, window, draw(st.integers(1, 20)), sizes
+    return (topology, window, draw(st.integers(1, 20)), sizes), draw(st.booleans())
 
 
 @pytest.mark.parametrize("kind", ISAS)
@@ -140,11 +144,12 @@ def test_any_window_over_any_images(kind, problem):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLLARD_TARGET", kind)
         patch.setattr(passes, "SHARE", 1)
-        before, found = torch.get_num_threads(), []
+        (given, scatters), before, found = problem, torch.get_num_threads(), []
+        patch.setattr(scattered, "LEAST", 0 if scatters else 1 << 40)
         try:
             for count in (1, 2):
                 torch.set_num_threads(count)
-                found.append(check(*problem))
+                found.append(check(*given))
         finally:
             torch.set_num_threads(before)
         for alone, together in zip(*found, strict=True):
@@ -173,12 +178,17 @@ def test_any_number_of_threads_gives_the_same_bits(isa, threads, monkeypatch):
             assert all(map(torch.equal, found[0], other))
 
 
+def small_tiles(monkeypatch):
+    """So that sums rest from one to the next."""
+    monkeypatch.setattr(passes, "RUN", 2)
+    monkeypatch.setattr(passes, "caches", lambda: target.Caches(4096, 1 << 18, 1 << 20))
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "v16"])
 @pytest.mark.parametrize(("samples", "sizes"), [(18, (21, 34)), (17, (8, 8)), (33, (3, 3))])
 def test_every_choice_gives_the_same_bits(isa, monkeypatch, pattern, samples, sizes):
-    # Small tiles, so that sums rest from one to the next.
-    monkeypatch.setattr(passes, "RUN", 2)
-    monkeypatch.setattr(passes, "caches", lambda: target.Caches(4096, 1 << 18, 1 << 20))
+    monkeypatch.setattr(scattered, "LEAST", 0)
+    small_tiles(monkeypatch)
     topology = Topology.random((16, 24 * 9), 0.3, pattern, torch.Generator().manual_seed(0))
     window, tried = Window(*SIDE), []
 
@@ -188,7 +198,7 @@ def test_every_choice_gives_the_same_bits(isa, monkeypatch, pattern, samples, si
         tried.append(len(found))
         return own.call(own.options()[0])
 
-    monkeypatch.setattr(passes.Pass, "best", every)
+    monkeypatch.setattr(Tuned, "best", every)
     check(topology, window, samples, sizes)
     check(topology, window, samples, sizes, DTYPES[1])
     assert min(tried) >= 2
@@ -197,6 +207,7 @@ def test_every_choice_gives_the_same_bits(isa, monkeypatch, pattern, samples, si
 def test_what_is_measured_is_remembered(isa, monkeypatch, tmp_path):
     monkeypatch.setenv("POLLARD_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "SMALL", 0)
+    small_tiles(monkeypatch)
     topology = Topology.random((16, 24 * 9), 0.3, "v4", torch.Generator().manual_seed(0))
     check(topology, Window(*SIDE), 18, (10, 10))
     entries = json.loads((tmp_path / f"tuning-v{tuning.VERSION}.json").read_text())
@@ -208,6 +219,18 @@ def test_what_is_measured_is_remembered(isa, monkeypatch, tmp_path):
         Topology(topology.shape, topology.pattern, topology.row_pointers, topology.columns), Window(*SIDE), 18, (10, 10)
     )
     assert not raced
+
+
+def test_rows_that_share_much_scatter_and_others_gather(isa):
+    lanes = target.TARGETS[isa].lanes
+    for pattern, density, operation in (("v4", 0.5, "transposed"), ("v4", 0.01, "convolve"), ("v2", 0.5, "convolve")):
+        topology = Topology.random((16, 32 * 9), density, pattern, torch.Generator().manual_seed(0))
+        for size in (4, lanes):
+            made = Convolution(topology, Window(*SIDE), target.TARGETS[isa], 1)
+            own, _ = made.back_over(torch.zeros(19, 16, size, size), torch.float32, (size, size))
+            choice = own.options()[0]
+            assert own.spec_of(choice).operation == operation
+            assert own.describe(choice).startswith(f"{operation}.{isa}.v")
 
 
 def test_a_sample_is_what_it_is_in_any_batch(isa):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack", "convolve", "correlate")
+PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack", "convolve", "transposed", "correlate")
 INDICES = (
     "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
     "within",
@@ -21,7 +21,8 @@ class KernelSpec:
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``n_of_m`` where `n` of
     every `m` weights are kept, ``scatter`` adds to them (``dX = W^T dY``), ``sddmm`` takes dot products on the pattern
-    (``dW``), ``pack`` lays a dense operand out in panels. ``convolve`` and ``correlate`` are the first and the last of these over images. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
+    (``dW``), ``pack`` lays a dense operand out in panels. ``convolve``, ``transposed`` and ``correlate`` are ``gather``,
+    ``scatter`` and ``sddmm`` over images. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
     ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
     ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``move``
     carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose, ``order`` lays values
@@ -35,7 +36,7 @@ class KernelSpec:
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
     in memory. values: of W, and of the bias. abreast: samples side by side, reach: where vectors of a patch begin in the field and in
-    what is made or multiplied with it (``convolve``, ``correlate``).
+    what is made or multiplied with it (``convolve``, ``transposed``, ``correlate``).
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
     >>> str(spec)

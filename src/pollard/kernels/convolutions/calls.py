@@ -12,16 +12,18 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.convolutions.passes import BLOCK, Call, Pass, fitting, runs, together, useful
+from pollard.kernels.convolutions.passes import BLOCK, Pass, fitting, runs, together, useful
 from pollard.kernels.convolutions.plan import Dots, Field
+from pollard.kernels.convolutions.scattered import Layout, Scatter
+from pollard.kernels.convolutions.tuned import Call, Tuned
 from pollard.kernels.convolutions.turned import turned
-from pollard.kernels.convolutions.window import Axis, Window
+from pollard.kernels.convolutions.window import Window, still
 from pollard.kernels.products.operand import name_of
 from pollard.kernels.products.workspace import workspace
 
 # Runs of samples whose dot products are summed apart: a number of its own, so that no bit depends on the number of threads.
 SLICES = 4
-DOTS = 8  # dot products at a time: enough additions under way
+DOTS, GRAINS = 8, 4  # dot products at a time: enough additions under way, and enough grains that share the loads of dY
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,28 @@ class Convolution:
 
     def input_grad(self, grad: Tensor, values: Tensor, sizes: tuple[int, int]) -> Call:
         """What makes the gradient in x, whose images are of `sizes`, of a gradient like this one and values."""
-        back, permutation = self.back_over(grad, sizes)
+        back, permutation = self.back_over(grad, values.dtype, sizes)
+        if permutation is None:
+            return back.best((grad, values))
         arrange = self._ordering(permutation, values)
-        run = back.best((grad, arrange(values), None))
+        run = back.best((grad, arrange(values)))
         return lambda grad, values: run(grad, arrange(values))
 
-    def back_over(self, grad: Tensor, sizes: tuple[int, int]) -> tuple[Pass, Tensor]:
-        """The pass over a gradient that makes that in x, and where each of its values stands in the topology's order."""
+    def back_over(self, grad: Tensor, values: torch.dtype, sizes: tuple[int, int]) -> tuple[Tuned, Tensor | None]:
+        """What makes that in x of a gradient and values of that dtype; where each value that it takes stands in the topology's order, if elsewhere.
+
+        The rows of a block share the sums that they are scattered to. One or two would load and store them for little: they gather.
+        """
+        pattern = self.topology.pattern
+        if pattern.rows >= BLOCK and pattern.columns == 1:
+            layout = Layout.of(self.topology, self.window, sizes, len(grad), self.target)
+            if layout is not None:
+                spec = replace(
+                    self._spec("transposed", grad),
+                    index=layout.topology.indices.columns.itemsize,
+                    values=name_of(values) if layout.permutation is None else "float32",
+                )
+                return Scatter(spec, layout, grad, sizes, self.target, self.threads), layout.permutation
         axes = self.window.backward(sizes)
         found = turned(self.topology, axes)
         index = found.topology.indices.columns.itemsize
@@ -61,30 +78,35 @@ class Convolution:
         """What makes the gradient in values, float32, of a gradient and an x like these."""
         topology, samples, lanes = self.topology, x.shape[0], self.target.lanes
         axes = self.window.forward(_sizes(x))
-        still = [Axis(out, 0, out, 1, (0,), (0,), (out,)) for out in _sizes(grad)]
         # Not tuned: it says in which order they are added.
         abreast = together(axes, samples, lanes)
         field = fitting(Field(*axes, x.shape[1], abreast, lanes))
-        upstream = fitting(Field(still[0], still[1], topology.shape[0], abreast, lanes))
+        rows, columns = map(still, _sizes(grad))
+        upstream = fitting(Field(rows, columns, topology.shape[0], abreast, lanes))
         dots = Dots(field, upstream)
         made = self._spec("correlate", x)
-        spec = replace(made, abreast=abreast, reach=dots.reach(), dots=max(made.block, min(DOTS, lanes)))
+        spec = replace(
+            made, abreast=abreast, reach=dots.reach(), dots=max(made.block, min(max(DOTS, GRAINS * made.block), lanes))
+        )
         groups, table = -(-samples // abreast), dots.table()
         slices = min(SLICES, groups)
         threads = useful(self.threads, topology.nnz * samples * grad.shape[2] * grad.shape[3] // lanes)
         parts = max(1, min(-(-threads // slices), topology.groups))
         units = slices * parts
+        # Whole vectors along rows, already numbers to add: read where they lie.
+        lie = abreast == 1 and made.numbers == "float32" and upstream.pitch == grad.shape[3]
+        there = upstream.arguments("dy", grad.stride()) | ({"DY_SLABS": 0, "DY_PLANE": grad.stride(1)} if lie else {})
         launch = Launch(
             spec, units, threads, PARTS=parts,
             columns=topology.indices.columns, pointers=topology.indices.row_pointers, offsets=field.offsets(), tiles=table,
-            bounds=runs(groups, slices), **field.arguments("x", x.stride()), **upstream.arguments("dy", grad.stride()),
+            bounds=runs(groups, slices), **field.arguments("x", x.stride()), **there,
             PASSES=1, TILES=len(table), SAMPLES=samples, GROUPS=topology.groups, VALUES=topology.nnz,
         ).at(units)  # fmt: skip
         nnz = topology.nnz
 
         def call(grad: Tensor, x: Tensor) -> Tensor:
             parts = torch.empty((slices, nnz), dtype=torch.float32, device="cpu")
-            fields = workspace("field", field.size * units), workspace("upstream", upstream.size * units)
+            fields = workspace("field", field.size * units), workspace("upstream", 0 if lie else upstream.size * units)
             launch(parts.data_ptr(), x.data_ptr(), grad.data_ptr(), *(each.data_ptr() for each in fields))
             total = parts[0].clone()
             for part in parts[1:]:

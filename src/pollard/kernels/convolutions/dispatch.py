@@ -13,7 +13,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import warn
 from pollard.kernels.code.target import current
 from pollard.kernels.convolutions.calls import Convolution
-from pollard.kernels.convolutions.passes import Call
+from pollard.kernels.convolutions.tuned import Call
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products.backend import GENERATED, choose
 from pollard.kernels.products.checks import check_dtype, check_pair, check_vector, extent, freed

@@ -65,7 +65,7 @@ def explain_run(
     target = current()
     assert target is not None, "kernels are generated for it"
     convolution = Convolution(topology, window, target, torch.get_num_threads())
-    own = convolution.over(images, values) if sizes is None else convolution.back_over(images, sizes)[0]
+    own = convolution.over(images, values) if sizes is None else convolution.back_over(images, values, sizes)[0]
     decision = own.decision()
     timed = tuple((own.describe(choice), microseconds) for choice, microseconds in decision.candidates)
     return Explanation(own.spec_of(decision.choice), own.describe(decision.choice), decision.reason, timed)

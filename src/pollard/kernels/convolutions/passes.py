@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,15 +13,15 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target, caches
-from pollard.kernels.convolutions.plan import Field, Patches
+from pollard.kernels.convolutions.plan import Field, Patches, joined
+from pollard.kernels.convolutions.tuned import Call, Tuned
 from pollard.kernels.convolutions.window import Axis
-from pollard.kernels.products import results, tuning
-from pollard.kernels.products.derived import forget, tiling, widths
+from pollard.kernels.products import results
+from pollard.kernels.products.derived import tiling
 from pollard.kernels.products.product import SHARE
-from pollard.kernels.products.tuning import Choice, Decision, near_batch
-from pollard.kernels.products.workspace import trim, workspace
+from pollard.kernels.products.tuning import Choice, near_batch
+from pollard.kernels.products.workspace import workspace
 
-Call = Callable[..., Tensor]
 Axes = tuple[Axis, Axis]
 MOST = 1 << 31  # numbers of a field, in which a place is 32 bits
 BLOCK = 4  # rows of a grain that are worked on at a time
@@ -32,7 +30,7 @@ SPARE = 3  # registers beside the sums of single rows, which are multiplied stra
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(Tuned):
     """What `spec` leaves open: `topology`, whose columns are channels x taps, over `images` such as these.
 
     A choice says of how many `vectors` a patch is at most, how many columns of grains a tile has (0: all), and whether samples lie
@@ -45,22 +43,6 @@ class Pass:
     images: Tensor
     target: Target
     threads: int
-
-    def best(self, tensors: tuple[Tensor | None, ...]) -> Call:
-        """The call that was fastest on `tensors`, or is known to be: of images, values and perhaps a bias."""
-        topology, options = self.topology, self.options()
-        known = tuning.known(self._key, lambda: options)
-        if known is None:
-            before = widths(topology)
-            known = tuning.decide(self._key, self._work, options, lambda choice: partial(self.call(choice), *tensors))
-            forget(topology, widths(topology) - before - {known.choice.width})
-            trim()
-        return self.call(known.choice)
-
-    def decision(self) -> Decision:
-        """The choice that is known for such a pass, and why; the first of all where none is."""
-        options = self.options()
-        return tuning.known(self._key, lambda: options) or tuning.decide(self._key, 0, options, None)
 
     def describe(self, choice: Choice) -> str:
         """In words, for people."""
@@ -87,20 +69,23 @@ class Pass:
         field, channels = patches.field, topology.shape[0] // self._phases
         samples, height, width = images.shape[0], *(axis.places for axis in self.axes)
         groups, alone = -(-samples // field.abreast), field.abreast == 1
-        table = patches.table()
-        threads = useful(self.threads, self._work // field.lanes)
+        table, ends = patches.table(), None if alone else patches.ends()
+        threads = useful(self.threads, self.work // field.lanes)
         cuts, parts = cut(threads, groups, patches.groups)
         units = cuts * parts
         strides = (channels * height * width, height * width, width, 1)
         tiles = tiling(topology, choice.width or topology.width)
         resting = channels * patches.vectors * field.lanes if tiles.tiles > 1 else 0
         room = resting if alone else self._phases * channels * patches.plane
+        slabs = channels // self.spec.rows, self.spec.rows, height * width
+        if ends is not None and parts == 1 and height * width < field.lanes:
+            slabs, ends = (1, 1, channels * height * width), joined(ends, channels, patches.plane)
         launch = Launch(
             self.spec_of(choice), units, threads, PARTS=parts,
             columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
-            offsets=field.offsets(), patches=table, bounds=runs(groups, cuts), ends=0 if alone else patches.ends(),
+            offsets=field.offsets(), patches=table, bounds=runs(groups, cuts), ends=0 if ends is None else ends,
             **field.arguments("x", images.stride()), PASSES=1, PATCHES=len(table), SAMPLES=samples, Y_SAMPLE=strides[0],
-            Y_CHANNEL=strides[1], Y_CHANNELS=channels, Y_PIXELS=strides[1], Y_PLANE=patches.plane, ROOM=room,
+            Y_CHANNEL=strides[1], Y_GROUPS=slabs[0], Y_SLABS=slabs[1], Y_PIXELS=slabs[2], Y_PLANE=patches.plane, ROOM=room,
         ).at(units)  # fmt: skip
         result = results.room((samples, channels, height, width), strides, images.dtype)
 
@@ -113,7 +98,7 @@ class Pass:
         return call
 
     @property
-    def _work(self) -> int:
+    def work(self) -> int:
         """Multiply-adds, about."""
         return self.topology.nnz * self.images.shape[0] * math.prod(axis.places for axis in self.axes) // self._phases
 
@@ -122,7 +107,8 @@ class Pass:
         return math.prod(len(axis.counts) for axis in self.axes)
 
     @property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """The kind of problem that a decision is remembered for."""
         topology, spec, (samples, *sizes) = self.topology, self.spec, self.images.shape
         density = round(4 * math.log2(max(topology.density, 1e-9)))
         looks = [(axis.shift, axis.extent, axis.step, axis.taps, axis.counts) for axis in self.axes]
@@ -154,13 +140,7 @@ class Pass:
         return list(found.values())
 
     def _width(self, patches: Patches) -> int:
-        # So many channels that what a patch reads of them stays in L1, and a row has some grains there.
-        topology, spec = self.topology, self.spec
-        taps = topology.shape[1] // self.images.shape[1]
-        held = caches().l1 * 7 // 8 // patches.window * taps // spec.columns
-        filled = math.ceil(RUN * topology.groups * topology.width / max(topology.grains, 1))
-        width = max(held, filled, 1)
-        return width if width < topology.width else 0
+        return tile_width(self.topology, patches, self.images.shape[1])
 
     def _patches(self, choice: Choice) -> Patches:
         return Patches.best(self._field(choice.packed), self.topology.groups // self._phases, choice.vectors)
@@ -169,6 +149,14 @@ class Pass:
         lanes = self.target.lanes
         count = max(lanes, together(self.axes, self.images.shape[0], lanes)) if abreast else 1
         return fitting(Field(*self.axes, self.images.shape[1], count, lanes))
+
+
+def tile_width(topology: Topology, patches: Patches, channels: int) -> int:
+    """Columns of grains of so many channels that what a patch meets of them stays in L1, and a row has some grains there; 0: all."""
+    held = caches().l1 * 7 // 8 // patches.window * (topology.shape[1] // channels) // topology.pattern.columns
+    filled = math.ceil(RUN * topology.groups * topology.width / max(topology.grains, 1))
+    width = max(held, filled, 1)
+    return width if width < topology.width else 0
 
 
 def together(axes: Axes, samples: int, lanes: int) -> int:
@@ -213,4 +201,4 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-__all__ = ["BLOCK", "Call", "Pass", "cut", "fitting", "runs", "together", "useful"]
+__all__ = ["BLOCK", "Pass", "cut", "fitting", "runs", "tile_width", "together", "useful"]

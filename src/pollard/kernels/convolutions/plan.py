@@ -67,35 +67,42 @@ class Field:
         met = (down[:, None] >= 0) & (along >= 0)
         return torch.from_numpy(np.where(met, there, self.plane - self.abreast).reshape(-1).astype(np.int32))
 
-    def arguments(self, of: str, strides: tuple[int, ...]) -> dict[str, Tensor | int]:
-        """What a kernel wants to know of images with `strides` of samples, channels and rows."""
+    def arguments(self, of: str, strides: tuple[int, ...], parts: int = 1) -> dict[str, Tensor | int]:
+        """What a kernel wants to know of images with `strides` of samples, channels and rows, `parts` of which are apart."""
         rows, columns, own = self.rows, self.columns, of.upper()
+        pixels = rows.size * columns.size
+        spots: Tensor | int = self.spots() if self.abreast > 1 else 0
+        slabs, slab = self.channels, self.plane
+        if isinstance(spots, Tensor) and parts == 1 and strides[1] == pixels < self.lanes:
+            spots, pixels, slabs, slab = joined(spots, slabs, slab), slabs * pixels, 1, self.size
         sizes: dict[str, Tensor | int] = {
             f"{own}_{name}": strides[i] for i, name in enumerate(("SAMPLE", "CHANNEL", "ROW"))
         }
         sizes |= {
-            f"{own}_CHANNELS": self.channels,
+            f"{own}_SLABS": slabs,
+            f"{own}_SLAB": slab,
             f"{own}_ROWS": min(rows.size, rows.extent - rows.shift),
             f"{own}_WIDTH": min(columns.size, columns.extent - columns.shift),
-            f"{own}_PIXELS": rows.size * columns.size,
+            f"{own}_PIXELS": pixels,
             f"{own}_PLANE": self.plane,
             f"{own}_START": rows.shift * self.pitch + columns.shift,
             f"{own}_PITCH": self.pitch,
             f"{own}_FIELD": self.size,
         }
-        return sizes | {f"{of}_spots": self.spots() if self.abreast > 1 else 0}
+        return sizes | {f"{of}_spots": spots}
 
 
 @dataclass(frozen=True)
 class Patches:
     """A result cut into patches of `down` x `along` vectors; those at the end overlap, and write the same again.
 
-    reach: where in the field, and in the result, each vector of a patch begins. groups: row groups of a phase of the result.
+    width: numbers of a row of a phase of the result, or of what patches are cut from. groups: row groups of a phase of the result.
     """
 
     field: Field
     down: int
     along: int
+    width: int
     groups: int
 
     @classmethod
@@ -113,7 +120,7 @@ class Patches:
         room = max(1, most // vectors)
         shapes = [(min(height, room // along), along) for along in range(1, min(width, room) + 1)]
         down, along = min(shapes, key=lambda shape: (cost(shape), -shape[1]))
-        return cls(field, down, along, groups)
+        return cls(field, down, along, max(field.columns.counts) * field.abreast, groups)
 
     @cached_property
     def window(self) -> int:
@@ -124,11 +131,6 @@ class Patches:
         pixels = vectors * field.lanes if field.abreast == 1 else vectors
         line = -(-4 * (pixels + max(field.columns.taps)) * field.abreast // LINE) + (field.abreast == 1)
         return min(rows * line * LINE, 4 * field.plane + LINE)
-
-    @cached_property
-    def width(self) -> int:
-        """Numbers of a row of a phase of the result, in its room."""
-        return max(self.field.columns.counts) * self.field.abreast
 
     @cached_property
     def plane(self) -> int:
@@ -198,6 +200,11 @@ def spaced(plane: int) -> int:
     return plane if plane % 256 else plane + 16
 
 
+def joined(places: Tensor, channels: int, plane: int) -> Tensor:
+    """Places of the pixels of one channel as those of all, one after another."""
+    return (torch.arange(channels, dtype=torch.int32, device="cpu")[:, None] * plane + places).reshape(-1)
+
+
 def _starts(count: int, length: int) -> list[int]:
     # Where pieces of `length` begin that cover `count`, the last one ending with it.
     return [min(start, count - length) for start in range(0, count, length)]
@@ -257,4 +264,4 @@ class Dots:
         )
 
 
-__all__ = ["Dots", "Field", "Patches"]
+__all__ = ["Dots", "Field", "Patches", "joined"]

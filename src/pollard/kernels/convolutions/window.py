@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pollard.errors import InvalidInput
@@ -87,6 +87,17 @@ class Axis:
         """Of the result."""
         return sum(self.counts)
 
+    def filled(self, piece: int) -> Axis:
+        """Of one phase, with as many places as whole pieces take, all of the source in the field."""
+        places = -(-self.places // piece) * piece
+        extent = max(self.shift + self.size, (places - 1) * self.step + max(self.taps) + 1)
+        return replace(self, extent=extent, counts=(places,))
+
+
+def still(size: int) -> Axis:
+    """An axis whose places are read as they are."""
+    return Axis(size, 0, size, 1, (0,), (0,), (size,))
+
 
 def _backward(size: int, out: int, window: tuple[int, int, int], before: int) -> Axis:
     kernel, stride, dilation = window
@@ -106,4 +117,4 @@ def _backward(size: int, out: int, window: tuple[int, int, int], before: int) ->
     )
 
 
-__all__ = ["Axis", "Window"]
+__all__ = ["Axis", "Window", "still"]

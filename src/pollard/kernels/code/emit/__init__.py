@@ -22,6 +22,7 @@ from pollard.kernels.code.emit import scatter as _scatter
 from pollard.kernels.code.emit import sddmm as _sddmm
 from pollard.kernels.code.emit import settle as _settle
 from pollard.kernels.code.emit import stream as _stream
+from pollard.kernels.code.emit import transposed as _transposed
 from pollard.kernels.code.emit import turn as _turn
 from pollard.kernels.code.spec import KernelSpec
 
@@ -50,6 +51,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "scatter": _scatter.scatter,
     "tally": _merge.tally,
     "tick": _settle.tick,
+    "transposed": _transposed.transposed,
     "turn": _turn.turn,
     "uniform": _stream.block,
     "uniform_at": _stream.positions,
@@ -80,6 +82,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "scatter": _scatter.ARGUMENTS,
     "tally": _merge.TALLY,
     "tick": _settle.TICK,
+    "transposed": _transposed.ARGUMENTS,
     "turn": _turn.TURN,
     "uniform": _stream.BLOCK,
     "uniform_at": _stream.POSITIONS,

@@ -13,12 +13,12 @@ from pollard.kernels.code.spec import KernelSpec
 
 # offsets: of each column of W, where in the field it is read for the first pixel. patches: of each tile of pixels, where it begins in
 # the field and in the result, and which row groups it is for. bounds: which vectors of samples each run of units
-# takes, which are PARTS units, each for a part of the rows. field and room are memory of a
+# takes, which are PARTS units, each for a part of the rows. x_field and room are memory of a
 # unit each; sums rest in the room from tile to tile, and results lie there where samples lie abreast, pixel p of a channel at ends[p].
 ARGUMENTS = (
-    "values", "x", "y", "bias", "field", "room",
+    "values", "x", "y", "bias", "x_field", "room",
     "columns", "tiles", "offsets", "patches", "bounds", "ends", *field.names("x"),
-    "PASSES", "PARTS", "TILES", "STRIDE", "END", "PATCHES", "SAMPLES", "Y_SAMPLE", "Y_CHANNEL", "Y_CHANNELS", "Y_PIXELS", "Y_PLANE", "ROOM",
+    "PASSES", "PARTS", "TILES", "STRIDE", "END", "PATCHES", "SAMPLES", "Y_SAMPLE", "Y_CHANNEL", "Y_GROUPS", "Y_SLABS", "Y_PIXELS", "Y_PLANE", "ROOM",
 )  # fmt: skip
 
 
@@ -36,28 +36,26 @@ class _Convolve(Rows):
         super().__init__(code, spec, arguments)
         self.run_of, self.part = code.ir.sdiv(unit, arguments["PARTS"]), code.ir.srem(unit, arguments["PARTS"])
         self.count = len(spec.reach)
-        own = code.floats(arguments["field"], code.mul(unit, arguments["X_FIELD"]))
-        self.images = field.Images(code, spec, arguments, "x", own)
-        self.x = self.y = own  # those of the patch at hand
+        self.images = field.Images.of_unit(code, spec, arguments, "x", unit)
+        self.x = self.y = self.images.field  # those of the patch at hand
         self.room = code.floats(arguments["room"], code.mul(unit, arguments["ROOM"]))
 
     def run(self) -> None:
         """Every sample of the unit, or vector of samples."""
         code, arguments = self.code, self.arguments
-        self.images.clear()
         first, last = (code.index_at(arguments["bounds"], code.add(self.run_of, end)) for end in (0, 1))
         with code.loop(first, last) as group:
             sample = code.mul(group.index, self.spec.abreast)
-            self.images.take(sample, arguments["SAMPLES"])
+            self.images.take(sample, arguments["SAMPLES"], code.equal(group.index, first))
             alone = self.spec.abreast == 1
             result = self._result(sample, code.integer(0)) if alone else self.room
             with code.loop(0, arguments["PATCHES"]) as turn:
                 place = code.mul(turn.index, 4)
-                x, y, first, last = (code.index_at(arguments["patches"], code.add(place, i)) for i in range(4))
+                x, y, start, end = (code.index_at(arguments["patches"], code.add(place, i)) for i in range(4))
                 self.x = code.floats(self.images.field, x)
                 self.y = self.numbers.at(code, result, y) if alone else code.floats(result, y)
-                own = part_of(code, arguments, self.part, code.sub(last, first))
-                groups = code.add(first, own[0]), code.add(first, own[1])
+                own = part_of(code, arguments, self.part, code.sub(end, start))
+                groups = code.add(start, own[0]), code.add(start, own[1])
                 each_tile(code, self.spec, arguments, groups, self.row_group)
             if not alone:
                 self._spread(sample)
@@ -69,13 +67,12 @@ class _Convolve(Rows):
 
     def _spread(self, sample: Value) -> None:
         code, arguments = self.code, self.arguments
-        groups = code.ir.sdiv(arguments["Y_CHANNELS"], code.integer(self.spec.rows))
-        own = part_of(code, arguments, self.part, groups)
-        with code.loop(*(code.mul(end, self.spec.rows) for end in own)) as channel:
-            source = code.floats(self.room, code.mul(channel.index, arguments["Y_PLANE"]))
+        own = part_of(code, arguments, self.part, arguments["Y_GROUPS"])
+        with code.loop(*(code.mul(end, arguments["Y_SLABS"]) for end in own)) as slab:
+            source = code.floats(self.room, code.mul(slab.index, arguments["Y_PLANE"]))
             for first in range(0, self.spec.abreast, self.lanes):
                 each = [code.add(sample, first + lane) for lane in range(self.lanes)]
-                targets = [(self._result(own, channel.index), code.less(own, arguments["SAMPLES"])) for own in each]
+                targets = [(self._result(own, slab.index), code.less(own, arguments["SAMPLES"])) for own in each]
                 place = code.floats(source, first), arguments["ends"]
                 field.spread(code, self.spec, place, arguments["Y_PIXELS"], targets)
 

@@ -27,44 +27,33 @@ def correlate(spec: KernelSpec) -> ir.Module:
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         index, _ = work
-        x, dy = (
-            field.Images(
-                code,
-                spec,
-                arguments,
-                of,
-                code.floats(arguments[f"{of}_field"], code.mul(index, arguments[f"{of.upper()}_FIELD"])),
-            )
-            for of in ("x", "dy")
-        )
-        x.clear()
-        dy.clear()
+        x, dy = (field.Images.of_unit(code, spec, arguments, of, index) for of in ("x", "dy"))
         run, part = code.ir.sdiv(index, arguments["PARTS"]), code.ir.srem(index, arguments["PARTS"])
         first, last = (code.index_at(arguments["bounds"], code.add(run, end)) for end in (0, 1))
         values = code.floats(arguments["values"], code.mul(run, arguments["VALUES"]))
         groups = part_of(code, arguments, part, arguments["GROUPS"])
         with code.loop(first, last) as group:
             sample = code.mul(group.index, spec.abreast)
-            x.take(sample, arguments["SAMPLES"])
-            dy.take(sample, arguments["SAMPLES"])
+            for images in (x, dy):
+                images.take(sample, arguments["SAMPLES"], code.equal(group.index, first))
+            upstream = dy.at(sample), dy["PLANE"]
             with code.loop(*groups) as each:
                 grains = [code.index_at(arguments["pointers"], code.add(each.index, end)) for end in (0, 1)]
                 start, end = (code.mul(grain, spec.columns) for grain in grains)
                 for offset in range(0, spec.rows, spec.block):
                     dots = _Correlate(code, spec, arguments, offset, values)
                     row = code.add(code.mul(each.index, spec.rows), offset)
-                    dots.among(x, dy, row).run((start, end), code.less(first, group.index))
+                    dots.among(x.field, upstream, row).run((start, end), code.less(first, group.index))
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
 
 class _Correlate(Dots):
-    def among(self, x: field.Images, dy: field.Images, row: Value) -> Self:
-        """Of the rows of dY from `row` on with those of x."""
-        code = self.code
-        self.field = x.field
-        starts = [code.mul(code.add(row, r), dy["PLANE"]) for r in range(self.spec.block)]
-        self.upstream = [code.floats(dy.field, start) for start in starts]
+    def among(self, x: Value, dy: tuple[Value, Value], row: Value) -> Self:
+        """Of the rows of dY from `row` on with those of x; dy: where its channels are, and how far apart."""
+        code, (start, plane) = self.code, dy
+        self.field = x
+        self.upstream = [code.floats(start, code.mul(code.add(row, r), plane)) for r in range(self.spec.block)]
         return self
 
     def sums(self, columns: list[Value]) -> list[Value]:

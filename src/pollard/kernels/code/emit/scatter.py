@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit.columns import Columns
 from pollard.kernels.code.emit.frame import Arguments
-from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panel, panel_module
-from pollard.kernels.code.emit.tiles import Tile, each_tile, over_columns, run_of_groups
+from pollard.kernels.code.emit.tiles import each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
@@ -31,12 +31,12 @@ def scatter(spec: KernelSpec) -> ir.Module:
     return panel_module(spec, ARGUMENTS, work)
 
 
-class _Scatter:
+class _Scatter(Columns):
     """A panel of the batch: where it lies in dY and dX, and the walk over tiles."""
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
-        self.code, self.spec, self.arguments, self.panel = code, spec, arguments, panel
-        self.numbers, self.values = NUMBERS[spec.numbers], NUMBERS[spec.values]
+        super().__init__(code, spec, arguments)
+        self.panel = panel
         rows = code.mul(arguments["GROUPS"], spec.rows)
         self.upstream = self.numbers.at(code, arguments["x"], code.mul(panel.start, rows))
         self.target = self.numbers.at(code, arguments["y"], panel.start)
@@ -50,9 +50,19 @@ class _Scatter:
         groups = run_of_groups(code, arguments, code.integer(0), turn)
         with code.when(code.equal(turn, 0)):
             self._clear(first, last)
-        each_tile(code, self.spec, arguments, groups, self._row_group, tiles=tiles)
+        each_tile(code, self.spec, arguments, groups, self.row_group, tiles=tiles)
         with code.when(code.equal(turn, code.sub(arguments["PASSES"], 1))):
             self._copy_out(first, last)
+
+    def vectors(self, group: Value, row: int) -> list[Value]:
+        """That row of dY, in the panel."""
+        place = self.code.mul(self.code.add(self.code.mul(group, self.spec.rows), row), self.panel.width)
+        return self.panel.load(self.numbers.at(self.code, self.upstream, place), masked=False)
+
+    def places(self, column: Value) -> list[Value]:
+        """In the scratch copy of dX."""
+        row = self._row(column)
+        return [self.code.floats(row, number * self.lanes) for number in range(self.panel.count)]
 
     def _row(self, column: Value) -> Value:
         return self.code.floats(self.scratch, self.code.mul(column, self.panel.width))
@@ -66,33 +76,3 @@ class _Scatter:
         with code.loop(first, last) as each:
             target = self.numbers.at(code, self.target, code.mul(each.index, self.arguments["LDY"]))
             panel.store(panel.rest(self._row(each.index)), target, masked=True)
-
-    def _row_group(self, _: Tile, group: Value, grains: tuple[Value, Value]) -> None:
-        code, spec, panel = self.code, self.spec, self.panel
-        for offset in range(0, spec.rows, spec.block):
-            rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
-            sources = [self.numbers.at(code, self.upstream, code.mul(row, panel.width)) for row in rows]
-            upstream = [panel.load(source, masked=False) for source in sources]
-            with code.loop(*grains) as grain:
-                self._add(grain.index, offset, upstream)
-
-    def _add(self, position: Value, offset: int, upstream: list[list[Value]]) -> None:
-        code, spec = self.code, self.spec
-        start = code.mul(code.index_at(self.arguments["columns"], position, spec.index), spec.columns)
-
-        def columns(c: Value, some: int, _: list[Value]) -> list[Value]:
-            for each in range(some):
-                column = code.add(c, each)
-                place = code.mul(code.add(code.mul(position, spec.columns), column), spec.rows)
-                self._add_column(code.add(start, column), code.add(place, offset), upstream)
-            return []
-
-        over_columns(code, spec, [], columns)
-
-    def _add_column(self, column: Value, place: Value, upstream: list[list[Value]]) -> None:
-        code, spec, panel, values = self.code, self.spec, self.panel, self.values
-        target, weights = self._row(column), values.at(code, self.arguments["values"], place)
-        sums = panel.rest(target)
-        for r, weight in enumerate(values.splats(code, weights, spec.block, panel.lanes)):
-            sums = [code.fma(weight, vector, total) for vector, total in zip(upstream[r], sums, strict=True)]
-        panel.put_to_rest(sums, target)
