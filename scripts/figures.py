@@ -21,7 +21,7 @@ from pollard.report.accuracy import Spread, cells, grid, markdown_table, seeds_t
 from pollard.report.collapse import collapse_table
 from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
-from pollard.report.significance import half_width
+from pollard.report.significance import half_width, paired
 
 ROOT = Path(__file__).parents[1]
 
@@ -273,14 +273,14 @@ MOMENTS = {
 
 
 def precisions(record: str) -> str:
-    """Accuracy by method, density and precision, and the bytes of the first setting by moment."""
+    """Accuracy by method, density and precision, beside float32 seed by seed, and the bytes of the first setting by moment."""
     found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
     for row in load(record)["rows"]:
         found.setdefault((row["method"], row["density"]), {})[row["precision"]] = row
     names, first = {"snip": "SNIP", "rigl": "RigL"}, next(iter(found.values()))
     rows = [
         [f"test accuracy, %: {names[method]}, {100 * density:g}% kept"]
-        + [f"{each['mean']:.2f} ± {each['standard_deviation']:.2f}" for each in own.values()]
+        + [_beside_float32(each, own["float32"]) for each in own.values()]
         for (method, density), own in found.items()
     ]
     rows += [
@@ -288,7 +288,14 @@ def precisions(record: str) -> str:
         for key, text in MOMENTS.items()
         if key in first["float32"]
     ]
-    return markdown(["", *first], rows)
+    seeds = len(first["float32"]["test_accuracy_percent"])
+    return markdown([f"± 95 %, n = {seeds}; in brackets less float32", *first], rows)
+
+
+def _beside_float32(row: Mapping[str, Any], wide: Mapping[str, Any]) -> str:
+    own, other = ({seed: each / 100 for seed, each in enumerate(of["test_accuracy_percent"])} for of in (row, wide))
+    told = Spread.of(own.values()).percent()
+    return told if row is wide else f"{told} ({paired('', '', row['density'], own, other).told})"
 
 
 def rounding() -> str:

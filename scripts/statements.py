@@ -9,7 +9,8 @@ A marker stands behind what it speaks for, which goes back to the marker before 
 Several in a row speak for the same text.
 
 Expressions, parted by `;`, are Python over the file: `record` is its content, `rows(...)` and `row(...)` are those of its rows that have these
-fields, and of a study there are the methods of `Study`, below. Each value must stand in the sentence, rounded as it is there, its sign where it has
+fields, `differ(...)` says whether the 95 % interval of what lies between two lists of values by seed leaves out zero, and of a study there are the
+methods of `Study`, below. Each value must stand in the sentence, rounded as it is there, its sign where it has
 one; what is no number must be true. And in the pages that are held (`HELD`), each number with a decimal point must be such a value, an argument of
 an expression (a density, as a fraction or in percent), or under `source:` or `given:`.
 
@@ -32,7 +33,7 @@ from typing import Any
 from pollard.report.accuracy import Spread
 from pollard.report.comparison import after, differences
 from pollard.report.correlation import rank_correlation
-from pollard.report.significance import Difference
+from pollard.report.significance import Difference, paired
 
 ROOT = Path(__file__).parents[1]
 HELD = ("README.md", "docs/folk-knowledge.md", "docs/moving-topologies.md", "docs/how-to/choose-a-pattern.md")
@@ -163,20 +164,25 @@ class Statement:
         return lost + [f"nothing carries {each}" for each in free]
 
 
-BUILTINS = {each.__name__: each for each in (abs, all, any, len, max, mean, min, range, sum)}
+BUILTINS = {each.__name__: each for each in (abs, all, any, len, max, mean, min, range, sum, zip)}
 
 
 def names_of(record: Any) -> dict[str, Any]:
     """What an expression can name: the record, and where it is a list, what can be asked of it."""
 
     def rows(**fields: Any) -> list[Any]:
-        return [each for each in record if all(each.get(name) == value for name, value in fields.items())]
+        listed = record if isinstance(record, list) else record["rows"]
+        return [each for each in listed if all(each.get(name) == value for name, value in fields.items())]
 
     def row(**fields: Any) -> Any:
         (found,) = rows(**fields)
         return found
 
-    found = {"record": record, "row": row, "rows": rows}
+    def differ(first: Sequence[float], second: Sequence[float]) -> bool:
+        student = paired("", "", 1.0, dict(enumerate(first)), dict(enumerate(second))).student
+        return student is not None and not student.holds(0.0)
+
+    found = {"record": record, "row": row, "rows": rows, "differ": differ}
     if isinstance(record, list) and record and "label" in record[0] and "test_accuracy" in record[0]:
         study = Study(record)
         found |= {name: getattr(study, name) for name in vars(Study) if not name.startswith("_")}

@@ -115,3 +115,12 @@ def test_the_table_names_sentence_file_expression_and_number(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["statements.py", "--check", "README.md"])
     assert statements.main() == 1
     assert "nothing carries 5.0" in capsys.readouterr().err
+
+
+def test_lists_of_values_by_seed_differ_where_their_interval_says_so(tmp_path):
+    rows = {"rows": [{"way": "a", "by_seed": [1.0, 2.0, 3.0]}, {"way": "b", "by_seed": [2.0, 3.1, 4.0]}]}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    differs = 'differ(row(way="a")["by_seed"], row(way="b")["by_seed"])'
+    assert wrong(f"They do. <!-- from rows.json: {differs} -->") == []
+    assert wrong(f"They do not. <!-- from rows.json: not {differs} -->") != []
+    assert wrong("Nor one alone. <!-- from rows.json: not differ([1.0, 2.0], [2.0, 9.0]) -->") == []
