@@ -337,6 +337,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "transformer": partial(precisions, "transformer-precisions.json"),
         "rounding": rounding,
     },
+    "docs/methods/acdc.md": {"alternating": partial(accuracies, "alternating")},
     "docs/methods/alps.md": {
         "inputs right after": partial(right_after, "inputs-after"),
         "inputs trained": partial(accuracies, "inputs-after"),
