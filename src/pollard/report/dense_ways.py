@@ -221,7 +221,7 @@ def layers_of(dtype: torch.dtype) -> dict[str, type[nn.Linear]]:
 
 def _trains(kind: type[nn.Linear], dtype: torch.dtype) -> bool:
     out_features, in_features, batch = TRIAL
-    layer, x = kind(in_features, out_features).to(dtype), torch.ones(batch, in_features, dtype=dtype)
+    layer, x = kind(in_features, out_features).to(dtype), torch.ones(batch, in_features, dtype=dtype, device="cpu")
     try:  # a product that there is may want its derivative in a form that it was not given
         layer(x.requires_grad_()).sum().backward()
     except RuntimeError:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pollard.streamed.drawn import DRAWS, STEPS, Drawn
-from pollard.streamed.products import LowRank
-from pollard.streamed.source import Constant, Mapped, Part, blocks
+from pollard.streamed.products import LowRank, Scaled
+from pollard.streamed.source import Constant, Mapped, Masked, Part, blocks
 from pollard.streamed.tensor import StreamedTensor, operator, unserved
 
 aten = torch.ops.aten
@@ -65,12 +65,12 @@ def _place_by_place(first: StreamedTensor, func: Any, *args: Any) -> StreamedTen
         )
         if not fits:
             raise unserved(func, first)
-    joined = _added(*args) if func is aten.add.Tensor else None
-    if joined is not None:
-        return first.like(joined)
+    simple = _SIMPLE[func](*args) if func in _SIMPLE else None
+    if simple is not None:
+        return first.like(simple)
     sources = [each.source if isinstance(each, StreamedTensor) else each for each in args]
     dtype = reduce(torch.promote_types, [each.dtype for each in args if isinstance(each, StreamedTensor)])
-    return first.like(Mapped(first.source.shape, dtype, func, sources))
+    return first.like(Mapped(first.source.shape, dtype, func, sources, keeps_zero=func in _KEEPING_ZERO))
 
 
 def _added(*args: Any) -> LowRank | None:
@@ -80,6 +80,42 @@ def _added(*args: Any) -> LowRank | None:
         return None
     one, other = sources
     return LowRank(one.shape, one.dtype, (*one.factors, *other.factors))
+
+
+def _magnitude(tensor: Tensor) -> LowRank | None:
+    """That of an outer product, which is one too."""
+    source = tensor.source if isinstance(tensor, StreamedTensor) else None
+    if not isinstance(source, LowRank) or source.vectors is None:
+        return None
+    ((call, x, dy),) = source.factors
+    return LowRank(source.shape, source.dtype, ((call, x.detach().abs(), dy.detach().abs()),))
+
+
+def _scaled(*args: Any) -> Scaled | None:
+    """The product with an outer product."""
+    sources = [each.source for each in args if isinstance(each, StreamedTensor)]
+    for one, other in (sources, sources[::-1]) if len(sources) == 2 else ():
+        if isinstance(other, LowRank) and other.vectors is not None:
+            return Scaled(one, other)
+    return None
+
+
+def _masked(mask: Any, kept: Any, dropped: Any) -> Masked | None:
+    """What a mask keeps of a tensor, and zero elsewhere."""
+    both = isinstance(mask, StreamedTensor) and isinstance(kept, StreamedTensor)
+    zero = not isinstance(dropped, StreamedTensor) and float(dropped) == 0.0
+    return Masked(kept.source, mask.source) if both and zero else None
+
+
+_KEEPING_ZERO = {aten.abs.default, aten.neg.default}
+# Operators whose result may be told in fewer words than that it is theirs.
+_SIMPLE: dict[Any, Any] = {
+    aten.abs.default: _magnitude,
+    aten.add.Tensor: _added,
+    aten.mul.Tensor: _scaled,
+    aten.where.self: _masked,
+    aten.where.ScalarOther: _masked,
+}
 
 
 @operator(aten._to_copy.default)  # noqa: SLF001 - its name in torch
@@ -98,7 +134,7 @@ def _to_copy(
     # What was drawn can be drawn further, in another precision too, unless it was rounded to half.
     if isinstance(source, Drawn) and source.dtype.itemsize > 2:
         return first.like(source.copied(dtype))
-    return first.like(Mapped(source.shape, dtype, Tensor.to, (source, dtype)))
+    return first.like(Mapped(source.shape, dtype, Tensor.to, (source, dtype), keeps_zero=True))
 
 
 @operator(aten.zeros_like.default)

@@ -6,14 +6,14 @@ source itself, whose rows are made when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pollard.streamed.source import Source, blocks
+from pollard.streamed.source import Places, Source, blocks, cached_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,17 @@ class Dense:
     def add_back(self, dx: Tensor, dy: Tensor, weight: Tensor) -> None:
         """Adds what some rows of W give to dx."""
         dx.view(-1, dx.shape[-1]).addmm_(dy.flatten(0, -2), weight)
+
+    def forward_few(self, x: Tensor, places: Places, values: Tensor) -> Tensor:
+        """y of one sample, of some rows of W that have these values at these places, and zero elsewhere."""
+        products = values.to(x.dtype) * x.flatten()[places.columns]
+        return torch.segment_reduce(products, "sum", lengths=places.counts.long(), unsafe=True).view(*x.shape[:-1], -1)
+
+    def add_back_few(self, dx: Tensor, dy: Tensor, places: Places, values: Tensor) -> None:
+        """Adds to dx of one sample what these rows of W give."""
+        dx.view(-1).index_add_(
+            0, places.columns, values.to(dy.dtype) * dy.flatten().repeat_interleave(places.counts.long())
+        )
 
     def gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """Rows of dW, of those channels of dy."""
@@ -112,10 +123,40 @@ class LowRank(Source):
                 found = found.add_(part)
         return found
 
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor] | None:
+        """Numbers `(rows,)` and `(columns,)` whose outer product it is, where it is the gradient of one product with one sample."""
+        if len(self.factors) > 1 or not isinstance(self.factors[0][0], Dense):
+            return None
+        _, x, dy = self.factors[0]
+        return (dy.detach().flatten(), x.detach().flatten()) if x.numel() == x.shape[-1] else None
+
     def along(self, direction: Source) -> Tensor:
         """The inner product with `direction`, differentiable where the factors are: ``sum of (X D^T) * dY``."""
         parts = [(product(Operand(call, direction), x) * dy).sum() for call, x, dy in self.factors]
         return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scaled(Source):
+    """The numbers of `source`, each times that of an outer product: ``source_ij a_i b_j``."""
+
+    source: Source
+    outer: LowRank
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Of both."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of their product."""
+        return torch.promote_types(self.source.dtype, self.outer.dtype)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Those rows."""
+        return self.source.rows(first, last) * self.outer.rows(first, last)
 
 
 class Operand(NamedTuple):
@@ -141,6 +182,17 @@ def _channels(call: Call, tensor: Tensor, first: int, last: int) -> Tensor:
     return tensor.narrow(call.axis, first, last - first)
 
 
+def _of_few(by: Operand, x: Tensor) -> Dense | None:
+    """How to multiply what is not zero alone: one sample, with what is known to be sparse. Of more, whole rows are faster."""
+    call = by.call if isinstance(by.call, Dense) and x.numel() == x.shape[-1] else None
+    return call if by.source.is_sparse else None
+
+
+def _cuts(by: Operand, x: Tensor) -> Iterator[tuple[int, int]]:
+    """Rows of W at a time: as many as there is of x, or of wide rows it would be read over and over."""
+    return blocks(by.source.shape, x.numel()) if _of_few(by, x) is None else cached_rows(by.source.shape)
+
+
 class _Forward(torch.autograd.Function):
     """y of x and W."""
 
@@ -149,9 +201,13 @@ class _Forward(torch.autograd.Function):
         ctx.by = by
         ctx.save_for_backward(x, weight)
         y = by.call.made(x, by.source.shape[0])
-        # As much of W as there is of x: of wide rows, fewer would have x read over and over.
-        for first, last in blocks(by.source.shape, x.numel()):
-            _channels(by.call, y, first, last).copy_(by.call.forward(x, by.source.rows(first, last).to(x.dtype)))
+        few = _of_few(by, x)
+        for first, last in _cuts(by, x):
+            if few is None:
+                rows = by.call.forward(x, by.source.rows(first, last).to(x.dtype))
+            else:
+                rows = few.forward_few(x, *by.source.sparse(first, last))
+            _channels(by.call, y, first, last).copy_(rows)
         return y
 
     @staticmethod
@@ -169,8 +225,13 @@ class _Back(torch.autograd.Function):
         ctx.by = by
         ctx.save_for_backward(dy, weight)
         dx = dy.new_zeros(shape)
-        for first, last in blocks(by.source.shape, dx.numel()):
-            by.call.add_back(dx, _channels(by.call, dy, first, last), by.source.rows(first, last).to(dy.dtype))
+        few = _of_few(by, dx)
+        for first, last in _cuts(by, dx):
+            part = _channels(by.call, dy, first, last)
+            if few is None:
+                by.call.add_back(dx, part, by.source.rows(first, last).to(dy.dtype))
+            else:
+                few.add_back_few(dx, part, *by.source.sparse(first, last))
         return dx
 
     @staticmethod
@@ -183,4 +244,4 @@ class _Back(torch.autograd.Function):
 _forward: Callable[..., Tensor] = _Forward.apply
 _back: Callable[..., Tensor] = _Back.apply
 
-__all__ = ["Call", "Convolution", "Dense", "LowRank", "Operand", "product"]
+__all__ = ["Call", "Convolution", "Dense", "LowRank", "Operand", "Scaled", "product"]

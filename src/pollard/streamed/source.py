@@ -5,13 +5,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 ROOM = 1 << 21  # numbers of a matrix that are there at once: 8 MB
+CACHED = 1 << 18  # numbers that stay in cache from one step to the next: 1 MB
 GRAIN = 32  # rows: a multiple of those of every grain
+
+
+class Places(NamedTuple):
+    """Places in some rows of a matrix: how many are in each row, integers `(rows,)`, and their columns, int64, ascending in a row."""
+
+    counts: Tensor
+    columns: Tensor
+
+    def rows(self) -> Tensor:
+        """The row of each, from 0 on."""
+        rows = torch.arange(len(self.counts), dtype=torch.int64, device="cpu")
+        return rows.repeat_interleave(self.counts, output_size=len(self.columns))
+
+    def of(self, numbers: Tensor) -> Tensor:
+        """What `numbers` has at these places of its rows."""
+        return numbers.reshape(-1)[self.rows().mul_(numbers.shape[1]).add_(self.columns)]
 
 
 class Source(ABC):
@@ -25,9 +42,27 @@ class Source(ABC):
         """Whether somebody is told of the rows that are made, and shows it."""
         return False
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether `places`, of a mask, and `sparse` tell what need not be zero, sooner than rows are made."""
+        return False
+
     @abstractmethod
     def rows(self, first: int, last: int) -> Tensor:
         """Rows `first` to `last - 1`: `(last - first, columns)`, never to be written to."""
+
+    def places(self, first: int, last: int) -> Places:
+        """What is True in those rows of a mask."""
+        raise NotImplementedError
+
+    def picked(self, source: Source, first: int, last: int) -> tuple[Places, Tensor]:
+        """`places` of a mask, and what `source` has there."""
+        places = self.places(first, last)
+        return places, places.of(source.rows(first, last))
+
+    def sparse(self, first: int, last: int) -> tuple[Places, Tensor]:
+        """All of those rows that need not be zero: places and numbers."""
+        raise NotImplementedError
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The numbers at these places, int64 `(n,)` each, in any order."""
@@ -47,6 +82,18 @@ def blocks(shape: tuple[int, int], room: int = 0) -> Iterator[tuple[int, int]]:
     """
     rows, columns = shape
     step = max(1, max(ROOM, room) // max(1, columns * GRAIN)) * GRAIN
+    for first in range(0, rows, step):
+        yield first, min(rows, first + step)
+
+
+def cached_rows(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The rows of a matrix in order, about as many at a time as stay in cache: for what is done place by place.
+
+    >>> list(cached_rows((100, CACHED // 40)))
+    [(0, 40), (40, 80), (80, 100)]
+    """
+    rows, columns = shape
+    step = max(1, CACHED // max(1, columns))
     for first in range(0, rows, step):
         yield first, min(rows, first + step)
 
@@ -91,6 +138,7 @@ class Mapped(Source):
     dtype: torch.dtype
     function: Callable[..., Tensor]
     arguments: Sequence[Any]
+    keeps_zero: bool = False  # where the first argument is zero
 
     def rows(self, first: int, last: int) -> Tensor:
         """The function of those rows."""
@@ -98,6 +146,79 @@ class Mapped(Source):
             *(each.rows(first, last) if isinstance(each, Source) else each for each in self.arguments)
         )
         return found.to(self.dtype)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its only source is."""
+        return self.keeps_zero and self.arguments[0].is_sparse
+
+    def sparse(self, first: int, last: int) -> tuple[Places, Tensor]:
+        """The function of what need not be zero in its only source."""
+        places, numbers = self.arguments[0].sparse(first, last)
+        return places, self.function(numbers, *self.arguments[1:]).to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masked(Source):
+    """The numbers of `source` where `mask` is True, else zero."""
+
+    source: Source
+    mask: Source
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Of both."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the numbers."""
+        return self.source.dtype
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Those rows."""
+        return torch.where(self.mask.rows(first, last), self.source.rows(first, last), 0.0)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the mask is."""
+        return self.mask.is_sparse
+
+    def sparse(self, first: int, last: int) -> tuple[Places, Tensor]:
+        """What the mask keeps of those rows."""
+        return self.mask.picked(self.source, first, last)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held(Source):
+    """The numbers of `source`; those that were asked for last are held in `room`, which all that share it have one place in."""
+
+    source: Source
+    room: list[tuple[Source, int, int, Tensor]]
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Of the weight."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the weight."""
+        return self.source.dtype
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Those rows."""
+        for source, begin, end, made in self.room:
+            if source is self.source and (begin, end) == (first, last):
+                return made
+        self.room.clear()  # before others are made beside them
+        made = self.source.rows(first, last)
+        self.room.append((self.source, first, last, made))
+        return made
+
+    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The numbers at these places."""
+        return self.source.at(rows, columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,4 +235,16 @@ class Part(Source):
         return self.whole.rows(self.start + first, self.start + last)
 
 
-__all__ = ["ROOM", "Constant", "Mapped", "Part", "Source", "blocks", "by_block"]
+__all__ = [
+    "ROOM",
+    "Constant",
+    "Held",
+    "Mapped",
+    "Masked",
+    "Part",
+    "Places",
+    "Source",
+    "blocks",
+    "by_block",
+    "cached_rows",
+]

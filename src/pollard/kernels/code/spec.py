@@ -8,8 +8,8 @@ from pollard.errors import KernelError
 
 PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack", "convolve", "transposed", "correlate")
 INDICES = (
-    "above", "absent", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "place", "rewire", "tally", "tick", "turn",
-    "within",
+    "above", "absent", "between", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "outlast", "place", "rewire", "tally", "tick",
+    "turn", "within",
 )  # fmt: skip
 STREAMS = ("uniform", "uniform_at", "normal", "normal_at")
 OPERATIONS = PRODUCTS + INDICES + STREAMS
@@ -24,7 +24,8 @@ class KernelSpec:
     (``dW``), ``pack`` lays a dense operand out in panels. ``convolve``, ``transposed`` and ``correlate`` are ``gather``,
     ``scatter`` and ``sddmm`` over images. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
     ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
-    ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``move``
+    ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``outlast`` and ``between`` list weights that are above many
+    bounds, ``move``
     carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose, ``order`` lays values
     out in its order. Streams: ``uniform`` and ``normal`` make the numbers of rows, those with ``_at`` the numbers at positions.
     isa: the instruction set. rows, columns: of a grain. block: rows of a grain worked on at a time. vectors: vectors side by

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from pollard.errors import InvalidInput
 from pollard.pruning.batches import signals
 from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network, held
+from pollard.streamed.products import Scaled
+from pollard.streamed.tensor import StreamedTensor
 
 KERNEL_SAMPLES, KERNEL_STEP = 64, 0.01
 # Powers of two, which change no digit, for R up to 2**2000 and down to 2**-2000.
@@ -37,7 +41,7 @@ def synaptic_flow(network: Network) -> dict[str, Tensor]:
     {'': tensor([[3., 2.]], dtype=torch.float64)}
     """
     _check_signals(network)
-    weights = {name: weight.double().abs() for name, weight in network.kept().items()}
+    weights = {name: weight.abs().double() for name, weight in network.kept().items()}
     # One sample has no statistics: batch norm uses those it holds, whatever the scoring's mode.
     with network.undisturbed("eval"):
         plain, total = _flow(network, weights, 1.0)
@@ -122,7 +126,7 @@ def _flow(
         return {}, total.detach()
     found = torch.autograd.grad(total, list(leaves.values()), torch.full_like(total, scale), allow_unused=True)
     gradients = network.reached(dict(zip(leaves, found, strict=True)))
-    return {name: (gradients[name] * leaf).detach().abs() for name, leaf in leaves.items()}, total.detach()
+    return {name: leaf.detach() * gradients[name].abs() for name, leaf in leaves.items()}, total.detach()
 
 
 def _layer_by_layer(network: Network, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -140,8 +144,18 @@ def _layer_by_layer(network: Network, weights: dict[str, Tensor]) -> dict[str, T
 
 def _in_range(scores: dict[str, Tensor], total: Tensor) -> bool:
     """Whether nothing has overflowed, and what is largest is far from vanishing."""
-    best = torch.stack([score.amax() for score in scores.values() if score.numel()])
+    best = torch.stack([_largest(score) for score in scores.values() if score.numel()])
     return bool(torch.isfinite(best).all() and torch.isfinite(total)) and LEAST < float(best.amax()) < MOST
+
+
+def _largest(score: Tensor) -> Tensor:
+    """The highest of them; of a product with an outer product, one of its first rows, where that and the factors tell as much."""
+    if isinstance(score, StreamedTensor) and isinstance(score.source, Scaled):
+        first, vectors = score.block(0, 1).amax(), score.source.outer.vectors or ()
+        most = torch.finfo(torch.float32).max * math.prod(float(each.amax()) for each in vectors)
+        if float(first) > LEAST and most < MOST:
+            return first
+    return score.amax()
 
 
 def _grows_evenly(network: Network, weights: dict[str, Tensor]) -> bool:

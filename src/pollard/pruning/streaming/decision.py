@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
@@ -13,12 +14,13 @@ from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.deciding import Decision
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
+from pollard.pruning.streaming.flow import Flows, as_flows
 from pollard.pruning.streaming.masks import Listed, Surviving
 from pollard.pruning.streaming.meter import PASSES, Counted, Meter, require_room
 from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of
 from pollard.pruning.streaming.scores import Scores
 from pollard.selection import listed
-from pollard.streamed.source import Source
+from pollard.streamed.source import Held, Source
 from pollard.streamed.tensor import StreamedTensor
 
 # Grains that each layer keeps, or all of them together where they compete.
@@ -36,7 +38,7 @@ class StreamedDecision(Decision):
         given: dict[str, Source] = {name: Listed(topology) for name, topology in self.within.items()}
         allowed, layers = given, {name: self._limited(name, layer) for name, layer in self.layers.items()}
         require_room(round(densities[-1] * sum(layer.grains for layer in layers.values())))
-        with self.network.undisturbed(), self._metered(len(densities)):
+        with self.network.undisturbed(), self._metered(densities):
             self._mask(allowed)
             for density in densities[:-1]:
                 scored, counts = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
@@ -71,14 +73,21 @@ class StreamedDecision(Decision):
                 "Pass allocation='erk' or 'uniform', which allow both.",
             )
 
-    def _metered(self, rounds: int) -> Meter:
+    def _metered(self, densities: list[float]) -> Meter:
         """What counts the passes over the weights from now on."""
         passes = 1 + self.network.pieces * sum(PASSES.get(need, 0) for need in self.rule.needs)
-        total = rounds * passes * sum(layer.weights for layer in self.layers.values())
+        grains, weights = (
+            sum(getattr(layer, what) for layer in self.layers.values()) for what in ("grains", "weights")
+        )
+        # What is told by its lowest score is looked for, then listed.
+        total = weights * sum(passes + (density * grains > ROOM) for density in densities)
         streamed = {name: each for name, each in self.network.weights.items() if isinstance(each, StreamedTensor)}
         # Whoever watches the numbers come shows it already: two bars would write over each other.
         meter = Meter(total, shown=not any(each.source.is_watched for each in streamed.values()))
-        self.network.weights.update({name: each.like(Counted(each.source, meter)) for name, each in streamed.items()})
+        held: list[Any] = []
+        self.network.weights.update(
+            {name: each.like(Held(Counted(each.source, meter), held)) for name, each in streamed.items()}
+        )
         return meter
 
     @property
@@ -95,13 +104,15 @@ class StreamedDecision(Decision):
         """The scores of each layer as the network is now, and how many grains are kept."""
         measured = self.measured()
         scored = {
-            name: Scores(
-                name,
-                layer,
-                self.rule,
-                self.given(self.rule, name, measured, keep=False),
-                self.invert,
-                allowed.get(name),
+            name: as_flows(
+                Scores(
+                    name,
+                    layer,
+                    self.rule,
+                    self.given(self.rule, name, measured, keep=False),
+                    self.invert,
+                    allowed.get(name),
+                )
             )
             for name, layer in layers.items()
         }
@@ -126,7 +137,7 @@ class StreamedDecision(Decision):
         found: dict[str, Source] = {}
         for pools, count in _pools(scored, counts):
             end = Border(0.0, 0, 0) if pools[0].layer.pattern.m else border(pools, count)
-            found |= {each.name: Surviving(each, end.threshold, end.last(number)) for number, each in enumerate(pools)}
+            found |= {each.name: _left_of(each, end, number) for number, each in enumerate(pools)}
         return found
 
     def _mask(self, allowed: Mapping[str, Source]) -> None:
@@ -137,6 +148,13 @@ class StreamedDecision(Decision):
                 else allowed[name].rows(0, len(weight))
                 for name, weight in self.network.weights.items()
             }
+
+
+def _left_of(scores: Scores, end: Border, number: int) -> Source:
+    """What a round leaves of a layer, the `number`-th of those that compete."""
+    if isinstance(scores, Flows) and not scores.invert and not isinstance(scores.allowed, Surviving):
+        return scores.after(end, number)
+    return Surviving(scores, end.threshold, end.last(number))
 
 
 def _at_most(grains: int, layer: Layer) -> Layer:

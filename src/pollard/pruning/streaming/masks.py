@@ -11,7 +11,7 @@ from torch import Tensor
 from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_of_runs
 from pollard.pruning.streaming.scores import Scores
-from pollard.streamed.source import Source, blocks
+from pollard.streamed.source import Places, Source, blocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +37,17 @@ class Listed(Source):
         grains = torch.zeros(end - begin, width, dtype=torch.bool, device="cpu")
         grains.numpy()[groups, columns] = True
         return vectors.pattern.spread(grains)[first - begin * height : last - begin * height]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether weights are kept one by one."""
+        return self.topology.pattern.size == 1
+
+    def places(self, first: int, last: int) -> Places:
+        """What is kept of those rows."""
+        pointers = self.topology.indices.row_pointers[first : last + 1].long()
+        columns = self.topology.indices.columns[int(pointers[0]) : int(pointers[-1])]
+        return Places(pointers.diff(), columns.long())
 
 
 class Surviving(Source):

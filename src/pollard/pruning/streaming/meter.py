@@ -17,7 +17,7 @@ from pollard.streamed.source import ROOM, Source
 
 _LOG = logging.getLogger("pollard")
 # How often every weight is made for a measurement of one batch, and besides for its score.
-PASSES = {"gradient": 2, "hessian_gradient": 5, "synaptic_flow": 3}
+PASSES = {"gradient": 2, "hessian_gradient": 5, "synaptic_flow": 2}
 SHOWN_AFTER, TOLD_EVERY = 2.0, 10.0  # seconds
 # Of a grain that is kept, while others are still to come: half as many again are held, by score and position, and once more while
 # they are ranked; then their places in a topology and their values.
@@ -90,6 +90,10 @@ class Counted(Source):
         """Those rows."""
         self.meter.count((last - first) * self.shape[1])
         return self.source.rows(first, last)
+
+    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The numbers at these places."""
+        return self.source.at(rows, columns)
 
 
 def require_room(grains: int) -> None:

@@ -16,8 +16,9 @@ from pollard.pruning.running_top import RunningTop
 from pollard.pruning.streaming.scores import Scores
 
 # Grains that may be listed while others are still to come; more than that are told by the lowest score of theirs.
-ROOM = 1 << 24
+ROOM = 1 << 22
 _BINS = 1 << 16
+SAMPLE = 1 << 22  # grains that are looked at for a guess: of 2**32, it is off by less than ROOM / 4, nine times in ten
 
 
 class Border(NamedTuple):
@@ -45,8 +46,9 @@ def best_of(pools: Sequence[Scores], count: int) -> Chosen:
     """The topologies that keep the `count` best grains of all layers in `pools`, which compete; ties by layer, then position."""
     best, ends = RunningTop(count, least=-torch.inf), [0]
     for scores in pools:
-        for first, part in scores:
-            best.add(ends[-1] + first, part)
+        for part in scores:
+            better = (part.scores > best.least).nonzero().view(-1)
+            best.take(part.positions(better) + ends[-1], part.scores[better])
         ends.append(ends[-1] + scores.layer.grains)
     positions = best.positions()
     cuts = torch.searchsorted(positions, torch.tensor(ends, dtype=torch.int64, device="cpu")).tolist()
@@ -61,10 +63,10 @@ def best_of(pools: Sequence[Scores], count: int) -> Chosen:
 def runs_of(scores: Scores) -> Chosen:
     """The topology that keeps the n best of every m."""
     pattern, positions, kept, tied = scores.layer.pattern, [], 0, 0
-    for first, part in scores:
-        best = top_of_runs(part, pattern.n, pattern.m, layer=scores.name)
-        positions.append(best.nonzero().view(-1) + first)
-        runs = part.view(-1, pattern.m)
+    for part in scores:
+        best = top_of_runs(part.scores, pattern.n, pattern.m, layer=scores.name)
+        positions.append(part.positions(best.nonzero().view(-1)))
+        runs = part.scores.view(-1, pattern.m)
         above, zeros = (runs > 0).sum(1), (runs == 0).sum(1)
         between = (above < pattern.n) & (pattern.n < above + zeros)
         kept, tied = kept + int((pattern.n - above)[between].sum()), tied + int(zeros[between].sum())
@@ -76,7 +78,7 @@ def _ties_at_zero(pools: Sequence[Scores], found: Mapping[str, Topology]) -> dic
     ties = {}
     for scores in pools:
         above, zeros, kept = 0, 0, found[scores.name].grains
-        for _, part in scores:
+        for _, _, part in scores:
             above, zeros = above + int((part > 0).sum()), zeros + int((part == 0).sum())
         if above < kept < above + zeros:
             ties[scores.name] = kept - above, zeros
@@ -86,48 +88,96 @@ def _ties_at_zero(pools: Sequence[Scores], found: Mapping[str, Topology]) -> dic
 def border(pools: Sequence[Scores], count: int) -> Border:
     """Where the `count` best of all grains of `pools` end, in memory that does not depend on count.
 
-    Scores are counted by the first 16 bits of theirs as float32, those in the bin of the last one by the other 16. Of what is left,
-    all alike as float32, the places are listed and ranked exactly; where that would be too many, zeros for one, they are counted.
+    Scores are counted by the first 16 bits of theirs as float32, those in the bin of the last one by the other 16, if they are too
+    many to be listed. Of what is left the places are listed and ranked exactly; where even those that are alike as float32 are
+    too many, zeros for one, they are counted.
     """
-    high, above = _bin_of(pools, count, 0, lambda bits: bits >= 0)
-    low, more = _bin_of(pools, count - above, 16, lambda bits: bits >> 16 == high)
-    alike, wanted = (high << 16) + low, count - above - more
+    if all(scores.has_few_below for scores in pools):
+        guessed = _guessed(pools, count)
+        if guessed is not None:
+            return guessed
+    high, above, among = _bin_of(pools, count, 0, lambda bits: bits >= 0)
+    wanted, alike, bits = count - above, high, 16
+    if among > ROOM:
+        low, above, _ = _bin_of(pools, wanted, 16, lambda bits: bits >> 16 == high)
+        wanted, alike, bits = wanted - above, (high << 16) + low, 0
     inside, places = [], []
     for number, scores in enumerate(pools):
-        for first, part in scores:
-            found = (_ordered(part) == alike).nonzero().view(-1)
-            inside.append(part[found])
-            places.append(torch.stack([torch.full_like(found, number), found + first], 1))
+        for part in scores:
+            found = (_ordered(part.scores) >> bits == alike).nonzero().view(-1)
+            inside.append(part.scores[found])
+            places.append(torch.stack([torch.full_like(found, number), part.positions(found)], 1))
             if sum(map(len, inside)) > ROOM + wanted:
-                return _counted(pools, count, float(part[found][0]))
-    values, where = torch.cat(inside), torch.cat(places)
+                return _counted(pools, count, float(part.scores[found][0]))
+    return _ranked(torch.cat(inside), torch.cat(places), wanted)
+
+
+def _guessed(pools: Sequence[Scores], count: int) -> Border | None:
+    """The border, in one pass, between two scores that a sample tells; None where it is not between them."""
+    low, high = _ends([scores.sample(_share(scores, pools)) for scores in pools], pools, count)
+    above, held, inside, places = 0, 0, [], []
+    for number, scores in enumerate(pools):
+        for part, more in scores.up_to(high):
+            above += more + int((part.scores > high).sum())
+            found = ((part.scores >= low) & (part.scores <= high)).nonzero().view(-1)
+            inside.append(part.scores[found])
+            places.append(torch.stack([torch.full_like(found, number), part.positions(found)], 1))
+            held += len(found)
+            if held > ROOM:
+                return None
+    wanted = count - above
+    return _ranked(torch.cat(inside), torch.cat(places), wanted) if 0 < wanted <= held else None
+
+
+def _share(scores: Scores, pools: Sequence[Scores]) -> int:
+    """How many of a layer's weights are looked at for a guess."""
+    total = sum(each.layer.weights for each in pools)
+    return -(-min(SAMPLE, total // 16) * scores.layer.weights // total)
+
+
+def _ends(samples: Sequence[Tensor], pools: Sequence[Scores], count: int) -> tuple[float, float]:
+    """Two scores that the border lies between, most likely: so that about half of ROOM do."""
+    each = [scores.layer.weights / _share(scores, pools) for scores in pools]
+    values = torch.cat(list(samples))
+    stand_for = torch.cat([torch.full_like(found, one) for found, one in zip(samples, each, strict=True)])
+    values, order = values.sort(descending=True)
+    ranks = torch.tensor([count - ROOM // 4, count + ROOM // 4], dtype=values.dtype, device="cpu")
+    upper, lower = torch.searchsorted(stand_for[order].cumsum(0), ranks).tolist()
+    high = float(values[upper]) if 0 < upper < len(values) else torch.inf
+    return float(values[lower]) if lower < len(values) else -torch.inf, high
+
+
+def _ranked(values: Tensor, where: Tensor, wanted: int) -> Border:
+    """The border of the best of these scores, which are `where`: layer and position."""
     kept = top_positions(values, wanted)
     threshold = values[kept].min()
     layer, position = where[kept[values[kept] == threshold]][-1].tolist()
     return Border(float(threshold), layer, position)
 
 
-def _bin_of(pools: Sequence[Scores], count: int, bits: int, among: Callable[[Tensor], Tensor]) -> tuple[int, int]:
-    """Of the scores whose ordered bits are `among` them: which 16 bits, from `bits` on, the `count`-th best has, and how many have more."""
+def _bin_of(pools: Sequence[Scores], count: int, bits: int, among: Callable[[Tensor], Tensor]) -> tuple[int, int, int]:
+    """Of the scores whose ordered bits are `among` them: which 16 bits, from `bits` on, the `count`-th best has, how many have more,
+    and how many the same.
+    """
     histogram = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
     for scores in pools:
-        for _, part in scores:
+        for _, _, part in scores:
             ordered = _ordered(part)
             histogram += (ordered[among(ordered)] >> (16 - bits) & (_BINS - 1)).bincount(minlength=_BINS)
     better = histogram.flip(0).cumsum(0).flip(0)  # in this bin or a higher one
     found = int((better >= count).nonzero().max())
-    return found, int(better[found]) - int(histogram[found])
+    return found, int(better[found]) - int(histogram[found]), int(histogram[found])
 
 
 def _counted(pools: Sequence[Scores], count: int, threshold: float) -> Border:
     """Where the `count` best end, at a score that so many share that their places are not to be listed."""
-    left = count - sum(int((part > threshold).sum()) for scores in pools for _, part in scores)
+    left = count - sum(int((part > threshold).sum()) for scores in pools for _, _, part in scores)
     for number, scores in enumerate(pools):
-        for first, part in scores:
-            tied = part == threshold
-            here = int(tied.sum())
+        for part in scores:
+            tied = (part.scores == threshold).nonzero().view(-1)
+            here = len(tied)
             if left <= here:
-                return Border(threshold, number, first + int(tied.nonzero()[left - 1]))
+                return Border(threshold, number, int(part.positions(tied[left - 1])))
             left -= here
     raise InvalidInput(
         "scores that come out differently when they are made again",

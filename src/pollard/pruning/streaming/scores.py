@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ from pollard.streamed.source import Source, blocks
 from pollard.streamed.tensor import StreamedTensor
 
 PIECE = 1 << 18  # weights that are scored at a time
+
+
+class Part(NamedTuple):
+    """The `scores` `(n,)` of some grains of a layer: all from `first` on, or those at `places`, ascending, counted from there."""
+
+    first: int
+    places: Tensor | None
+    scores: Tensor
+
+    def positions(self, among: Tensor) -> Tensor:
+        """In the layer, of those `among` them, int64 indices."""
+        return (among if self.places is None else self.places[among]) + self.first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,13 +45,26 @@ class Scores:
     invert: bool = False
     allowed: Source | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """The position of the first grain and the scores `(n,)` of some grains, from the first to the last."""
+    def __iter__(self) -> Iterator[Part]:
+        """Some grains, from the first to the last; what may not be chosen is left out, or has minus infinity."""
         pattern = self.layer.pattern
         width = pattern.grid(self.layer.matrix)[1]
         for first, last in blocks(self.layer.matrix):
             for row, scores in self._pieces(first, last):
-                yield row // pattern.rows * width, scores.flatten()
+                yield Part(row // pattern.rows * width, None, scores.flatten())
+
+    @property
+    def has_few_below(self) -> bool:
+        """Whether `up_to` is sooner done than all scores are."""
+        return False
+
+    def sample(self, places: int) -> Tensor:
+        """Scores of what is still there of so many grains, drawn at random."""
+        raise NotImplementedError
+
+    def up_to(self, score: float) -> Iterator[tuple[Part, int]]:
+        """Of some grains at a time, those with no more than that, some others among them, and how many more there are."""
+        raise NotImplementedError
 
     def part(self, first: int, last: int) -> Tensor:
         """The scores of the grains of these rows, `(row groups, width)`: minus infinity for what may not be chosen."""
@@ -85,4 +110,4 @@ def _rows_of(given: Any, first: int, last: int) -> Any:
     return given[first:last] if isinstance(given, Tensor) else given
 
 
-__all__ = ["Scores"]
+__all__ = ["PIECE", "Part", "Scores"]

@@ -16,6 +16,7 @@ from pollard.kernels.code.emit import merge as _merge
 from pollard.kernels.code.emit import move as _move
 from pollard.kernels.code.emit import n_of_m as _n_of_m
 from pollard.kernels.code.emit import order as _order
+from pollard.kernels.code.emit import outlast as _outlast
 from pollard.kernels.code.emit import pack as _pack
 from pollard.kernels.code.emit import scan as _scan
 from pollard.kernels.code.emit import scatter as _scatter
@@ -29,6 +30,7 @@ from pollard.kernels.code.spec import KernelSpec
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "above": _scan.above,
     "absent": _merge.absent,
+    "between": _outlast.between,
     "choose": _choose.choose,
     "convolve": _convolve.convolve,
     "correlate": _correlate.correlate,
@@ -44,6 +46,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "normal": _stream.block,
     "normal_at": _stream.positions,
     "order": _order.order,
+    "outlast": _outlast.outlast,
     "pack": _pack.pack,
     "place": _merge.place,
     "rewire": _merge.rewire,
@@ -60,6 +63,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "above": _scan.ABOVE,
     "absent": _merge.ABSENT,
+    "between": _outlast.OUTLAST,
     "choose": _choose.CHOOSE,
     "convolve": _convolve.ARGUMENTS,
     "correlate": _correlate.ARGUMENTS,
@@ -75,6 +79,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "normal": _stream.BLOCK,
     "normal_at": _stream.POSITIONS,
     "order": _order.ORDER,
+    "outlast": _outlast.OUTLAST,
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,
     "rewire": _merge.REWIRE,
