@@ -330,7 +330,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/how-to/choose-a-pattern.md": {name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
     "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
-    "docs/how-to/never-dense.md": {"never dense": never_dense},
+    "docs/how-to/never-dense.md": {
+        "never dense": never_dense,
+        "never dense accuracies": partial(accuracies, "never-dense"),
+    },
     "docs/how-to/other-weights.md": {"other weights": other_weights},
     "docs/how-to/own-training-loop.md": {
         "precisions": partial(precisions, "training-precisions.json"),
