@@ -17,6 +17,7 @@ from pollard.formats import store
 from pollard.nn.surgery import densify_, sparsify_
 from pollard.pruning.decision import prune
 from pollard.pruning.plan import Plan
+from pollard.pruning.rounds import RoundsFile
 from pollard.recipes import Recipe, folder, required, run
 from pollard.recipes.dense import dense_weights, save_snapshot
 from pollard.recipes.models import dense_network
@@ -183,6 +184,27 @@ def test_finished_stages_are_not_touched_again(out, recipe):
     again = run(chosen, out, progress=False)
     assert (again.folder / "model.safetensors").read_bytes() == model
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_rounds_over_weights_without_memory_go_on_where_they_were_stopped(tmp_path, recipe, monkeypatch):
+    chosen = replace(recipe, method="synflow", allocation="global", score_rounds=5, never_dense=True, epochs=1)
+    expected = run(chosen, tmp_path / "undisturbed", progress=False)
+    write, made = RoundsFile.write, []
+
+    def stop(self, finished, generator):
+        write(self, finished, generator)
+        made.append(finished.rounds)
+        if made == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RoundsFile, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, tmp_path, progress=False)
+    found = run(chosen, tmp_path, progress=False)
+    assert made == [1, 2, 3, 4]
+    assert not list(found.folder.glob("rounds*"))
+    plans = [Plan.load(each.folder / "plan.safetensors") for each in (found, expected)]
+    assert all(plans[0][name].same_as(each) for name, each in plans[1].items())
 
 
 def test_dense_weights_are_those_of_the_dense_run_at_that_epoch(out, recipe):

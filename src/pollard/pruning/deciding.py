@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.pruning.allocation import Allocation, allocation_name, reads
 from pollard.pruning.budget import Layer
@@ -16,6 +18,8 @@ from pollard.pruning.criteria import CRITERIA, Criterion
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
+from pollard.pruning.rounds import RoundsFile
+from pollard.streamed.tensor import StreamedTensor
 
 Measured = dict[str, dict[str, Tensor]]
 
@@ -31,12 +35,26 @@ class Decision(ABC):
     within: Mapping[str, Topology]
     recover: bool
     invert: bool
+    resume: Path | None = None
     # Where the last cut fell among scores of zero.
     ties: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @abstractmethod
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
+
+    def rounds_file(self, densities: list[float]) -> RoundsFile:
+        """Where the rounds of this decision are kept."""
+        if self.resume is not None and len(densities) == 1:
+            raise InvalidInput(
+                f"resume={str(self.resume)!r} for one round", "more, of which some may be finished", "Leave it out."
+            )
+        made = {"criterion": self.rule.name, "allocation": allocation_name(self.allocate), "densities": densities}
+        kind = {"recover": self.recover, "invert": self.invert}
+        layers = {name: [list(layer.matrix), str(layer.pattern)] for name, layer in self.layers.items()}
+        within = {name: topology.fingerprint for name, topology in self.within.items()}
+        weights = {name: _looks(weight) for name, weight in self.network.weights.items()} if self.resume else {}
+        return RoundsFile(self.resume, {**made, **kind, "layers": layers, "within": within, "weights": weights})
 
     @property
     def weighing(self) -> Criterion | None:
@@ -60,4 +78,24 @@ class Decision(ABC):
         return Plan(topologies, **told, updated=updated)  # type: ignore[arg-type]  # of several types
 
 
-__all__ = ["Decision", "Measured"]
+def kept_positions(topologies: Mapping[str, Topology]) -> dict[str, Tensor]:
+    """Tensors that tell them, to be written down."""
+    return {f"{name}.positions": topology.positions() for name, topology in topologies.items()}
+
+
+def topologies_of(tensors: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[str, Topology]:
+    """The topologies that `kept_positions` told."""
+    return {
+        name: Topology.from_positions(layer.matrix, layer.pattern, tensors[f"{name}.positions"])
+        for name, layer in layers.items()
+    }
+
+
+def _looks(weight: Tensor) -> str:
+    """What tells a weight from others: of a streamed one what it is made of, and its first row."""
+    if isinstance(weight, StreamedTensor):
+        return f"{weight.source} {float(weight.block(0, 1).double().sum())!r}"
+    return repr(float(weight.double().sum()))
+
+
+__all__ = ["Decision", "Measured", "kept_positions", "topologies_of"]

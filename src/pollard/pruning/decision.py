@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,11 +25,12 @@ from pollard.pruning.allocation import (
 )
 from pollard.pruning.budget import Layer, check_density
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
-from pollard.pruning.deciding import Decision, Measured
+from pollard.pruning.deciding import Decision, Measured, kept_positions, topologies_of
 from pollard.pruning.masks import best_grains
 from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
+from pollard.pruning.rounds import Finished
 from pollard.pruning.scoring import Batches, Rounds, RoundSchedule, Scoring
 from pollard.pruning.streaming import StreamedDecision, is_streamed
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
@@ -118,6 +120,7 @@ def prune(
         _fitting(within, described),
         recover=rule.recover if rounds.recover is None else rounds.recover,
         invert=invert,
+        resume=None if rounds.resume is None else Path(rounds.resume),
     )
     count, start = rule.rounds if rounds.count is None else rounds.count, Plan(within).density if within else 1.0
     plan = decision.plan(round_densities(budget, count, rounds.schedule, start), density)
@@ -165,10 +168,13 @@ class _DenseDecision(Decision):
 
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
-        topologies, reached = dict(self.within), 1.0
+        file, draw = self.rounds_file(densities), self.network.generator
+        begun = file.read(draw)
+        topologies = dict(self.within) if begun is None else topologies_of(begun.tensors, self.layers)
+        reached = 1.0 if begun is None else Plan(topologies).density
         with self.network.undisturbed():
             self._mask(topologies)
-            for density in densities[:-1]:
+            for number, density in list(enumerate(densities[:-1], 1))[begun.rounds if begun else 0 :]:
                 measured = self.measured()
                 share = self._allocating(measured)
                 scored = self._limited(self._score(self.rule, measured, invert=self.invert), topologies)
@@ -176,6 +182,7 @@ class _DenseDecision(Decision):
                 # Grains of different sizes may leave less than was asked for: the next round can keep no more.
                 reached = Plan(topologies).density
                 self._mask(topologies)
+                file.write(Finished(number, kept_positions(topologies), {}), draw)
             measured = self.measured()
         last = min(densities[-1], reached)
         share = self._allocating(measured)
@@ -186,6 +193,7 @@ class _DenseDecision(Decision):
             topologies = self._select(scored, last, share)
         else:
             topologies, updated = self._solve(self.rule.solve, scored, self._counts(scored, last, share), measured)
+        file.remove()
         return self.decided(topologies, asked, updated)
 
     def _allocating(self, measured: Measured) -> Allocation:

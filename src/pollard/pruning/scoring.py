@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -74,9 +75,11 @@ class Rounds:
     """Score `count` times, each time the network that the round before has left.
 
     Round k of n keeps ``density ** (k / n)``, or with `schedule` "linear" a straight line's. recover: what one round drops may come
-    back. None is the criterion's own, published choice.
+    back. None is the criterion's own, published choice. resume: a file in which each round's result is kept until the plan is made: a
+    call that was stopped, made again with the same arguments, goes on after the last round that it finished.
     """
 
     count: int | None = None
     recover: bool | None = None
     schedule: RoundSchedule = "exponential"
+    resume: str | PathLike[str] | None = None

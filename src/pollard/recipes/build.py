@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.orthogonal import exact_orthogonal
 from pollard.pruning.plan import Plan
 from pollard.pruning.refit import refit
-from pollard.pruning.scoring import Scoring
+from pollard.pruning.scoring import Rounds, Scoring
 from pollard.recipes.models import (
     INITIALISERS,
     dense_network,
@@ -88,8 +89,13 @@ def decide(
     density: float | None = None,
     within: Plan | None = None,
     purpose: str = "mask",
+    resume: Path | None = None,
 ) -> Plan:
-    """What the method of `recipe` keeps of dense `model`, at `density` instead of its own, of what `within` had kept."""
+    """What the method of `recipe` keeps of dense `model`, at `density` instead of its own, of what `within` had kept.
+
+    resume: a file for what rounds leave, where there is more than one.
+    """
+    count = recipe.score_rounds or CRITERIA[recipe.rule].rounds
     return prune(
         model,
         recipe.rule,
@@ -101,7 +107,7 @@ def decide(
         scoring=Scoring(
             mode=recipe.score_mode or None, temperature=recipe.temperature or None, chunk_size=SCORED_AT_ONCE
         ),
-        rounds=recipe.score_rounds or None,
+        rounds=Rounds(count, resume=resume if count > 1 else None),
         invert=recipe.ablation == "invert",
         within=within,
     )

@@ -21,6 +21,7 @@ from pollard.training import processes
 
 RECIPE = "recipe.json"
 PLAN = "plan.safetensors"
+ROUNDS = "rounds.safetensors"
 MODEL = "model.safetensors"
 SNAPSHOTS = "snapshots"
 RESULT = "result.json"

@@ -22,7 +22,7 @@ from pollard.formats.store import load_tensors
 from pollard.nn.surgery import densify_, sparsify_
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import ANEW, build, decide, finished, initial, is_born_sparse, trained_network
-from pollard.recipes.folder import MODEL, PLAN, save_model
+from pollard.recipes.folder import MODEL, PLAN, ROUNDS, save_model
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.training import Outputs, processes, train
@@ -103,7 +103,10 @@ class Pipeline:
         share = cycle / recipe.cycles
         density = recipe.first_density if share == 1.0 else recipe.first_density**share
         purpose = "mask" if cycle == 1 else f"mask {cycle}"
-        plan = decide(recipe, scored, examples, density=density, within=within, purpose=purpose)
+        # Rounds over dense weights are sooner made again than written down.
+        kept = recipe.never_dense and processes.rank() == 0
+        resume = self._folder_of(cycle) / ROUNDS if kept else None
+        plan = decide(recipe, scored, examples, density=density, within=within, purpose=purpose, resume=resume)
         return finished(recipe, plan, scored, weights, examples, last=cycle == recipe.cycles)
 
     def _trained(self, cycle: int) -> tuple[nn.Module, Plan]:

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.pruning.allocation import ALLOCATIONS, allocation_name, on_the_way, whole_grains
 from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
-from pollard.pruning.deciding import Decision
+from pollard.pruning.deciding import Decision, kept_positions, topologies_of
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
-from pollard.pruning.streaming.flow import Flows, as_flows
+from pollard.pruning.rounds import Finished
+from pollard.pruning.streaming.flow import Bar, Flows, Outlasting, as_flows
 from pollard.pruning.streaming.masks import Listed, Surviving
 from pollard.pruning.streaming.meter import PASSES, Counted, Meter, require_room
 from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of
@@ -37,17 +41,51 @@ class StreamedDecision(Decision):
         self._check()
         given: dict[str, Source] = {name: Listed(topology) for name, topology in self.within.items()}
         allowed, layers = given, {name: self._limited(name, layer) for name, layer in self.layers.items()}
+        file, draw = self.rounds_file(densities), self.network.generator
         require_room(round(densities[-1] * sum(layer.grains for layer in layers.values())))
         with self.network.undisturbed(), self._metered(densities):
+            begun = file.read(draw)
+            if begun is not None:
+                allowed = self._resumed(begun, given)
+                layers = self._as_left(layers, begun.left["kept"])
             self._mask(allowed)
-            for density in densities[:-1]:
+            for number, density in list(enumerate(densities[:-1], 1))[begun.rounds if begun else 0 :]:
                 scored, counts = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
                 allowed = self._survivors(scored, counts)
                 self._mask(allowed)
-                if not isinstance(counts, int) and not self.recover:
-                    layers = {name: _at_most(counts[name], layer) for name, layer in layers.items()}
+                layers = self._as_left(layers, counts)
+                told = told_of(allowed)
+                if told is not None:
+                    file.write(Finished(number, told[0], {"bars": told[1], "kept": counts}), draw)
             topologies = self._kept(*self._scored(layers, densities[-1], given if self.recover else allowed))
+        file.remove()
         return self.decided(topologies, asked, {})
+
+    def _as_left(self, layers: Mapping[str, Layer], counts: Counts) -> dict[str, Layer]:
+        """`layers` after a round, with no room for more than they have, where what was dropped does not come back."""
+        if isinstance(counts, int) or self.recover:
+            return dict(layers)
+        return {name: _at_most(counts[name], layer) for name, layer in layers.items()}
+
+    def _resumed(self, begun: Finished, given: Mapping[str, Source]) -> dict[str, Source]:
+        """The masks that finished rounds have left."""
+        bars = begun.left["bars"]
+        if not bars:
+            return {name: Listed(each) for name, each in topologies_of(begun.tensors, self.layers).items()}
+        weights = {
+            name: weight.source for name, weight in self.network.weights.items() if isinstance(weight, StreamedTensor)
+        }
+        return {
+            name: Outlasting(
+                weights[name],
+                tuple(
+                    Bar(a, b, *each)
+                    for a, b, each in zip(begun.tensors[f"{name}.a"], begun.tensors[f"{name}.b"], ends, strict=True)
+                ),
+                given.get(name),
+            )
+            for name, ends in bars.items()
+        }
 
     def _check(self) -> None:
         able = [name for name, each in CRITERIA.items() if each.by_row]
@@ -148,6 +186,21 @@ class StreamedDecision(Decision):
                 else allowed[name].rows(0, len(weight))
                 for name, weight in self.network.weights.items()
             }
+
+
+def told_of(allowed: Mapping[str, Source]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What tells these masks: tensors, and of bars their ends; None where they are told by scores of rounds before."""
+    if all(isinstance(each, Listed) for each in allowed.values()):
+        return kept_positions({name: each.topology for name, each in allowed.items() if isinstance(each, Listed)}), {}
+    outlasting = {name: each for name, each in allowed.items() if isinstance(each, Outlasting)}
+    if len(outlasting) < len(allowed):
+        return None
+    tensors = {
+        f"{name}.{side}": torch.stack([getattr(bar, side) for bar in each.bars])
+        for name, each in outlasting.items()
+        for side in ("a", "b")
+    }
+    return tensors, {name: [[bar.threshold, bar.last] for bar in each.bars] for name, each in outlasting.items()}
 
 
 def _left_of(scores: Scores, end: Border, number: int) -> Source:
