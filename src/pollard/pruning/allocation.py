@@ -248,6 +248,7 @@ def _exchanged(layers: Mapping[str, Layer], kept: dict[str, int], left: int) -> 
 def on_the_way(layers: Mapping[str, Layer], density: float) -> tuple[dict[str, Layer], float]:
     """The layers while `density` is kept on the way to less, N:M patterns `relaxed`, and what they can keep that is closest.
 
+    >>> from pollard.formats.pattern import Pattern
     >>> layers, density = on_the_way({"a": Layer((8, 8), Pattern.parse("1:4"))}, 0.6)
     >>> str(layers["a"].pattern), density
     ('2:4', 0.5)

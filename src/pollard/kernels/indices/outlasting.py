@@ -45,9 +45,10 @@ def between(weights: Tensor, a: Tensor, b: Tensor) -> tuple[Found, int]:
     """The weights that `outlasting` lists for all k but the last, those left out that are above 1 with it as well, for sure; and how
     many these are.
 
-    >>> found, above = between(torch.tensor([[3.0, 0.5, -1.0], [0.1, -4.0, 2.0]]), torch.ones(2, 2), torch.tensor([[1.0], [0.3]]).expand(2, 3).contiguous())
+    >>> weights, b = torch.tensor([[3.0, 0.5, -1.0], [0.1, -4.0, 2.0]]), torch.tensor([[1.0] * 3, [0.3] * 3])
+    >>> found, above = between(weights, torch.ones(2, 2), b)
     >>> found.counts.tolist(), found.columns.tolist(), above
-    ([2, 1], [0, 2, 2], 1)
+    ([2, 1], [0, -3, 2], 1)
     """
     made = _by_kernel("between", weights, a, b, len(a) - 1)
     return between_slowly(weights, a, b) if made is None else made
