@@ -328,13 +328,13 @@ def test_what_failed_is_left_alone_unless_it_is_to_be_retried(study, tmp_path, m
 def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on(study, tmp_path):
     slow = replace(study, recipe={**study.recipe, "epochs": 60}, grid={"seed": [0]}, series=[Series("SNIP")])
     (planned,) = slow.runs()
-    victims = []
+    others, victims = set(multiprocessing.active_children()), []  # of tests before, that are not over yet
 
     def kill_once():
         metrics = tmp_path / planned.recipe.digest / "metrics.jsonl"
         while not metrics.exists():
             time.sleep(0.01)
-        (worker,) = multiprocessing.active_children()
+        (worker,) = set(multiprocessing.active_children()) - others
         worker.kill()
         victims.append(worker)
 
