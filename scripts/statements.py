@@ -149,17 +149,18 @@ class Statement:
     def wrong(self) -> list[str]:
         """What does not hold: values that the text does not have, numbers of the text that nothing carries."""
         numbers = list(NUMBER.finditer(self.text))
-        values = {name: own for marker in self.markers for name, own in marker.values().items()}
+        # The same expression may be asked of several files.
+        values = [(name, own) for marker in self.markers for name, own in marker.values().items()]
         lost = [
             f"{each} is {value if isinstance(value, bool) else format(value, '.4g')}, which the text does not say"
-            for each, own in values.items()
+            for each, own in values
             for value in own
             if not (value if isinstance(value, bool) else any(tells(match, value) for match in numbers))
         ]
         if any(marker.kind != "from" for marker in self.markers):
             return lost
         arguments = [float(each) for marker in self.markers for each in re.findall(r"\d+\.\d+", marker.told)]
-        known = [value for own in values.values() for value in own] + arguments + [100 * each for each in arguments]
+        known = [value for _, own in values for value in own] + arguments + [100 * each for each in arguments]
         free = [match[0] for match in numbers if "." in match["digits"] and not any(tells(match, v) for v in known)]
         return lost + [f"nothing carries {each}" for each in free]
 

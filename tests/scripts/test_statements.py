@@ -27,6 +27,7 @@ def record(tmp_path, monkeypatch):
     monkeypatch.setattr(statements, "ROOT", tmp_path)
     (tmp_path / "points.json").write_text(json.dumps(POINTS))
     (tmp_path / "rows.json").write_text('[{"op": "forward", "speedup": 1234.56}, {"op": "step", "speedup": -0.75}]')
+    (tmp_path / "more.json").write_text('[{"speedup": 7.5}]')
 
 
 def wrong(text, page="README.md"):
@@ -42,12 +43,13 @@ def wrong(text, page="README.md"):
         'The ends are 2.5 and 7.5. <!-- from points.json: within("b", "a", 0.1); shows("b", "a", 0.1); not shows("c", "a", 0.1) -->',
         'It is 1,234.6 times as fast, or -0.75. <!-- from rows.json: row(op="forward")["speedup"]; record[1]["speedup"] -->',
         'Two records: 0.25 and 0.8. <!-- from points.json: loss("a", 0.1) --> <!-- from rows.json: record[1]["speedup"] -->',
+        'One expression, two records: 1234.56 and 7.5. <!-- from rows.json: record[0]["speedup"] --> <!-- from more.json: record[0]["speedup"] -->',
         "As published, 98.4. <!-- source: a paper -->",
         "Momentum 0.9 and version 2.13.1. <!-- given: the recipe -->",
         "Nothing measured: 5 % of 300-100, v4, `0.5`, [a link](page-1.5.md), file-1.json.",
         "```\n0.25\n```\n\n    0.25\n\n<!-- figures:x -->\n| 0.25 |\n<!-- /figures -->\n\n# 0.25\n![0.25](0.25.svg)",
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_holds_is_not_complained_of(text):
     assert wrong(text) == []
