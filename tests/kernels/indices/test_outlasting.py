@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pollard.kernels.code.target import host_isas
 from pollard.kernels.indices import outlasting as module
 from pollard.kernels.indices.outlasting import BAND, between, between_slowly, outlasting, outlasting_slowly
 from strategies import seeds
@@ -42,9 +43,9 @@ def test_the_kernel_finds_what_masks_find(target, seed, size, threads):
         assert torch.equal(one, other)
 
 
-def test_a_kernel_ran(target, monkeypatch):
-    if target == "reference":
-        pytest.skip("plain torch is asked for")
+@pytest.mark.parametrize("isa", host_isas())
+def test_a_kernel_ran(isa, monkeypatch):
+    monkeypatch.setenv("POLLARD_TARGET", isa)
     monkeypatch.setattr(module, "outlasting_slowly", None)
     monkeypatch.setattr(module, "between_slowly", None)
     weights, a, b = operands(0, (4, 40, 0), 2)
