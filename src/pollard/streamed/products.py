@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pollard.streamed.source import Places, Source, blocks, cached_rows
+from pollard.streamed.source import Over, Places, Source, blocks, cached_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +138,10 @@ class LowRank(Source):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scaled(Source):
+class Scaled(Over):
     """The numbers of `source`, each times that of an outer product: ``source_ij a_i b_j``."""
 
-    source: Source
     outer: LowRank
-
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """Of both."""
-        return self.source.shape
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]

@@ -118,6 +118,23 @@ def by_block(shape: tuple[int, int], rows: Tensor) -> Iterator[tuple[tuple[int, 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Over(Source):
+    """A matrix that is made of `source`, place by place, of its shape and dtype."""
+
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Of the source."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the source."""
+        return self.source.dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Constant(Source):
     """One number in every place."""
 
@@ -159,21 +176,10 @@ class Mapped(Source):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Masked(Source):
+class Masked(Over):
     """The numbers of `source` where `mask` is True, else zero."""
 
-    source: Source
     mask: Source
-
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """Of both."""
-        return self.source.shape
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the numbers."""
-        return self.source.dtype
 
     def rows(self, first: int, last: int) -> Tensor:
         """Those rows."""
@@ -190,21 +196,10 @@ class Masked(Source):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held(Source):
+class Held(Over):
     """The numbers of `source`; those that were asked for last are held in `room`, which all that share it have one place in."""
 
-    source: Source
     room: list[tuple[Source, int, int, Tensor]]
-
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """Of the weight."""
-        return self.source.shape
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the weight."""
-        return self.source.dtype
 
     def rows(self, first: int, last: int) -> Tensor:
         """Those rows."""
@@ -241,6 +236,7 @@ __all__ = [
     "Held",
     "Mapped",
     "Masked",
+    "Over",
     "Part",
     "Places",
     "Source",

@@ -54,7 +54,7 @@ class StreamedDecision(Decision):
                 allowed = self._survivors(scored, counts)
                 self._mask(allowed)
                 layers = self._as_left(layers, counts)
-                told = told_of(allowed)
+                told = _told_of(allowed)
                 if told is not None:
                     file.write(Finished(number, told[0], {"bars": told[1], "kept": counts}), draw)
             topologies = self._kept(*self._scored(layers, densities[-1], given if self.recover else allowed))
@@ -188,7 +188,7 @@ class StreamedDecision(Decision):
             }
 
 
-def told_of(allowed: Mapping[str, Source]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _told_of(allowed: Mapping[str, Source]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What tells these masks: tensors, and of bars their ends; None where they are told by scores of rounds before."""
     if all(isinstance(each, Listed) for each in allowed.values()):
         return kept_positions({name: each.topology for name, each in allowed.items() if isinstance(each, Listed)}), {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput
 from pollard.reading import MEMORY, STATUS, told_bytes
-from pollard.streamed.source import ROOM, Source
+from pollard.streamed.source import ROOM, Over
 
 _LOG = logging.getLogger("pollard")
 # How often every weight is made for a measurement of one batch, and besides for its score.
@@ -70,21 +70,10 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Counted(Source):
+class Counted(Over):
     """The numbers of `source`, counted as they are made."""
 
-    source: Source
     meter: Meter
-
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """Of the weight."""
-        return self.source.shape
-
-    @property
-    def dtype(self) -> Any:  # type: ignore[override]
-        """Of the weight."""
-        return self.source.dtype
 
     def rows(self, first: int, last: int) -> Tensor:
         """Those rows."""

@@ -13,7 +13,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_of_runs, top_positions
 from pollard.pruning.running_top import RunningTop
-from pollard.pruning.streaming.scores import Scores
+from pollard.pruning.streaming.scores import Part, Scores
 
 # Grains that may be listed while others are still to come; more than that are told by the lowest score of theirs.
 ROOM = 1 << 22
@@ -106,7 +106,7 @@ def border(pools: Sequence[Scores], count: int) -> Border:
         for part in scores:
             found = (_ordered(part.scores) >> bits == alike).nonzero().view(-1)
             inside.append(part.scores[found])
-            places.append(torch.stack([torch.full_like(found, number), part.positions(found)], 1))
+            places.append(_where(number, part, found))
             if sum(map(len, inside)) > ROOM + wanted:
                 return _counted(pools, count, float(part.scores[found][0]))
     return _ranked(torch.cat(inside), torch.cat(places), wanted)
@@ -121,7 +121,7 @@ def _guessed(pools: Sequence[Scores], count: int) -> Border | None:
             above += more + int((part.scores > high).sum())
             found = ((part.scores >= low) & (part.scores <= high)).nonzero().view(-1)
             inside.append(part.scores[found])
-            places.append(torch.stack([torch.full_like(found, number), part.positions(found)], 1))
+            places.append(_where(number, part, found))
             held += len(found)
             if held > ROOM:
                 return None
@@ -145,6 +145,11 @@ def _ends(samples: Sequence[Tensor], pools: Sequence[Scores], count: int) -> tup
     upper, lower = torch.searchsorted(stand_for[order].cumsum(0), ranks).tolist()
     high = float(values[upper]) if 0 < upper < len(values) else torch.inf
     return float(values[lower]) if lower < len(values) else -torch.inf, high
+
+
+def _where(number: int, part: Part, found: Tensor) -> Tensor:
+    """Layer and position, `(n, 2)`, of those `found` among some grains of a layer."""
+    return torch.stack([torch.full_like(found, number), part.positions(found)], 1)
 
 
 def _ranked(values: Tensor, where: Tensor, wanted: int) -> Border:

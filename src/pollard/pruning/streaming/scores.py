@@ -13,10 +13,8 @@ from torch import Tensor
 from pollard.errors import InvalidInput
 from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import Criterion
-from pollard.streamed.source import Source, blocks
+from pollard.streamed.source import CACHED, Source, blocks
 from pollard.streamed.tensor import StreamedTensor
-
-PIECE = 1 << 18  # weights that are scored at a time
 
 
 class Part(NamedTuple):
@@ -73,7 +71,7 @@ class Scores:
     def _pieces(self, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
         # What is done place by place is done to what stays in cache.
         pattern = self.layer.pattern
-        step = max(1, PIECE // max(1, self.layer.matrix[1] * pattern.rows)) * pattern.rows
+        step = max(1, CACHED // max(1, self.layer.matrix[1] * pattern.rows)) * pattern.rows
         with torch.no_grad():
             given = {need: _rows_of(each, first, last) for need, each in self.given.items()}
             allowed = None if self.allowed is None else self.allowed.rows(first, last)
@@ -110,4 +108,4 @@ def _rows_of(given: Any, first: int, last: int) -> Any:
     return given[first:last] if isinstance(given, Tensor) else given
 
 
-__all__ = ["PIECE", "Part", "Scores"]
+__all__ = ["Part", "Scores"]
