@@ -116,3 +116,71 @@ def test_a_mistake_is_three_lines(words):
     result = invoke(*words)
     assert result.exit_code == 2
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["got", "expected", "next step"]
+
+
+@pytest.fixture(scope="module")
+def first_seed(out):
+    """The points of seed 0, as they would have been told before some of their figures were."""
+    file = out.parent / "first-seed.json"
+    assert invoke("report", out, "--json", file).exit_code == 0
+    points = [point for point in json.loads(file.read_text()) if point["seed"] == 0]
+    file.write_text(json.dumps([{k: v for k, v in point.items() if k != "training_flops"} for point in points]))
+    return file
+
+
+def test_known_points_are_not_run_again_and_are_reported_with_what_is(file, out, first_seed, tmp_path):
+    command = ("study", file, "--out", tmp_path / "other", "--known", first_seed, "--workers", "1")
+    assert "3 of 6 left" in invoke(*command, "--dry-run").stdout
+    assert not (tmp_path / "other").exists()
+    result = invoke(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "3/3 " in result.stderr
+    assert invoke("study", file, "--out", tmp_path / "other").stderr == ""  # what was brought stays
+    told = {}
+    for name, folder in {"whole": out, "other": tmp_path / "other"}.items():
+        written = invoke("report", folder, "--json", tmp_path / f"{name}.json", "--html", tmp_path / "page.html")
+        assert written.exit_code == 0, written.stderr
+        assert "6 of 6 runs are finished" in written.stdout
+        told[name] = [
+            (p["run"], p["label"], p["test_accuracy"]) for p in json.loads((tmp_path / f"{name}.json").read_text())
+        ]
+    assert [one[:2] for one in told["other"]] == [one[:2] for one in told["whole"]]
+    assert set(told["whole"]) >= {one for one, seed in zip(told["other"], (0, 1) * 3, strict=True) if seed == 0}
+
+
+def test_a_known_dense_run_is_made_where_others_take_weights_from_it(file, out, first_seed, tmp_path):
+    more = tmp_path / "more.toml"
+    more.write_text(STUDY + '[[series]]\nlabel = "after training"\nmethod = "magnitude"\nscore_at = 1.0\n')
+    told = json.loads(invoke("study", more, "--out", tmp_path, "--known", first_seed, "--dry-run", "--json").stdout)
+    left = [run["label"] for run in told["runs"] if not run["finished"]]
+    assert (left.count("dense"), left.count("SNIP"), left.count("after training")) == (2, 2, 4)
+
+
+def test_known_points_without_aims_do_not_stand_for_runs_of_a_study_that_asks_for_them(file, first_seed, tmp_path):
+    without = tmp_path / "without.json"
+    without.write_text(json.dumps([{**point, "aims": None} for point in json.loads(first_seed.read_text())]))
+    command = ("study", file, "--out", tmp_path / "out", "--known", without, "--dry-run")
+    assert "5 of 6 left" in invoke(*command).stdout  # nothing was pruned in a dense one
+    file = tmp_path / "careless.toml"
+    file.write_text(STUDY.replace("[recipe]", "aims = false\n[recipe]"))
+    assert "3 of 6 left" in invoke("study", file, *command[2:]).stdout
+
+
+@pytest.mark.parametrize(
+    "edit, told",
+    [
+        (lambda points: {"points": points}, "holds a dict"),
+        (lambda points: [*points, 3], "a point 3"),
+        (lambda points: [{**points[0], "curve": 3}], "a point {"),
+        (lambda points: [{**point, "seed": "0"} for point in points], "a point {"),
+        (lambda points: [{**points[0], "recipe": {**points[0]["recipe"], "epochs": 2}}], "is named by"),
+        (lambda _: [], "none of whose runs is in 'Quick'"),
+    ],
+)
+def test_known_points_that_are_none_are_refused_and_nothing_is_begun(edit, told, file, first_seed, tmp_path):
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text(json.dumps(edit(json.loads(first_seed.read_text()))))
+    result = invoke("study", file, "--out", tmp_path / "out", "--known", damaged)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not (tmp_path / "out").exists()

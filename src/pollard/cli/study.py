@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from pollard.cli.output import JsonFlag, emit, progress_bar
-from pollard.recipes.engines import Outcome, run_study
-from pollard.recipes.engines.execution import is_finished
+from pollard.recipes.engines import Outcome, run_study, unfinished
 from pollard.recipes.engines.local import cores
+from pollard.recipes.known import bring, points_of
 from pollard.recipes.points import points
+from pollard.recipes.recipe import Recipe
 from pollard.recipes.study import Study
 from pollard.report.accuracy import accuracy_table
 
@@ -27,6 +29,8 @@ pollard study studies/smoke.toml --out runs/smoke
 pollard study studies/mnist.toml --out runs/mnist --workers 8
 
 pollard study studies/mnist.toml --out /shared/mnist --engine ray --ray-address auto
+
+pollard study studies/mnist.toml --out runs/mnist --known studies/results/mnist.json
 
 pollard report runs/smoke --html smoke.html
 
@@ -53,6 +57,10 @@ def study(
         str | None, typer.Option(metavar="ADDRESS", help="The Ray cluster to join (default: one is started here).")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Runs side by side; 0 for one a core.")] = 0,
+    known: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Points of this study, as pollard report --json writes them: not run again."),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what has failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and which are left.")] = False,
     json: JsonFlag = False,
@@ -62,9 +70,12 @@ def study(
     A run that fails is kept and reported, and the others go on; the exit status is then 1.
     """
     chosen = Study.read(file)
+    brought = {} if known is None else points_of(chosen, known)
     if dry_run:
-        _list(chosen, out, as_json=json)
+        _list(chosen, unfinished(chosen, out, brought), as_json=json)
         return
+    if brought:
+        bring(brought, out)
     failed = _run_with_progress(
         chosen, out, engine=engine.value, address=ray_address, workers=workers or cores(), retry=retry
     )
@@ -77,19 +88,15 @@ def study(
         raise typer.Exit(1)
 
 
-def _list(chosen: Study, out: Path, *, as_json: bool) -> None:
-    runs = [
-        {"run": run.recipe.digest, "label": run.label, "finished": is_finished(out, run.recipe, aims=chosen.aims)}
-        for run in chosen.runs()
-    ]
-    left = [recipe for recipe in chosen.recipes() if not is_finished(out, recipe, aims=chosen.aims)]
+def _list(chosen: Study, left: Sequence[Recipe], *, as_json: bool) -> None:
+    runs = [{"run": run.recipe.digest, "label": run.label, "finished": run.recipe not in left} for run in chosen.runs()]
     lines = [f"{'done' if run['finished'] else 'left'}  {run['run']}  {run['label']}" for run in runs]
     emit({"runs": runs, "left": len(left)}, [*lines, f"{len(left)} of {len(chosen.recipes())} left"], as_json=as_json)
 
 
 def _run_with_progress(chosen: Study, out: Path, **how: Any) -> list[Outcome]:
     """Run what is left, with a bar in a terminal and a line a run elsewhere."""
-    total = sum(not is_finished(out, recipe, aims=chosen.aims) for recipe in chosen.recipes())
+    total = len(unfinished(chosen, out))
     done = 0
     columns = (TextColumn(chosen.title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as bar:

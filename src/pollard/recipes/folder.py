@@ -88,6 +88,14 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], Ends | None]:
     return state, Ends(tuple(shape), classes)
 
 
+def writable_folder(folder: Path) -> None:
+    """Make `folder` where it is missing; raises StoreError where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: {error}", "a folder that can be written", "Give another --out.") from error
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pollard.errors import StoreError
 from pollard.recipes.engines.execution import failure
 from pollard.recipes.folder import FAILURE, RESULT
+from pollard.recipes.known import known
 from pollard.recipes.result import RunResult
 from pollard.recipes.study import read_ledger
 from pollard.training import read_metrics
@@ -30,13 +31,14 @@ class Found(NamedTuple):
 
 
 def read_study(out: Path) -> Found:
-    """The study in `out`, one point for each label and finished run, in the order of its ledger; StoreError without one.
+    """The study in `out`, one point for each label and finished or known run, in the order of its ledger; StoreError without one.
 
     Keys of a point: label, method, density (asked), kept_density, sparsity, seed, run, recipe, bytes, aims, trainability,
     curve (the test accuracy after each epoch), and what the run's result has under the same name.
     """
     ledger = read_ledger(out)
-    read: dict[str, dict[str, Any]] = {}
+    # Older points lack what was first told later.
+    read = {run: {**dict.fromkeys(COPIED), **point} for run, point in known(out).items()}
     failed: dict[str, str] = {}
     # Those first that others take weights from; each once, under however many labels.
     for run in dict.fromkeys([*ledger.get("first", []), *(run["run"] for run in ledger["runs"])]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from itertools import product
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pollard.errors import InvalidInput, StoreError
 from pollard.reading import fits, read_toml
-from pollard.recipes.folder import read_json, write_json
+from pollard.recipes.folder import read_json, writable_folder, write_json
 from pollard.recipes.pipeline import required
 from pollard.recipes.recipe import Recipe
 
@@ -112,12 +112,13 @@ class Study:
                 found.setdefault((label, recipe.digest), Planned(label, recipe))
         return list(found.values())
 
-    def recipes(self) -> list[Recipe]:
+    def recipes(self, known: Collection[str] = ()) -> list[Recipe]:
         """What has to be run: every recipe once, a seed after the other, those first that others take weights from.
 
-        So a study that is stopped halfway has all of its series, for half of the seeds.
+        So a study that is stopped halfway has all of its series, for half of the seeds. known: runs that are not wanted,
+        by their recipes' digests; one that others take weights from is there all the same.
         """
-        wanted = [run.recipe for run in self.runs()]
+        wanted = [run.recipe for run in self.runs() if run.recipe.digest not in known]
         first = [twin for recipe in wanted for twin in required(recipe)]
         seeds = list(dict.fromkeys(recipe.seed for recipe in wanted))
         found = list({recipe.digest: recipe for recipe in (*first, *wanted)}.values())
@@ -136,10 +137,7 @@ class Study:
         runs = [{"label": run.label, "run": run.recipe.digest, "recipe": run.recipe.to_dict()} for run in planned]
         told = {"title": self.title, "published": [asdict(entry) for entry in self.published], "runs": runs}
         told["first"] = list(dict.fromkeys(twin.digest for run in planned for twin in required(run.recipe)))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{out}: {error}", "a folder that can be written", "Give another --out.") from error
+        writable_folder(out)
         if (out / LEDGER).exists() and (other := read_ledger(out)["title"]) != self.title:
             raise InvalidInput(
                 f"{out}, which holds the study {other!r}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pollard.recipes.engines.engine import ENGINES, Engine, run_study
+from pollard.recipes.engines.engine import ENGINES, Engine, run_study, unfinished
 from pollard.recipes.engines.execution import Outcome
 
-__all__ = ["ENGINES", "Engine", "Outcome", "run_study"]
+__all__ = ["ENGINES", "Engine", "Outcome", "run_study", "unfinished"]

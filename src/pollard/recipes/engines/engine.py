@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from pollard.recipes.engines.execution import Outcome, has_failed, is_finished
 from pollard.recipes.engines.local import run_locally
 from pollard.recipes.engines.on_ray import run_on_ray
 from pollard.recipes.folder import FAILURE
+from pollard.recipes.known import is_enough, known
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.study import Study
 
@@ -44,7 +46,7 @@ def run_study(
     checkpoint, and a failed one is left alone unless `retry`. Killed at any moment, the same call goes on.
     """
     study.save(out)
-    left = [recipe for recipe in study.recipes() if not is_finished(out, recipe, aims=study.aims)]
+    left = unfinished(study, out)
     failed: list[Outcome] = []
     for recipe in [recipe for recipe in left if has_failed(out, recipe)]:
         if retry:
@@ -61,3 +63,14 @@ def run_study(
     if left:
         ENGINES[engine](left, out, workers=workers, address=address, aims=study.aims, on_done=tell)
     return failed
+
+
+def unfinished(
+    study: Study, out: Path, brought: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> list[Recipe]:
+    """What is still to be run of `study` in `out`, in the order of `Study.recipes`; `brought`: points besides those known there.
+
+    A point is no network: where weights are taken from its run, that one is made all the same.
+    """
+    at_hand = {run for run, point in {**known(out), **brought}.items() if is_enough(point, aims=study.aims)}
+    return [recipe for recipe in study.recipes(at_hand) if not is_finished(out, recipe, aims=study.aims)]
