@@ -100,7 +100,7 @@ def decide(
         model,
         recipe.rule,
         density=recipe.first_density if density is None else density,
-        batch=_scoring_batch(recipe, examples),
+        batch=scoring_batch(recipe, examples),
         allocation=recipe.allocation,
         pattern=layer_patterns(recipe.pattern, prunable_shapes(model)),
         generator=generator(recipe.seed, purpose),
@@ -125,7 +125,7 @@ def finished(
     if last and recipe.ablation == "shuffle":
         plan = shuffle(plan, generator(recipe.seed, "shuffle"))
     if last and recipe.repair == "refit":
-        return refit(plan, weights, _scoring_batch(recipe, examples), chunk_size=SCORED_AT_ONCE)
+        return refit(plan, weights, scoring_batch(recipe, examples), chunk_size=SCORED_AT_ONCE)
     if last and recipe.repair == "orthogonal":
         return exact_orthogonal(plan, generator=generator(recipe.seed, "orthogonal"))
     return restore_isometry(plan, weights) if last and recipe.repair == "isometry" else plan
@@ -193,7 +193,8 @@ def _random_topology(layer: Layer, count: int, draw: torch.Generator) -> Topolog
     return Topology.random(shape, count / layer.grains, layer.pattern, draw)
 
 
-def _scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
+def scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
+    """What `recipe` takes scores on: so many of `examples`, or so many of each class."""
     order = torch.randperm(
         len(examples.x), generator=generator(recipe.seed, "scoring batch"), dtype=torch.int64, device="cpu"
     )

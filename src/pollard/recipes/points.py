@@ -19,7 +19,7 @@ from pollard.training.metrics import column
 
 COPIED = (
     "test_accuracy", "test_loss", "train_loss", "nnz", "weights", "densities", "seconds_per_step", "peak_rss_bytes",
-    "explored_rate", "training_flops", "dead_neurons", "trainability", "epochs",
+    "explored_rate", "training_flops", "phases", "total_flops", "dead_neurons", "trainability", "epochs",
 )  # fmt: skip
 
 

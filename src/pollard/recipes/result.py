@@ -28,7 +28,8 @@ class RunResult:
 
     density, nnz: over all weights that can be pruned; densities: per layer. bytes: what training holds, by purpose.
     explored_rate: fraction of the dense weights that were ever trained after the last pruning. training_flops: multiply-adds
-    of the last training, of dense training's, as papers count them. dead_neurons: outputs that keep no weight at the end.
+    of a step of the last training, of a dense step's, as papers count them. phases: those of each phase, in epochs of dense
+    training; see `phases`. dead_neurons: outputs that keep no weight at the end.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
     seconds_per_step: median of forward, backward and update, of so many processes. steps: of the last training. dense: the
     same figures of the dense twin, if compared. trainability: the mean test accuracy over the first learning-rate stage of
@@ -57,6 +58,7 @@ class RunResult:
     validation_loss: float | None = None
     trainability: float | None = None
     training_flops: float | None = None
+    phases: dict[str, float] | None = None
     dead_neurons: int = 0
     processes: int = 1
     aims: Aims | None = None
@@ -88,6 +90,11 @@ class RunResult:
             raise StoreError(
                 f"{folder / RESULT}: {error}", "a complete result", "Remove it, and run the recipe again."
             ) from error
+
+    @property
+    def total_flops(self) -> float | None:
+        """Multiply-adds of all phases, in epochs of dense training; None in results that do not tell phases."""
+        return None if self.phases is None else sum(self.phases.values())
 
     @property
     def is_complete(self) -> bool:

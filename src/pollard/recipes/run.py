@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
 from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, common_folder, save_model
 from pollard.recipes.moving import Span
+from pollard.recipes.phases import phases
 from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
@@ -136,7 +136,7 @@ def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
     )
     if processes.rank() == 0 and not (folder / MODEL).exists():
         save_model(folder / MODEL, model, recipe, problem.ends)
-    return _result(recipe, folder, problem.shapes, trained)
+    return _result(recipe, folder, problem, trained)
 
 
 def _pipeline(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Pipeline:
@@ -159,8 +159,8 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
     return found
 
 
-def _result(recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]], trained: Trained) -> RunResult:
-    weights = {name: math.prod(shape) for name, shape in shapes.items()}
+def _result(recipe: Recipe, folder: Path, problem: Problem, trained: Trained) -> RunResult:
+    weights = {name: math.prod(shape) for name, shape in problem.shapes.items()}
     kept = weights | {name: layer.topology.nnz for name, layer in sparse_layers(trained.model).items()}
     density = sum(kept.values()) / sum(weights.values())
     record = trained.record
@@ -177,6 +177,7 @@ def _result(recipe: Recipe, folder: Path, shapes: Mapping[str, tuple[int, int]],
         density=density,
         explored_rate=record.get("explored_rate", density),
         training_flops=record.get("training_flops", density),
+        phases=phases(recipe, problem, record.get("training_flops", density)),
         dead_neurons=int(record.get("dead_neurons", 0)),
         densities={name: kept[name] / weights[name] for name in weights},
         trainability=trainability([line["test_accuracy"] for line in own], [line["lr"] for line in own]),

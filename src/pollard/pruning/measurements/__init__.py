@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from pollard.pruning.measurements.measurement import MEASUREMENTS, Measurement, measurement
+from pollard.pruning.measurements.measurement import COSTS, MEASUREMENTS, Measurement, measurement
 
-__all__ = ["MEASUREMENTS", "Measurement", "measurement"]
+__all__ = ["COSTS", "MEASUREMENTS", "Measurement", "measurement"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

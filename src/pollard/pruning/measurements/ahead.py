@@ -18,7 +18,7 @@ INNER_STEPS, INNER_RATE, INNER_MOMENTUM = 3, 0.5, 0.9
 MOVING_STEPS, MOVING_RATE = 10, 0.1
 
 
-@measurement
+@measurement(cost=lambda samples, _: 2.5 * samples)
 @differentiated_twice()
 def meta_gradient(network: Network) -> dict[str, Tensor]:
     """The derivative `(out, in)` of the loss after 3 steps of training in gates m that the weights started with, by layer.
@@ -44,7 +44,7 @@ def meta_gradient(network: Network) -> dict[str, Tensor]:
     return network.reached(dict(zip(gates, final, strict=True)))
 
 
-@measurement
+@measurement(cost=lambda samples, _: samples)
 def movement_away(network: Network) -> dict[str, Tensor]:
     """`-sum over steps of w * dL/dw` `(out, in)` by layer, over 10 steps of gradient descent on copies of the weights.
 

@@ -23,7 +23,7 @@ ADDED = ("bias", "running_mean")
 LEAST, MOST = 1e-250, 1e300
 
 
-@measurement
+@measurement(cost=lambda *_: 1)
 def synaptic_flow(network: Network) -> dict[str, Tensor]:
     """`|w| * dR/d|w|` `(out, in)` by layer, float64, where R is the sum of outputs of the network with every parameter and
     buffer replaced by its magnitude, for an input of ones.
@@ -64,7 +64,7 @@ def synaptic_flow(network: Network) -> dict[str, Tensor]:
         )
 
 
-@measurement
+@measurement(cost=lambda *_: 2 * KERNEL_SAMPLES)
 def kernel_sensitivity(network: Network) -> dict[str, Tensor]:
     """`|d/dm of the mean over x of ||f(x; m * v) - f(x; m * (v + e))||^2|` `(out, in)` by layer, at the present mask m.
 

@@ -13,7 +13,7 @@ from pollard.pruning.network import Network
 from pollard.pruning.slopes import slopes
 
 
-@measurement
+@measurement(cost=lambda samples, _: samples)
 def gradient(network: Network) -> dict[str, Tensor]:
     """The gradient `(out, in)` of the mean loss over all scoring samples, for the weight of each layer.
 

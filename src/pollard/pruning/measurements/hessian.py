@@ -16,7 +16,7 @@ from pollard.pruning.slopes import curved
 PROBES = 32
 
 
-@measurement
+@measurement(cost=lambda samples, _: 4 * samples)
 def hessian_gradient(network: Network) -> dict[str, Tensor]:
     """`H g` `(out, in)`: the Hessian of the mean loss times its gradient, over all scoring samples, by layer.
 
@@ -34,7 +34,7 @@ def hessian_gradient(network: Network) -> dict[str, Tensor]:
     return hessian_times(network, network.kept(), mean_gradient(network))
 
 
-@measurement
+@measurement(cost=lambda samples, _: 3 * PROBES * samples)
 def hessian_diagonal(network: Network) -> dict[str, Tensor]:
     """An unbiased estimate `(out, in)` of the diagonal of the loss's Hessian, by layer: the mean of `z * H z`.
 

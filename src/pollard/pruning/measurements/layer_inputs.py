@@ -11,7 +11,7 @@ from pollard.pruning.measurements.measurement import measurement
 from pollard.pruning.network import Network
 
 
-@measurement
+@measurement(cost=lambda samples, _: samples / 3)
 def input_gram(network: Network) -> dict[str, Tensor]:
     """`X X^T / n` `(in, in)` by layer, float64: X `(in, n)` is what the layer is given for all scoring samples.
 
@@ -25,7 +25,7 @@ def input_gram(network: Network) -> dict[str, Tensor]:
     return {name: gram / max(1, rows) for name, (gram, rows) in _summed(network, lambda x: x.T @ x).items()}
 
 
-@measurement
+@measurement(cost=lambda samples, _: samples / 3)
 def input_norms(network: Network) -> dict[str, Tensor]:
     """`||X_j||_2` `(in,)` by layer: the norm of each input feature over all scoring samples.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import overload
 
 from torch import Tensor
 
@@ -10,22 +11,39 @@ from pollard.errors import InvalidInput
 from pollard.pruning.network import Network
 
 Measurement = Callable[[Network], dict[str, Tensor]]
+# Of so many samples and outputs of the network, in examples of dense training: a forward pass and both gradients.
+Cost = Callable[[int, int], float]
 MEASUREMENTS: dict[str, Measurement] = {}
+COSTS: dict[str, Cost] = {}
 
 
-def measurement(function: Measurement) -> Measurement:
+@overload
+def measurement(function: Measurement) -> Measurement: ...
+@overload
+def measurement(*, cost: Cost) -> Callable[[Measurement], Measurement]: ...
+def measurement(
+    function: Measurement | None = None, *, cost: Cost | None = None
+) -> Measurement | Callable[[Measurement], Measurement]:
     """Makes `function` a member of `MEASUREMENTS` under its name, by which criteria declare that they need it.
 
+    cost: what it takes for n scoring samples and k outputs of the network, as `cost(n, k)` examples of dense training, three
+    multiply-adds a weight each; of passes through the network alone. A measurement without one leaves the budget of a run unknown.
     It is called inside `network.undisturbed()`, once a round. Raises InvalidInput for a name that a measurement of another
     module has taken.
     """
-    name = function.__name__
-    taken = MEASUREMENTS.get(name)
-    if taken is not None and taken.__module__ != function.__module__:
-        raise InvalidInput(
-            f"a second measurement called {name!r}",
-            f"a name other than {', '.join(MEASUREMENTS)}",
-            "Rename the function.",
-        )
-    MEASUREMENTS[name] = function
-    return function
+
+    def join(function: Measurement) -> Measurement:
+        name = function.__name__
+        taken = MEASUREMENTS.get(name)
+        if taken is not None and taken.__module__ != function.__module__:
+            raise InvalidInput(
+                f"a second measurement called {name!r}",
+                f"a name other than {', '.join(MEASUREMENTS)}",
+                "Rename the function.",
+            )
+        MEASUREMENTS[name] = function
+        if cost is not None:
+            COSTS[name] = cost
+        return function
+
+    return join if function is None else join(function)

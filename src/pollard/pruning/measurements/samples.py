@@ -58,7 +58,7 @@ class Pass:
 Cotangents = Callable[[Pass], Iterable[list[Tensor]]]
 
 
-@measurement
+@measurement(cost=lambda samples, _: samples)
 def sample_gradients(network: Network) -> dict[str, Tensor]:
     """The gradient `(samples, out, in)` of each scoring sample's own loss, by layer: memory of as many dense layers.
 
@@ -77,7 +77,7 @@ def sample_gradients(network: Network) -> dict[str, Tensor]:
     return {name: torch.cat(found.pop(name)) for name in network.names}
 
 
-@measurement
+@measurement(cost=lambda samples, _: samples)
 def fisher_diagonal(network: Network) -> dict[str, Tensor]:
     """The mean square `(out, in)` of the gradient over scoring samples, by layer: the empirical Fisher's diagonal.
 
@@ -91,7 +91,7 @@ def fisher_diagonal(network: Network) -> dict[str, Tensor]:
     return squared_gradients(network, network.kept(), lambda one: [one.slope(one.free())])
 
 
-@measurement
+@measurement(cost=lambda samples, outputs: samples * (1 + 2 * outputs) / 3)
 def gauss_newton_diagonal(network: Network) -> dict[str, Tensor]:
     """The diagonal `(out, in)` of the generalised Gauss-Newton matrix of the mean loss, by layer.
 

@@ -33,6 +33,7 @@ COSTS = {
     "peak_rss_bytes": "peak memory of the process, bytes",
     "explored_rate": "fraction of weights ever trained",
     "training_flops": "multiply-adds of training, of dense training's",
+    "total_flops": "multiply-adds of all phases, in epochs of dense training",
     "dead_neurons": "outputs that keep no weight",
 }
 
