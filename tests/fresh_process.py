@@ -18,10 +18,19 @@ ONLY_LINUX = pytest.mark.skipif(
 
 
 def told_by(script: str, *options: str) -> dict[str, Any]:
-    """What a script prints as JSON; coverage's own tracing would count as the network's memory."""
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    command = [sys.executable, str(BENCHMARKS / script), *options]
-    result = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    told: dict[str, Any] = json.loads(result.stdout)
+    """What a script of benchmarks/ prints as JSON."""
+    told: dict[str, Any] = _told([str(BENCHMARKS / script), *options])
     return told
+
+
+def told_by_lines(lines: str) -> Any:
+    """What lines of Python print as JSON."""
+    return _told(["-c", lines])
+
+
+def _told(words: list[str]) -> Any:
+    # Coverage's own tracing would count as the network's memory.
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    result = subprocess.run([sys.executable, *words], env=quiet, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fresh_process import ONLY_LINUX, told_by
+from fresh_process import ONLY_LINUX, told_by, told_by_lines
 
 
 @pytest.mark.slow
@@ -40,3 +40,28 @@ def test_its_peak_does_not_grow_with_the_dense_size():
     assert large["kept"] == pytest.approx(small["kept"], rel=0.01)
     # Activations grow, here of four examples, two megabytes each at most; weights do not.
     assert large["pruned"]["peak"] - small["pruned"]["peak"] < large["dense_bytes"] / 4
+
+
+REDUCED = """
+import pollard
+from pollard.report.measure import forget_peak_rss, peak_rss_bytes, rss_bytes
+from torch import nn
+
+with pollard.never_dense(seed=0):
+    layer = nn.Linear(16384, 8192)
+weight = layer.weight.detach().double()
+grown = []
+for reduce in (lambda: weight.abs().amax(), lambda: weight.abs().sum(1)):
+    forget_peak_rss()
+    before = rss_bytes()
+    reduce()
+    grown.append(peak_rss_bytes() - before)
+print(grown)
+"""
+
+
+@pytest.mark.slow
+@ONLY_LINUX
+def test_what_is_reduced_block_by_block_leaves_no_blocks_behind():
+    # Small numbers that are made between two blocks, and kept, would each hold the room of one.
+    assert max(told_by_lines(REDUCED)) < 8192 * 16384 * 8 / 4

@@ -150,7 +150,10 @@ def _amax(first: StreamedTensor, func: Any, tensor: Tensor, dim: tuple[int, ...]
     del func, tensor
     if len(dim) not in {0, first.dim()}:
         raise unserved(f"a maximum over {tuple(dim)}", first)
-    return torch.stack([first.block(*each).amax() for each in blocks(first.source.shape)]).amax()
+    found = torch.empty(first.source.shape[0], dtype=first.dtype, device="cpu")
+    for begin, end in blocks(first.source.shape):
+        found[begin:end] = first.block(begin, end).amax()
+    return found.amax()
 
 
 @operator(aten.any.default)
@@ -165,7 +168,11 @@ def _sum(first: StreamedTensor, func: Any, tensor: Tensor, dim: tuple[int, ...])
     del func, tensor
     if first.dim() != 2 or tuple(dim) not in {(1,), (-1,)}:
         raise unserved(f"a sum over {tuple(dim)}", first)
-    return torch.cat([first.block(*each).sum(1) for each in blocks(first.source.shape)])
+    # Written where there is room, not kept in a list: each would lie where a block was, and the next would find no room there.
+    found = torch.empty(first.source.shape[0], dtype=first.dtype, device="cpu")
+    for begin, end in blocks(first.source.shape):
+        found[begin:end] = first.block(begin, end).sum(1)
+    return found
 
 
 @operator(*DRAWS, *STEPS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -149,12 +147,17 @@ def _in_range(scores: dict[str, Tensor], total: Tensor) -> bool:
 
 
 def _largest(score: Tensor) -> Tensor:
-    """The highest of them; of a product with an outer product, one of its first rows, where that and the factors tell as much."""
-    if isinstance(score, StreamedTensor) and isinstance(score.source, Scaled):
-        first, vectors = score.block(0, 1).amax(), score.source.outer.vectors or ()
-        most = torch.finfo(torch.float32).max * math.prod(float(each.amax()) for each in vectors)
-        if float(first) > LEAST and most < MOST:
-            return first
+    """The highest of them; of a product with an outer product, that of its likeliest row, where it and the factors tell as much."""
+    if (
+        isinstance(score, StreamedTensor)
+        and isinstance(score.source, Scaled)
+        and score.source.outer.vectors is not None
+    ):
+        a, b = score.source.outer.vectors
+        row = int(a.argmax())
+        found = score.block(row, row + 1).amax()
+        if float(found) > LEAST and torch.finfo(torch.float32).max * float(a.amax()) * float(b.amax()) < MOST:
+            return found
     return score.amax()
 
 
