@@ -10,13 +10,13 @@ from pollard.composites.composing import (
     axes_of,
     composable,
     composed,
-    copied,
     holders,
     matrices,
     parts_of,
     put,
     put_together,
     refuse_dense,
+    shared_copy,
 )
 from pollard.composites.composite import COMPOSITES, Composite, composite
 
@@ -28,13 +28,13 @@ __all__ = [
     "composable",
     "composed",
     "composite",
-    "copied",
     "holders",
     "matrices",
     "parts_of",
     "put",
     "put_together",
     "refuse_dense",
+    "shared_copy",
 ]
 
 for _module in iter_modules(__path__):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -11,7 +10,8 @@ from typing import Self
 from torch import Tensor, nn
 
 from pollard.composites.composite import COMPOSITES, Composite, dotted, kind_for
-from pollard.errors import InvalidInput, NothingMatched
+from pollard.copies import copied
+from pollard.errors import NothingMatched
 from pollard.references import Reference, references, replace
 from pollard.selection import LayerFilter, is_sparse, kind_of, linear_layers, listed, matches, weight_layers
 
@@ -136,7 +136,7 @@ def composed(model: nn.Module, names: Iterable[str] | None = None) -> nn.Module:
     paths = composable(model) if names is None else holders(model, names)
     if not paths:
         return model
-    apart = copied(model, next(iter(paths)))
+    apart = shared_copy(model, next(iter(paths)))
     made = {path: _rebuilt(apart.get_submodule(path)) for path in paths}
     if "" in made:
         return made[""]
@@ -145,22 +145,14 @@ def composed(model: nn.Module, names: Iterable[str] | None = None) -> nn.Module:
     return apart
 
 
-def copied(model: nn.Module, name: str) -> nn.Module:
-    """A copy of `model` that shares its tensors, for its module `name` to be taken apart in; raises InvalidInput where it has none.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> copied(model, "0")[0].weight is model[0].weight
-    True
-    """
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    try:
-        return copy.deepcopy(model, shared)
-    except Exception as error:  # whatever a module of the user's holds
-        raise InvalidInput(
-            f"a model that cannot be copied, with {name!r} to be taken apart: {error}",
-            "a model that copy.deepcopy takes",
-            "Leave out what is not nn.Linear with layers=, or keep what cannot be copied out of the model.",
-        ) from error
+def shared_copy(model: nn.Module, name: str) -> nn.Module:
+    """A copy of `model` that shares its tensors, for its module `name` to be taken apart in; raises InvalidInput where it has none."""
+    return copied(
+        model,
+        f"with {name!r} to be taken apart",
+        shared=(*model.parameters(), *model.buffers()),
+        fix="Leave out what is not nn.Linear with layers=, or keep what cannot be copied out of the model.",
+    )
 
 
 def _rebuilt(module: nn.Module) -> Composite:
@@ -240,11 +232,11 @@ __all__ = [
     "axes_of",
     "composable",
     "composed",
-    "copied",
     "holders",
     "matrices",
     "parts_of",
     "put",
     "put_together",
     "refuse_dense",
+    "shared_copy",
 ]

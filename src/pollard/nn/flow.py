@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from pollard.composites import Composite
-from pollard.errors import InvalidInput
+from pollard.copies import copied
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 
@@ -51,7 +50,9 @@ class Flow:
         >>> Flow.of(model).calls[model[0]][0].readers
         (ReLU(),)
         """
-        tracing = _Tracing(_copied(model))
+        hooks = [vars(module)[name] for module in model.modules() for name in _HOOKS]
+        shared = (*model.parameters(), *model.buffers(), *hooks)
+        tracing = _Tracing(copied(model, "to see who reads what in it", shared=shared))
         pieces = tracing.pieces()
         flow = cls(untraced=next(iter(tracing.failures.values()), None), parts=len(pieces))
         for piece in pieces:
@@ -181,20 +182,6 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
     forward: Callable[..., Any] = type(module).forward
     parameters = inspect.signature(forward).parameters.values()
     return {each.name: each.default for each in parameters if each.default is not each.empty}
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy with the same tensors and hooks."""
-    hooks = [vars(module)[name] for module in model.modules() for name in _HOOKS]
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers(), *hooks)}
-    try:
-        return copy.deepcopy(model, shared)
-    except Exception as error:  # whatever a module of the user's holds
-        raise InvalidInput(
-            f"a model that cannot be copied, to see who reads what in it: {error}",
-            "a model that copy.deepcopy takes",
-            "Keep what cannot be copied out of the model.",
-        ) from error
 
 
 def _joined(path: str, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from pollard.composites import copied, matrices, put
+from pollard.composites import matrices, put, shared_copy
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern, PatternChoice
 from pollard.formats.topology import Topology
@@ -57,7 +57,7 @@ def _dense_again(model: nn.Module, names: list[str]) -> nn.Module:
             "a module around it",
             "Wrap it, as in nn.Sequential(layer).",
         )
-    apart = copied(model, names[0])
+    apart = shared_copy(model, names[0])
     for name in names:
         layer: Any = apart.get_submodule(name)
         put(apart, layer, layer.to_dense())

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pollard.composites import copied, matrices, put
+from pollard.composites import matrices, put, shared_copy
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, KernelError
 from pollard.formats.pattern import Pattern
@@ -78,8 +78,8 @@ class Pruned:
     @classmethod
     def _keeping(cls, dense: Workload, plan: Mapping[str, Topology], pattern: str, density: float) -> Pruned:
         share = Coverage.of(dense.model, plan).share
-        sparse = dense.of(sparsify_(copied(dense.model, next(iter(plan))), plan))
-        again = dense.of(densify_(copied(sparse.model, next(iter(plan)))))
+        sparse = dense.of(sparsify_(shared_copy(dense.model, next(iter(plan))), plan))
+        again = dense.of(densify_(shared_copy(sparse.model, next(iter(plan)))))
         return cls(pattern, density, share, sparse, outputs(again()))
 
     def contender(self, dtype: str) -> Contender:
@@ -178,7 +178,7 @@ def _steady(dense: Workload) -> dict[str, Tensor]:
 
 
 def _swapped(dense: Workload, way: str) -> Workload:
-    apart = copied(dense.model, next(iter(linear_layers(dense.model))))
+    apart = shared_copy(dense.model, next(iter(linear_layers(dense.model))))
     for layer in linear_layers(apart).values():
         # One that is parametrized makes its weight anew at each call.
         if type(layer) is nn.Linear:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pollard import networks
+from pollard.copies import copied
 from pollard.errors import InvalidInput
 from pollard.networks import FUNCTION, Ends
 from pollard.networks.own import accepts, call_named
@@ -51,14 +51,7 @@ class Workload:
 
         Raises InvalidInput for a model that cannot be copied.
         """
-        try:
-            model = copy.deepcopy(self.model)
-        except Exception as error:  # whatever a module of the user's holds
-            raise InvalidInput(
-                f"a model of {self.name!r} that cannot be copied: {error}",
-                "a model that copy.deepcopy takes",
-                "Keep what cannot be copied out of the model.",
-            ) from error
+        model = copied(self.model, f"as {self.name!r} in another precision")
 
         def cast(each: Tensor) -> Tensor:
             return each.detach().to(dtype) if each.is_floating_point() else each
