@@ -65,6 +65,14 @@ def test_the_result_adds_up(tmp_path, recipe):
     assert result.dense is None
 
 
+@pytest.mark.parametrize("method", ["random", "rigl"])
+def test_outputs_that_keep_no_weight_are_counted_whether_the_topology_moves_or_not(tmp_path, recipe, method):
+    # A fifth of a weight for each row, so that some have none.
+    result = run(replace(recipe, method=method, density=0.02, allocation="uniform", epochs=1), tmp_path, progress=False)
+    plan = result.kept()
+    assert result.dead_neurons == sum(int((~plan[name].mask().any(1)).sum()) for name in plan) > 0
+
+
 def test_the_second_time_reports_what_is_there(tmp_path, recipe):
     first = run(recipe, tmp_path, progress=False)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir() if path.name != ".lock"}

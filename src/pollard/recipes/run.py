@@ -161,7 +161,8 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
 
 def _result(recipe: Recipe, folder: Path, problem: Problem, trained: Trained) -> RunResult:
     weights = {name: math.prod(shape) for name, shape in problem.shapes.items()}
-    kept = weights | {name: layer.topology.nnz for name, layer in sparse_layers(trained.model).items()}
+    topologies = {name: layer.topology for name, layer in sparse_layers(trained.model).items()}
+    kept = weights | {name: topology.nnz for name, topology in topologies.items()}
     density = sum(kept.values()) / sum(weights.values())
     record = trained.record
     own = read_metrics(folder / METRICS)
@@ -178,7 +179,7 @@ def _result(recipe: Recipe, folder: Path, problem: Problem, trained: Trained) ->
         explored_rate=record.get("explored_rate", density),
         training_flops=record.get("training_flops", density),
         phases=phases(recipe, problem, record.get("training_flops", density)),
-        dead_neurons=int(record.get("dead_neurons", 0)),
+        dead_neurons=sum(int((each.fan_in() == 0).sum()) for each in topologies.values()),
         densities={name: kept[name] / weights[name] for name in weights},
         trainability=trainability([line["test_accuracy"] for line in own], [line["lr"] for line in own]),
         nnz=sum(kept.values()),
