@@ -24,6 +24,7 @@ from memory import limit_address_space
 from torch import Tensor, nn
 
 import pollard
+from pollard.pruning import Forecast
 from pollard.report.measure import forget_peak_rss, peak_rss_bytes, rss_bytes
 from pollard.training.methods import METHODS
 
@@ -59,11 +60,15 @@ def lived(widths: tuple[int, ...], given: argparse.Namespace, *, steps: int, den
         forget_peak_rss()
         started = time.perf_counter()
 
+    def foreseen(forecast: Forecast) -> None:
+        spent = time.perf_counter() - started
+        told["foreseen"] = {"seconds": forecast.seconds, "peak": forecast.peak_bytes, "told after": round(spent, 2)}
+
     forget_peak_rss()
     model = network(widths, dense=dense)
     note("born")
     rounds = given.rounds or None
-    plan = pollard.prune(model, given.criterion, given.density, batch, rounds=rounds)
+    plan = pollard.prune(model, given.criterion, given.density, batch, rounds=rounds, forecast=foreseen)
     note("pruned")
     pollard.sparsify_(model, plan)
     note("made sparse")
@@ -110,8 +115,8 @@ def main() -> None:
     baseline = rss_bytes()
     dense_weight = limit_address_space(given.limit << 20) if given.limit else "not tried"
     told = lived(tuple(map(int, given.widths.split("-"))), given, steps=given.steps, dense=given.dense)
-    for each in told.values():
-        if isinstance(each, dict):
+    for name, each in told.items():
+        if isinstance(each, dict) and name != "foreseen":
             each["peak"] -= baseline
     asked = {
         name: getattr(given, name) for name in ("widths", "density", "criterion", "batch", "threads", "moving", "dense")

@@ -8,7 +8,7 @@ import torch
 from networks import BATCH, lenet
 from pollard.errors import InvalidInput
 from pollard.pruning import CRITERIA, MEASUREMENTS, criterion, measurement, prune
-from pollard.pruning.decision import round_densities
+from pollard.pruning.rounds import round_densities
 from pollard.pruning.scoring import Rounds
 
 

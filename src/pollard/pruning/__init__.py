@@ -16,6 +16,7 @@ from pollard.pruning.orthogonal import exact_orthogonal, sparse_orthogonal
 from pollard.pruning.plan import Plan
 from pollard.pruning.refit import refit
 from pollard.pruning.scoring import Rounds, Scoring
+from pollard.pruning.streaming import Forecast
 
 __all__ = [
     "ALLOCATIONS",
@@ -24,6 +25,7 @@ __all__ = [
     "Aims",
     "Alignment",
     "Criterion",
+    "Forecast",
     "Network",
     "Plan",
     "Rounds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Decision(ABC):
     recover: bool
     invert: bool
     resume: Path | None = None
+    forecast: Callable[[Any], None] | None = None
     # Where the last cut fell among scores of zero.
     ties: dict[str, tuple[int, int]] = field(default_factory=dict)
 

@@ -30,9 +30,9 @@ from pollard.pruning.masks import best_grains
 from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
 from pollard.pruning.plan import Plan
-from pollard.pruning.rounds import Finished
-from pollard.pruning.scoring import Batches, Rounds, RoundSchedule, Scoring
-from pollard.pruning.streaming import StreamedDecision, is_streamed
+from pollard.pruning.rounds import Finished, round_densities
+from pollard.pruning.scoring import Batches, Rounds, Scoring
+from pollard.pruning.streaming import Forecast, StreamedDecision, is_streamed
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
 from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
 
@@ -61,6 +61,7 @@ def prune(
     within: Mapping[str, Topology] | None = None,
     input_shape: tuple[int, ...] | None = None,
     count_biases: bool = False,
+    forecast: Callable[[Forecast], None] | None = None,
 ) -> Plan:
     """The plan that keeps the `density` of `model`'s linear weights with the highest scores, at whatever point of training.
 
@@ -89,6 +90,7 @@ def prune(
     input_shape: of one sample, where a criterion needs that and no data.
     count_biases: let `density` be a fraction of weights and biases together, as the authors of SNIP count. Biases are kept
     all the same, so the budget is spent on weights: there, zero biases score zero and go first.
+    forecast: is told what the decision will take, before it begins, where weights have no memory: `forecast=print`.
 
     Raises InvalidInput for a bad argument, a missing batch, non-finite scores, tied weights, sparse and dense layers in one
     call, or weights that are lazy, parametrized or made by a hook; PatternError where a pattern does not divide a layer;
@@ -121,6 +123,7 @@ def prune(
         recover=rule.recover if rounds.recover is None else rounds.recover,
         invert=invert,
         resume=None if rounds.resume is None else Path(rounds.resume),
+        forecast=forecast,
     )
     count, start = rule.rounds if rounds.count is None else rounds.count, Plan(within).density if within else 1.0
     plan = decision.plan(round_densities(budget, count, rounds.schedule, start), density)
@@ -137,28 +140,6 @@ def prune(
 
 
 prune_at_init = prune
-
-
-def round_densities(
-    density: float, rounds: int, schedule: RoundSchedule = "exponential", start: float = 1.0
-) -> list[float]:
-    """The density after each round: `start` times `(density / start) ** (k / rounds)`, or on a straight line where linear.
-
-    Raises InvalidInput for less than one round, or another schedule.
-
-    >>> [round(d, 4) for d in round_densities(0.01, 4)], [round(d, 4) for d in round_densities(0.1, 3, "linear")]
-    ([0.3162, 0.1, 0.0316, 0.01], [0.7, 0.4, 0.1])
-    """
-    if not isinstance(rounds, int) or rounds < 1:
-        raise InvalidInput(f"rounds={rounds}", "at least 1", "Leave rounds= out for the criterion's own number.")
-    steps = range(1, rounds)
-    if schedule == "exponential":
-        return [*(start * (density / start) ** (k / rounds) for k in steps), density]
-    if schedule == "linear":
-        return [*(start - (start - density) * k / rounds for k in steps), density]
-    raise InvalidInput(
-        f"schedule={schedule!r} of rounds", "one of exponential, linear", "Leave it out for 'exponential'."
-    )
 
 
 class _DenseDecision(Decision):

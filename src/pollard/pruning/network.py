@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pollard.composites import composed
 from pollard.errors import InvalidInput, PollardError
 from pollard.formats.topology import Topology
-from pollard.pruning.batches import arguments, checked, count, is_pair, mapped, pieces, signals, tensors
+from pollard.pruning.batches import arguments, between, checked, count, is_pair, mapped, pieces, signals, tensors
 from pollard.pruning.scoring import Batches, Mode, Pair, Scoring
 from pollard.selection import listed
 
@@ -111,10 +112,13 @@ class Network:
     def pieces(self) -> int:
         """How many times a measurement passes the scoring batches through the network, as far as is known beforehand."""
         alone = self._batches is None or isinstance(self._batches, Mapping) or is_pair(self._batches)
-        batches = [self._batches] if alone else self._batches
-        if alone and self._batches is not None and self.scoring.chunk_size:
-            return -(-count(next(self.pairs())[0]) // self.scoring.chunk_size)
-        return len(batches) if isinstance(batches, Sized) else 1
+        batches = 1 if alone else len(self._batches) if isinstance(self._batches, Sized) else 1
+        return batches if self._batches is None else batches * sum(1 for _ in self.chunks(next(self.pairs())))
+
+    @property
+    def samples(self) -> int:
+        """How many samples of the first batch pass the network at once; 0 without any."""
+        return 0 if self._batches is None else count(next(self.chunks(next(self.pairs())))[0][0])
 
     def pairs(self) -> Iterator[Pair]:
         """The scoring batches, from the first; raises InvalidInput where there is none, or one is unfit."""
@@ -133,6 +137,14 @@ class Network:
                 "at least one pair (inputs, targets)",
                 "Check that the iterable was not used up before.",
             )
+
+    def of_few(self, samples: int) -> Network:
+        """What can be measured without a trace: this network, that looks at the first `samples` of its first batch alone."""
+        few, pair = copy(self), between(next(self.pairs()), 0, samples) if samples else None
+        few.generator = torch.Generator(self.generator.device).set_state(self.generator.get_state())
+        few.unreached = set()
+        few._batches = None if pair is None else [pair[0] if self.takes_own_loss else pair]  # noqa: SLF001 - of its own kind
+        return few
 
     def chunks(self, pair: Pair) -> Iterator[tuple[Pair, float]]:
         """`pair` in pieces of `chunk_size` samples, each with its share of the samples."""

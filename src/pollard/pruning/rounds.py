@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput
 from pollard.formats.store import load_tensors, save_tensors
+from pollard.pruning.scoring import RoundSchedule
 
 _GENERATOR = "generator"
 
@@ -70,9 +71,31 @@ class RoundsFile:
             self.path.unlink(missing_ok=True)
 
 
+def round_densities(
+    density: float, rounds: int, schedule: RoundSchedule = "exponential", start: float = 1.0
+) -> list[float]:
+    """The density after each round: `start` times `(density / start) ** (k / rounds)`, or on a straight line where linear.
+
+    Raises InvalidInput for less than one round, or another schedule.
+
+    >>> [round(d, 4) for d in round_densities(0.01, 4)], [round(d, 4) for d in round_densities(0.1, 3, "linear")]
+    ([0.3162, 0.1, 0.0316, 0.01], [0.7, 0.4, 0.1])
+    """
+    if not isinstance(rounds, int) or rounds < 1:
+        raise InvalidInput(f"rounds={rounds}", "at least 1", "Leave rounds= out for the criterion's own number.")
+    steps = range(1, rounds)
+    if schedule == "exponential":
+        return [*(start * (density / start) ** (k / rounds) for k in steps), density]
+    if schedule == "linear":
+        return [*(start - (start - density) * k / rounds for k in steps), density]
+    raise InvalidInput(
+        f"schedule={schedule!r} of rounds", "one of exponential, linear", "Leave it out for 'exponential'."
+    )
+
+
 def _short(told: Any) -> str:
     text = str(told)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-__all__ = ["Finished", "RoundsFile"]
+__all__ = ["Finished", "RoundsFile", "round_densities"]

@@ -6,14 +6,14 @@ source itself, whose rows are made when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pollard.streamed.source import Over, Places, Source, blocks, cached_rows
+from pollard.streamed.source import Cuts, Over, Places, Source, blocks, cached_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _of_few(by: Operand, x: Tensor) -> Dense | None:
     return call if by.source.is_sparse else None
 
 
-def _cuts(by: Operand, x: Tensor) -> Iterator[tuple[int, int]]:
+def _cuts(by: Operand, x: Tensor) -> Cuts:
     """Rows of W at a time: as many as there is of x, or of wide rows it would be read over and over."""
     return blocks(by.source.shape, x.numel()) if _of_few(by, x) is None else cached_rows(by.source.shape)
 
@@ -195,13 +195,14 @@ class _Forward(torch.autograd.Function):
         ctx.by = by
         ctx.save_for_backward(x, weight)
         y = by.call.made(x, by.source.shape[0])
-        few = _of_few(by, x)
+        few, last = _of_few(by, x), 0
         for first, last in _cuts(by, x):
             if few is None:
                 rows = by.call.forward(x, by.source.rows(first, last).to(x.dtype))
             else:
                 rows = few.forward_few(x, *by.source.sparse(first, last))
             _channels(by.call, y, first, last).copy_(rows)
+        _channels(by.call, y, last, by.source.shape[0]).zero_()  # what a rehearsal leaves out
         return y
 
     @staticmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +15,27 @@ from torch import Tensor
 ROOM = 1 << 21  # numbers of a matrix that are there at once: 8 MB
 CACHED = 1 << 18  # numbers that stay in cache from one step to the next: 1 MB
 GRAIN = 32  # rows: a multiple of those of every grain
+
+Cuts = Iterator[tuple[int, int]]
+
+
+class Pace:
+    """How matrices are gone through: to their end. A rehearsal leaves rows out."""
+
+    growth = 1.0  # of what shares its room with a block of rows
+
+    def left(self, shape: tuple[int, int], cuts: Cuts) -> Cuts:
+        """What is left of the rows that are gone through."""
+        del shape
+        return cuts
+
+    def one_of(self, parts: float) -> AbstractContextManager[None]:
+        """For a block that does one of so many parts alike."""
+        del parts
+        return nullcontext()
+
+
+PACE: ContextVar[Pace] = ContextVar("PACE", default=Pace())  # noqa: B039 - nothing changes it
 
 
 class Places(NamedTuple):
@@ -72,7 +95,7 @@ class Source(ABC):
         return found
 
 
-def blocks(shape: tuple[int, int], room: int = 0) -> Iterator[tuple[int, int]]:
+def blocks(shape: tuple[int, int], room: int = 0) -> Cuts:
     """The rows of a matrix in order, about as many at a time as ROOM holds, or `room`, whole grains of any pattern in each block.
 
     The same whoever asks for no more room, so that what is computed of a block comes out alike, bit for bit.
@@ -80,22 +103,21 @@ def blocks(shape: tuple[int, int], room: int = 0) -> Iterator[tuple[int, int]]:
     >>> list(blocks((100, ROOM // 40)))
     [(0, 32), (32, 64), (64, 96), (96, 100)]
     """
-    rows, columns = shape
-    step = max(1, max(ROOM, room) // max(1, columns * GRAIN)) * GRAIN
-    for first in range(0, rows, step):
-        yield first, min(rows, first + step)
+    most = max(ROOM, round(room * PACE.get().growth))
+    return _cut(shape, max(1, most // max(1, shape[1] * GRAIN)) * GRAIN)
 
 
-def cached_rows(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def cached_rows(shape: tuple[int, int]) -> Cuts:
     """The rows of a matrix in order, about as many at a time as stay in cache: for what is done place by place.
 
     >>> list(cached_rows((100, CACHED // 40)))
     [(0, 40), (40, 80), (80, 100)]
     """
-    rows, columns = shape
-    step = max(1, CACHED // max(1, columns))
-    for first in range(0, rows, step):
-        yield first, min(rows, first + step)
+    return _cut(shape, max(1, CACHED // max(1, shape[1])))
+
+
+def _cut(shape: tuple[int, int], step: int) -> Cuts:
+    return PACE.get().left(shape, ((first, min(shape[0], first + step)) for first in range(0, shape[0], step)))
 
 
 def by_block(shape: tuple[int, int], rows: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:

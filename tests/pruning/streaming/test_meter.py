@@ -11,8 +11,9 @@ from torch import nn
 import pollard
 from pollard.errors import InvalidInput
 from pollard.formats.store import save_tensors
-from pollard.pruning.streaming import meter
-from pollard.pruning.streaming.meter import Meter, free_bytes
+from pollard.pruning.streaming import forecast, meter
+from pollard.pruning.streaming.forecast import free_bytes
+from pollard.pruning.streaming.meter import Meter
 
 BATCH = torch.randn(12, 20), torch.arange(12) % 5
 
@@ -74,8 +75,8 @@ def test_the_model_keeps_its_own_weights(meters):
 
 
 def test_what_cannot_fit_is_refused_before_it_begins(monkeypatch):
-    monkeypatch.setattr(meter, "free_bytes", lambda: 1 << 20)
-    with pytest.raises(InvalidInput, match="GiB"):
+    monkeypatch.setattr(forecast, "free_bytes", lambda: 1 << 10)
+    with pytest.raises(InvalidInput, match="GB"):
         pollard.prune(streamed(), "snip", 0.1, BATCH)
 
 

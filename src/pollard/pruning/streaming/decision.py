@@ -19,9 +19,10 @@ from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
 from pollard.pruning.rounds import Finished
 from pollard.pruning.streaming.flow import Bar, Flows, Outlasting, as_flows
+from pollard.pruning.streaming.forecast import Forecast, foresee
 from pollard.pruning.streaming.masks import Listed, Surviving
-from pollard.pruning.streaming.meter import PASSES, Counted, Meter, require_room
-from pollard.pruning.streaming.ranking import ROOM, Border, best_of, border, runs_of
+from pollard.pruning.streaming.meter import Counted, Meter
+from pollard.pruning.streaming.ranking import ROOM, Border, Rehearsed, best_of, border, runs_of
 from pollard.pruning.streaming.scores import Scores
 from pollard.selection import listed
 from pollard.streamed.source import Held, Source
@@ -42,9 +43,9 @@ class StreamedDecision(Decision):
         given: dict[str, Source] = {name: Listed(topology) for name, topology in self.within.items()}
         allowed, layers = given, {name: self._limited(name, layer) for name, layer in self.layers.items()}
         file, draw = self.rounds_file(densities), self.network.generator
-        require_room(round(densities[-1] * sum(layer.grains for layer in layers.values())))
-        with self.network.undisturbed(), self._metered(densities):
-            begun = file.read(draw)
+        begun = file.read(draw)
+        forecast = self._foreseen(layers, densities[begun.rounds if begun else 0 :])
+        with self.network.undisturbed(), self._metered(forecast):
             if begun is not None:
                 allowed = self._resumed(begun, given)
                 layers = self._as_left(layers, begun.left["kept"])
@@ -111,17 +112,26 @@ class StreamedDecision(Decision):
                 "Pass allocation='erk' or 'uniform', which allow both.",
             )
 
-    def _metered(self, densities: list[float]) -> Meter:
+    def _foreseen(self, layers: Mapping[str, Layer], densities: list[float]) -> Forecast:
+        """What rounds to these densities will take, told to whoever wants to know; raises InvalidInput where it cannot fit."""
+
+        def part(network: Network) -> list[Rehearsed]:
+            scored = replace(self, network=network)._scored(layers, densities[0], {})  # noqa: SLF001 - of its own kind
+            return [Rehearsed(*each) for each in _pools(*scored)]
+
+        grains = sum(layer.grains for layer in layers.values())
+        counts = [round(density * grains) for density in densities]
+        forecast = foresee(self.network, counts, self.rule.needs, part)
+        if self.forecast is not None:
+            self.forecast(forecast)
+        forecast.require_room()
+        return forecast
+
+    def _metered(self, forecast: Forecast) -> Meter:
         """What counts the passes over the weights from now on."""
-        passes = 1 + self.network.pieces * sum(PASSES.get(need, 0) for need in self.rule.needs)
-        grains, weights = (
-            sum(getattr(layer, what) for layer in self.layers.values()) for what in ("grains", "weights")
-        )
-        # What is told by its lowest score is looked for, then listed.
-        total = weights * sum(passes + (density * grains > ROOM) for density in densities)
         streamed = {name: each for name, each in self.network.weights.items() if isinstance(each, StreamedTensor)}
         # Whoever watches the numbers come shows it already: two bars would write over each other.
-        meter = Meter(total, shown=not any(each.source.is_watched for each in streamed.values()))
+        meter = Meter(forecast, shown=not any(each.source.is_watched for each in streamed.values()))
         held: list[Any] = []
         self.network.weights.update(
             {name: each.like(Held(Counted(each.source, meter), held)) for name, each in streamed.items()}

@@ -1,9 +1,8 @@
-"""How far a decision over streamed weights has come, and whether there is memory for it."""
+"""How far a decision over streamed weights has come."""
 
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,18 +10,11 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from pollard.errors import InvalidInput
-from pollard.reading import MEMORY, STATUS, told_bytes
-from pollard.streamed.source import ROOM, Over
+from pollard.pruning.streaming.forecast import Forecast
+from pollard.streamed.source import Over
 
 _LOG = logging.getLogger("pollard")
-# How often every weight is made for a measurement of one batch, and besides for its score.
-PASSES = {"gradient": 2, "hessian_gradient": 5, "synaptic_flow": 2}
 SHOWN_AFTER, TOLD_EVERY = 2.0, 10.0  # seconds
-# Of a grain that is kept, while others are still to come: half as many again are held, by score and position, and once more while
-# they are ranked; then their places in a topology and their values.
-KEPT_BYTES, BLOCKS = 48, 6
-GIB = 1 << 30
 
 
 class Meter:
@@ -31,12 +23,17 @@ class Meter:
     Used as a context; nothing is told of what is over in two seconds. shown: whether there may be a bar.
     """
 
-    def __init__(self, total: int, *, shown: bool = True) -> None:
-        self.total, self.done, self.shown = max(1, total), 0, shown
+    def __init__(self, forecast: Forecast, *, shown: bool = True) -> None:
+        self.forecast, self.done, self.shown = forecast, 0, shown
+        self.total = max(1, forecast.weights * forecast.passes)
         self._bar: Any = None
 
     def __enter__(self) -> Self:
         self._started = self._told = time.monotonic()
+        if (self.forecast.seconds or 0.0) > SHOWN_AFTER:
+            _LOG.info("pruning %s", self.forecast)
+            if self.shown:
+                self._show()
         return self
 
     def __exit__(
@@ -67,6 +64,8 @@ class Meter:
         self._bar = progress.Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
         self._task = self._bar.add_task("pruning", total=self.total)
         self._bar.start()
+        if out.is_terminal:
+            self._bar.console.print(f"pruning {self.forecast}", highlight=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,25 +84,4 @@ class Counted(Over):
         return self.source.at(rows, columns)
 
 
-def require_room(grains: int) -> None:
-    """Raises InvalidInput where so many kept grains need more memory than there is; activations come on top, and are not counted."""
-    needed, free = grains * KEPT_BYTES + 4 * BLOCKS * ROOM, free_bytes()
-    if free is not None and needed > free:
-        raise InvalidInput(
-            f"{grains:,} weights or grains to keep, which takes about {needed / GIB:.1f} GiB while they are chosen",
-            f"no more than the {free / GIB:.1f} GiB that are free here, activations of the batch left out",
-            "Lower density=, or free memory.",
-        )
-
-
-def free_bytes() -> int | None:
-    """The memory that this process may still take, as far as the system tells."""
-    free = [told_bytes(MEMORY, "MemAvailable")]
-    limit, mapped = resource.getrlimit(resource.RLIMIT_AS)[0], told_bytes(STATUS, "VmSize")
-    if limit != resource.RLIM_INFINITY and mapped is not None:
-        free.append(limit - mapped)
-    known = [each for each in free if each is not None]
-    return min(known) if known else None
-
-
-__all__ = ["Counted", "Meter", "free_bytes", "require_room"]
+__all__ = ["Counted", "Meter"]

@@ -14,10 +14,12 @@ from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_of_runs, top_positions
 from pollard.pruning.running_top import RunningTop
 from pollard.pruning.streaming.scores import Part, Scores
+from pollard.streamed.source import CACHED, PACE
 
 # Grains that may be listed while others are still to come; more than that are told by the lowest score of theirs.
 ROOM = 1 << 22
 _BINS = 1 << 16
+PARTS = 16  # of the sample for a guess, of which a rehearsal takes one
 SAMPLE = 1 << 22  # grains that are looked at for a guess: of 2**32, it is off by less than ROOM / 4, nine times in ten
 
 
@@ -112,6 +114,48 @@ def border(pools: Sequence[Scores], count: int) -> Border:
     return _ranked(torch.cat(inside), torch.cat(places), wanted)
 
 
+class Rehearsed:
+    """What is done with the scores of layers that compete, of which `count` are kept, over what a rehearsal leaves of them."""
+
+    def __init__(self, pools: Sequence[Scores], count: int) -> None:
+        self.pools, self.count = pools, count
+        self.grains = sum(scores.layer.grains for scores in pools)
+
+    def go_through(self) -> None:
+        """All scores that there are."""
+        for scores in self.pools:
+            for _ in scores:
+                pass
+
+    def list_best(self) -> None:
+        """As `best_of`; ranked are some other numbers, in the place of all scores."""
+        self.go_through()
+        some = min(self.grains, SAMPLE)
+        with PACE.get().one_of(self.grains / some):
+            best, place = RunningTop(max(1, self.count * some // self.grains), least=-torch.inf), 0
+            for part in torch.rand(
+                some, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
+            ).split(CACHED):
+                better = (part > best.least).nonzero().view(-1)
+                best.take(better + place, part[better])
+                place += len(part)
+            best.positions()
+
+    def look(self) -> None:
+        """As `border`."""
+        if not all(scores.has_few_below for scores in self.pools):
+            for _ in range(2):
+                _bin_of(self.pools, 1, 0, lambda bits: bits >= 0)
+            return
+        with PACE.get().one_of(PARTS):
+            values = torch.cat([scores.sample(-(-_share(scores, self.pools) // PARTS)) for scores in self.pools])
+            dropped = int((1 - self.count / self.grains) * len(values))
+            end = float(values.sort().values[dropped]) if dropped < len(values) else 0.0
+        for scores in self.pools:
+            for part, _ in scores.up_to(end):
+                (part.scores > end).nonzero()
+
+
 def _guessed(pools: Sequence[Scores], count: int) -> Border | None:
     """The border, in one pass, between two scores that a sample tells; None where it is not between them."""
     low, high = _ends([scores.sample(_share(scores, pools)) for scores in pools], pools, count)
@@ -197,4 +241,4 @@ def _ordered(scores: Tensor) -> Tensor:
     return torch.where(bits < 0, ~bits, bits + (1 << 31))
 
 
-__all__ = ["ROOM", "Border", "best_of", "border", "runs_of"]
+__all__ = ["ROOM", "Border", "Rehearsed", "best_of", "border", "runs_of"]
