@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pollard.kernels.code.philox import words
 from pollard.streams import Stream
-from pollard.streams.philox import words
 
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pollard.kernels.code.emit.stream import COUNTERS, TILE, WORDS
+from pollard.kernels.code.philox import words
 from pollard.streams.law import Law
-from pollard.streams.philox import words
 
 SOME = 1 << 16  # counters, or positions, at a time
 

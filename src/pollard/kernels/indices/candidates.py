@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pollard.errors import InvalidInput
 from pollard.formats.indices import check_count
 from pollard.formats.topology import Topology
-from pollard.kernels.code.emit.draw import BITS, MIXING, STEP, WORD
+from pollard.kernels.code.emit.draw import BITS, LANES, TURNS, WORD
+from pollard.kernels.code.emit.philox import LOW
 from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.launch import Launch
+from pollard.kernels.code.philox import words
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
 from pollard.kernels.indices.turning import even
 
-Numbers = NDArray[np.uint64]
 # Of a row's share that count: roundings beyond them, which differ from one storage to another, change no draw.
 SHARE_BITS = 40
 
@@ -47,14 +47,14 @@ def candidates(
             f"({topology.groups},) and ({topology.width},)",
             "Give one weight for each row group and each column.",
         )
-    keys = torch.randint(
+    seeds = torch.randint(
         torch.iinfo(torch.int64).max, (2,), generator=generator, dtype=torch.int64, device="cpu"
     ).tolist()
     if not count or not len(groups) or not len(columns):
         return Topology.from_positions(
             topology.shape, topology.pattern, torch.empty(0, dtype=torch.int64, device="cpu")
         )
-    dealt, across = _dealt(_checked(groups), count, keys[0]), _Distribution.of(_checked(columns), keys[1])
+    dealt, across = _dealt(_checked(groups), count, seeds[0]), _Distribution.of(_checked(columns), seeds[1])
     made = attempt(partial(_drawn, topology, dealt, across))
     return drawn_slowly(topology, dealt, across) if made is None else made
 
@@ -68,14 +68,14 @@ def _checked(weights: Tensor) -> Tensor:
     return weights if total > 0.0 else torch.ones_like(weights)
 
 
-def _dealt(weights: Tensor, count: int, key: int) -> Tensor:
+def _dealt(weights: Tensor, count: int, seed: int) -> Tensor:
     """How many of `count` draws fall to each row group, int64: a multinomial draw, a binomial one each."""
     # What rounding leaves over goes to the last outcome: to none that has no weight.
     likely, dealt = weights.nonzero().view(-1), torch.zeros(len(weights), dtype=torch.int64, device="cpu")
     # Gradients of a softmax add up to zero, so that one row often has just half of all: where numpy goes one way or another.
     fractions, exponents = np.frexp((weights[likely] / weights.sum()).numpy())
     shares = np.ldexp(np.round(fractions * 2.0**SHARE_BITS), exponents - SHARE_BITS)
-    dealt[likely] = torch.from_numpy(np.random.Generator(np.random.PCG64(key)).multinomial(count, shares))
+    dealt[likely] = torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).multinomial(count, shares))
     return dealt
 
 
@@ -83,23 +83,25 @@ class _Distribution(NamedTuple):
     """Outcomes by random number: outcome i has those from ``ends[i - 1]`` to below ``ends[i]``, out of ``2**BITS``."""
 
     ends: Tensor
-    key: int
+    seed: int
 
     @classmethod
-    def of(cls, weights: Tensor, key: int) -> _Distribution:
+    def of(cls, weights: Tensor, seed: int) -> _Distribution:
         total = weights.cumsum(0)
-        return cls((total / total[-1] * 2.0**BITS).long(), key)
+        return cls((total / total[-1] * 2.0**BITS).long(), seed)
 
-    def numbers(self, counters: Numbers) -> Tensor:
-        """The random numbers of these counters, of BITS bits."""
-        numbers = np.uint64(self.key) + (counters + np.uint64(1)) * np.uint64(STEP)
-        for shift, factor in MIXING:
-            numbers = (numbers ^ (numbers >> np.uint64(shift))) * np.uint64(factor)
-        return torch.from_numpy((numbers >> np.uint64(WORD - BITS)).astype(np.int64))
+    def numbers(self, groups: Tensor, turns: Tensor) -> Tensor:
+        """The random numbers of these turns of row groups, of BITS bits."""
+        pair, lane = turns % TURNS // LANES, turns % LANES
+        made = words([turns // TURNS * LANES + lane, groups, 0, 0], (self.seed & LOW, self.seed >> WORD // 2))
+        numbers = [
+            (high << BITS - WORD // 2) | (low >> WORD - BITS) for high, low in zip(made[::2], made[1::2], strict=True)
+        ]
+        return torch.stack(numbers).gather(0, pair[None])[0]
 
-    def outcomes(self, counters: Numbers) -> Tensor:
+    def outcomes(self, groups: Tensor, turns: Tensor) -> Tensor:
         """Their outcomes."""
-        return torch.searchsorted(self.ends, self.numbers(counters), right=True)
+        return torch.searchsorted(self.ends, self.numbers(groups, turns), right=True)
 
     def guide(self) -> tuple[Tensor, int]:
         """The outcome of the first number with each beginning, for about twice as many beginnings as outcomes; other bits."""
@@ -116,8 +118,7 @@ def drawn_slowly(topology: Topology, dealt: Tensor, across: _Distribution) -> To
     turns = torch.arange(len(groups), dtype=torch.int64, device="cpu") - (dealt.cumsum(0) - dealt).repeat_interleave(
         dealt
     )
-    columns = across.outcomes(((groups << 32) + turns).numpy().astype(np.uint64))
-    drawn = torch.unique(groups * topology.width + columns)
+    drawn = torch.unique(groups * topology.width + across.outcomes(groups, turns))
     free = drawn[~torch.isin(drawn, topology.positions(), assume_unique=True)]
     return Topology.from_positions(topology.shape, topology.pattern, free)
 
@@ -133,7 +134,7 @@ def _drawn(topology: Topology, dealt: Tensor, across: _Distribution, target: Tar
     Launch(
         KernelSpec("draw", target.isa, index=topology.indices.itemsize), threads, threads, ends=across.ends,
         guide=guide, columns=topology.indices.columns, pointers=topology.indices.row_pointers, starts=starts, fresh=columns, counts=pointers[1:],
-        scratch=torch.zeros(threads * room, dtype=torch.int64, device="cpu"), bounds=bounds, PASSES=1, KEY=across.key, SHIFT=shift,
+        scratch=torch.zeros(threads * room, dtype=torch.int64, device="cpu"), bounds=bounds, PASSES=1, SEED=across.seed, SHIFT=shift,
         WORDS=words, ROOM=room,
     )()  # fmt: skip
     torch.cumsum(pointers, 0, dtype=torch.int32, out=pointers)

@@ -1,6 +1,7 @@
 """Candidates drawn with replacement: which columns of each row group, each once and in order.
 
-The n-th random number of a key is made from n alone: any thread can make it, and one that falls otherwise moves no other.
+Random numbers are those of a stream, by row group and turn: any thread can make them, and one that falls otherwise moves no other.
+Turn ``16 q + 8 h + l`` has words 2 h and 2 h + 1 of the counter ``(8 q + l, row group, 0, 0)``, the upper 53 bits of both together.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from functools import partial
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.philox import LOW, each, splat_long, words
 from pollard.kernels.code.emit.press import LANES as PRESSED
 from pollard.kernels.code.emit.press import places, pressed
 from pollard.kernels.code.emit.search import Run, copy_indices
 from pollard.kernels.code.emit.tiles import run_of_groups
-from pollard.kernels.code.simd import I32, I64, Code, Value
+from pollard.kernels.code.simd import I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
-# Of SplitMix64 (Steele, Lea and Flood 2014): the step of its counter, and the multipliers and shifts that mix it.
-STEP = 0x9E3779B97F4A7C15
-MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 BITS = 53  # of a random number: what doubles hold exactly
 WORD = 64
-LANES = 8  # random numbers made at a time
+LANES = 8  # counters at a time
+PAIRS = 2  # random numbers of each
+TURNS = LANES * PAIRS
 
 # ends: the random numbers, 64-bit, below which each outcome and those before it lie. guide: the outcome of the first random
 # number that begins with each of some bits: those from SHIFT on. starts: where the draws of each row group begin; fresh:
@@ -31,7 +32,7 @@ LANES = 8  # random numbers made at a time
 # each unit of work a bit for each column, in WORDS words, a multiple of 64, then a bit for each of these words, then the
 # columns of a row group and one vector more.
 DRAW = (
-    "ends", "guide", "columns", "pointers", "starts", "fresh", "counts", "scratch", "bounds", "PASSES", "KEY", "SHIFT",
+    "ends", "guide", "columns", "pointers", "starts", "fresh", "counts", "scratch", "bounds", "PASSES", "SEED", "SHIFT",
     "WORDS", "ROOM",
 )  # fmt: skip
 
@@ -40,21 +41,22 @@ def draw(spec: KernelSpec) -> ir.Module:
     """The module that draws columns for each row group, leaves out those it keeps, and sorts; a unit is a run of rows."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        numbers = code.room(8 * TURNS)
         bits = code.offset(arguments["scratch"], code.mul(code.mul(work[0], arguments["ROOM"]), 8))
         words = code.offset(bits, code.mul(arguments["WORDS"], 8))
         first, last = run_of_groups(code, arguments, *work)
         with code.loop(first, last, carried=[code.index_at(arguments["starts"], first)]) as row:
             there, drawn = (Run.of(code, arguments[name], row.index) for name in ("pointers", "starts"))
-            counter, turns = code.ir.shl(row.index, I64(32)), (code.integer(0), drawn.length(code))
+            draws = row.index, drawn.length(code), numbers
             # Which words are in use need not be known where nearly all are.
-            full = code.less(arguments["WORDS"], drawn.length(code))
+            full = code.less(arguments["WORDS"], draws[1])
             with code.ir.if_else(full) as (all_words, some_words):
                 with all_words:
                     with code.loop(0, arguments["WORDS"], WORD) as word:
                         code.put_long(-1, words, code.ir.lshr(word.index, I64(6)))
-                    _each_outcome(code, arguments, counter, turns, partial(_set, code, bits))
+                    _each_outcome(code, arguments, draws, partial(_set, code, bits))
                 with some_words:
-                    _each_outcome(code, arguments, counter, turns, partial(_set_both, code, bits, words))
+                    _each_outcome(code, arguments, draws, partial(_set_both, code, bits, words))
             with code.loop(there.start, there.end) as grain:
                 column = code.index_at(arguments["columns"], grain.index, spec.index)
                 word = code.ir.lshr(column, I64(6))
@@ -68,34 +70,31 @@ def draw(spec: KernelSpec) -> ir.Module:
 
 
 def _each_outcome(
-    code: Code, arguments: Arguments, base: Value, turns: tuple[Value, Value], use: Callable[[Value], None]
+    code: Code, arguments: Arguments, draws: tuple[Value, Value, Value], use: Callable[[Value], None]
 ) -> None:
-    """Give `use` the outcomes of the random numbers of ``base + turn``, for all `turns` from the first to the second."""
-    with code.loop(turns[0], code.sub(turns[1], LANES - 1), LANES) as some:
-        numbers = _numbers(code, arguments, code.add(base, some.index), LANES)
-        for lane in range(LANES):
-            use(_outcome(code, arguments, code.ir.extract_element(numbers, I32(lane))))
-    with code.loop(some.index, turns[1]) as each:
-        numbers = _numbers(code, arguments, code.add(base, each.index), 1)
-        use(_outcome(code, arguments, code.ir.extract_element(numbers, I32(0))))
+    """Give `use` the outcomes of so many draws of a row group; the last of the three is room for random numbers."""
+    row, count, room = draws
+    with code.loop(0, count, TURNS) as some:
+        for place, numbers in enumerate(_numbers(code, arguments, row, some.index)):
+            code.store(numbers, code.offset(room, 8 * LANES * place))
+        left = code.sub(count, some.index)
+        with code.ir.if_else(code.less(left, TURNS)) as (few, all_turns):
+            with few, code.loop(0, left) as turn:
+                use(_outcome(code, arguments, code.long_at(room, turn.index)))
+            with all_turns:
+                for number in range(TURNS):
+                    use(_outcome(code, arguments, code.long_at(room, number)))
 
 
-def _numbers(code: Code, arguments: Arguments, counter: Value, lanes: int) -> Value:
-    """The random numbers of `counter` and those that follow it, 64-bit lanes."""
-    kind = ir.VectorType(I64, lanes)
-
-    def all_lanes(value: Value) -> Value:
-        first = code.ir.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
-        return code.ir.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-
-    def constant(value: int) -> Value:
-        return ir.Constant(kind, [value] * lanes)
-
-    counters = code.ir.add(all_lanes(counter), ir.Constant(kind, list(range(1, lanes + 1))))
-    numbers = code.ir.add(all_lanes(arguments["KEY"]), code.ir.mul(counters, constant(STEP)))
-    for shift, factor in MIXING:
-        numbers = code.ir.mul(code.ir.xor(numbers, code.ir.lshr(numbers, constant(shift))), constant(factor))
-    return code.ir.lshr(numbers, constant(WORD - BITS))
+def _numbers(code: Code, arguments: Arguments, row: Value, turn: Value) -> list[Value]:
+    """The random numbers of TURNS turns of a row group, 64-bit lanes."""
+    first = splat_long(code, code.ir.lshr(turn, I64(PAIRS.bit_length() - 1)), LANES)
+    counters = code.ir.add(first, ir.Constant(ir.VectorType(I64, LANES), list(range(LANES))))
+    zero = each(I64(0), LANES)
+    (made,) = words(code, [(counters, splat_long(code, row, LANES), zero, zero)], arguments["SEED"])
+    upper = (code.ir.shl(word, each(I64(WORD // 2), LANES)) for word in made[::2])
+    lower = (code.ir.and_(word, each(I64(LOW), LANES)) for word in made[1::2])
+    return [code.ir.lshr(code.ir.or_(*pair), each(I64(WORD - BITS), LANES)) for pair in zip(upper, lower, strict=True)]
 
 
 def _outcome(code: Code, arguments: Arguments, number: Value) -> Value:
