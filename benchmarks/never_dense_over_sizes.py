@@ -25,6 +25,7 @@ CASES = {
     "1.6 billion at 0.5 %": "--widths 16384-32768-32768-10 --density 0.005 --steps 3",
     "2 billion by GraSP": "--widths 16384-37376-37376-10 --density 0.001 --criterion grasp --steps 3",
     "100 million by SynFlow, 100 rounds": "--widths 4096-8192-8192-10 --density 0.001 --criterion synflow --steps 3",
+    "2 billion by SynFlow, 100 rounds": "--widths 16384-37376-37376-10 --density 0.001 --criterion synflow --steps 3",
     "6.4 billion at 0.1 %": "--widths 32768-65536-65536-10 --density 0.001 --steps 100 --threads 2",
     "21.5 billion at 0.1 %": "--widths 32768-131072-131072-10 --density 0.001 --steps 100 --threads 2",
 }
