@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from budget_figures import seconds
 from playwright.sync_api import Page, sync_playwright
 
 from pollard.recipes.study import Study
 from pollard.report.page import study_page
+from pollard.report.page.build import COLOURS, DENSE_COLOUR
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "studies"
@@ -36,13 +38,15 @@ LEGEND = {"showlegend": True, "legend": {"orientation": "h", "x": 0, "y": -0.22,
 class Picture:
     """One plot of a study's page: of the series whose labels `only` matches, with what is chosen and set otherwise.
 
-    measured: the record that steps were timed in, in turns and quietly, which runs that share a machine cannot.
+    measured: the record that steps were timed in, in turns and quietly, which runs that share a machine cannot; of budgets whole
+    runs. joined: draw a line through series that differ only in their epochs.
     """
 
     study: str
     plot: str
     only: str = ".*"
     measured: str = ""
+    joined: bool = False
     choices: Mapping[str, str] = field(default_factory=dict)
     layout: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,6 +54,19 @@ class Picture:
 COMPARED = "dense|random.*|(SNIP|SynFlow)(, (shuffled|reinitialised))?|magnitude, (initial weights.*|reinitialised)"
 ERROR = {"accuracy-choice": "error"}
 BOUGHT = {"costs-choice": "seconds_per_step", "costs-against": "accuracy"}
+SPENT = {"costs-choice": "total_flops", "costs-against": "accuracy"}
+# Series of a plot that are one but for how long they train, as one line.
+JOIN = """colours => {
+  const plot = document.getElementById("costs"), lines = new Map();
+  for (const { name, x, y, error_y } of plot.data) {
+    const label = name.replace(/, [0-9]+ epochs?$/, ""), colour = colours[lines.size];
+    if (!lines.has(label)) lines.set(label, line(name, { name: label, x: [], y: [], line: { color: colour, width: 2 },
+      marker: { color: colour, size: 7 }, error_y: { ...error_y, color: colour, array: [] } }));
+    const own = lines.get(label);
+    own.x.push(...x); own.y.push(...y); own.error_y.array.push(...error_y.array);
+  }
+  return Plotly.react(plot, [...lines.values()], plot.layout);
+}"""
 PICTURES = {
     "mnist": Picture("mnist", "accuracy", choices=ERROR),
     "fashion": Picture("fashion", "accuracy", choices=ERROR),
@@ -67,6 +84,17 @@ PICTURES = {
     },
     "collapse": Picture("collapse", "accuracy"),
     "dynamic": Picture("dynamic", "accuracy", choices=ERROR),
+    "budgets": Picture(
+        "budgets", "costs", choices=SPENT, joined=True, layout={"xaxis.type": "log", "xaxis.tickvals": [0.5, 1, 2, 4]}
+    ),
+    "budgets-seconds": Picture(
+        "budgets",
+        "costs",
+        measured="budgets",
+        choices=BOUGHT,
+        joined=True,
+        layout={"xaxis.title.text": "seconds of all phases, on one core"},
+    ),
     "grain-linear": Picture(
         "grain-linear", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [93.5, 99]}
     ),
@@ -80,10 +108,12 @@ PICTURES = {
 
 
 def timed(points: list[dict[str, Any]], study: str, record: str) -> list[dict[str, Any]]:
-    """`points` with the seconds a step of `record`."""
+    """`points` with the seconds a step of `record`, of a run where that has them."""
+    if record == "budgets":
+        return [{**point, "seconds_per_step": seconds(point)} for point in points]
     rows = json.loads((RECORDS / f"{record}.json").read_text("utf-8"))
-    seconds = {(row["label"], row["density"]): row["ms"] / 1e3 for row in rows if row["study"] == study}
-    return [{**point, "seconds_per_step": seconds[point["label"], point["density"]]} for point in points]
+    taken = {(row["label"], row["density"]): row["ms"] / 1e3 for row in rows if row["study"] == study}
+    return [{**point, "seconds_per_step": taken[point["label"], point["density"]]} for point in points]
 
 
 def draw(page: Page, picture: Picture) -> str:
@@ -95,6 +125,8 @@ def draw(page: Page, picture: Picture) -> str:
         "drawAll(); }",
         picture.only,
     )
+    if picture.joined:
+        page.evaluate(JOIN, [DENSE_COLOUR, *COLOURS])
     told: str = page.evaluate(
         "async ([plot, layout, shape]) => { await Plotly.relayout(plot, layout);"
         "return Plotly.toImage(plot, { format: 'svg', ...shape }); }",

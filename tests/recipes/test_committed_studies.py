@@ -35,8 +35,9 @@ def shrunk(study):
     """The same series on a small network, epochs in proportion, at one density and seed."""
 
     def fields(given):
-        scale = EPOCHS / given.get("epochs", study.recipe["epochs"])
-        epochs = {name: value * scale for name, value in given.items() if name.endswith("_at") and value > 0}
+        scale = EPOCHS / given.get("epochs", study.recipe.get("epochs", EPOCHS))
+        # An epoch of so few examples has few steps: a moment within it is after one at least.
+        epochs = {name: max(value * scale, 0.1) for name, value in given.items() if name.endswith("_at") and value > 0}
         # A run of few steps has few between its updates.
         moves = "every" in signature(METHODS.get(given.get("method", ""), dict.fromkeys)).parameters
         often = {"update_every": 5} if moves else {}
