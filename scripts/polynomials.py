@@ -1,4 +1,4 @@
-"""Polynomials by which streams make normal numbers: fitted so that the largest relative error is as small as it gets.
+"""Polynomials by which streams make normal numbers, and kernels activations: fitted so that the largest relative error is as small as it gets.
 
 Coefficients are float32, as kernels hold them: each is rounded in its turn, the lowest first, and those left are fitted anew.
 `python scripts/polynomials.py` prints them.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
@@ -32,6 +33,20 @@ AIMS = {
     # Of x**2.
     "SINE": Aim(lambda square: np.sin(np.pi / 4 * np.sqrt(square)) / np.sqrt(square), (0.0, 1.0), 4),
     "COSINE": Aim(lambda square: np.cos(np.pi / 4 * np.sqrt(square)), (0.0, 1.0), 5, (1.0,)),
+}
+# (1 - Phi(t)) exp(t**2 / 2) (t + MIDDLE), of w = (t - MIDDLE) / (t + MIDDLE).
+MIDDLE, END = 2.0, 13.2
+
+
+def _tail(w: Numbers) -> Numbers:
+    t = MIDDLE * (1 + w) / (1 - w)
+    scaled: Numbers = torch.special.erfcx(torch.from_numpy(t / np.sqrt(2))).numpy()
+    return scaled / 2 * (t + MIDDLE)
+
+
+OF_ACTIVATIONS = {
+    "POWER": Aim(np.exp2, (-0.5, 0.5), 7, (1.0,)),
+    "TAIL": Aim(_tail, (-1.0, (END - MIDDLE) / (END + MIDDLE)), 10),
 }
 
 
@@ -83,7 +98,7 @@ def _points(aim: Aim) -> Numbers:
 
 def main() -> None:
     """Print the coefficients and their errors."""
-    for name, aim in AIMS.items():
+    for name, aim in (AIMS | OF_ACTIVATIONS).items():
         coefficients = fit(aim)
         print(f"{name} = {coefficients}  # relative error {largest_error(aim, coefficients):.1e}")
 

@@ -44,8 +44,8 @@ def assert_parity(topology, batch, layout, dtype=torch.float32, values_dtype=tor
     values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1)).to(values_dtype)
     bias = torch.randn(out, generator=torch.Generator().manual_seed(2)).to(values_dtype)
     x, grad = operand(batch, width, layout, 3, dtype), operand(batch, out, layout, 4, dtype)
-    for offset, relu in ((None, False), (bias, False), (bias, True), (None, True)):
-        fast = dispatch.forward(x, values, topology, offset, relu=relu)
+    for offset, relu in ((None, None), (bias, None), (bias, "relu"), (None, "relu")):
+        fast = dispatch.forward(x, values, topology, offset, activation=relu)
         plain = dispatch.forward(x, values, topology, offset)
         assert torch.equal(fast, plain.relu() if relu else plain)
         assert_close(plain, lambda x, v, b: reference.forward(x, v, topology, b), (x, values, offset), width)
@@ -61,7 +61,7 @@ def products(topology, batch, dtype=torch.float32):
     values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1)).to(dtype)
     x, grad = (operand(batch, side, "row-major", 3 + side, dtype) for side in reversed(topology.shape))
     return (
-        dispatch.forward(x, values, topology, relu=True),
+        dispatch.forward(x, values, topology, activation="relu"),
         dispatch.input_grad(grad, values, topology),
         dispatch.value_grad(grad, x, topology),
     )

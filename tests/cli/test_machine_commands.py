@@ -135,6 +135,19 @@ def test_explain_names_the_kernel_of_a_convolution(op):
     assert told["reason"] in invoke(*asked).stdout
 
 
+def test_explain_names_an_activation_that_is_fused():
+    told = json.loads(invoke("explain", "64x64x32", "--activation", "gelu_tanh", "--json").stdout)
+    assert ".gelu_tanh," in told["choice"]
+    for asked in (
+        ("64x64x32", "--activation", "tanh"),
+        ("64x64x32", "--activation", "gelu", "--op", "input_grad"),
+        ("16x8x3x3", "--activation", "gelu"),
+    ):
+        result = CliRunner().invoke(app, ["explain", *asked])
+        assert result.exit_code != 0
+        assert "activation" in result.output
+
+
 def test_explain_refuses_what_is_no_convolution_of_these_images():
     for asked, wanted in (
         (("16x8x3x3", "--images", "4x5x12x12"), "images of shape"),

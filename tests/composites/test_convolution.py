@@ -45,7 +45,7 @@ def computed(model, x, way):
 def test_a_fused_relu_is_behind_the_bias_on_every_way(kind, storage, way):
     model, x = convolution(kind, storage), images(kind)
     expected = model(x).relu()
-    model[0].relu = True
+    model[0].activation = "relu"
     y = computed(model, x, way)
     assert (y == 0).any()
     torch.testing.assert_close(y, expected)
@@ -55,9 +55,9 @@ def test_gradients_go_through_a_fused_relu_on_both_ways():
     found = []
     for way in ("unfused", "kernels", "hook"):
         model, x = convolution(), images().requires_grad_()
-        model[0].relu = way != "unfused"
+        model[0].activation = "relu" if way != "unfused" else None
         y = computed(model, x, way)
-        (y if model[0].relu else y.relu()).square().sum().backward()
+        (y if model[0].activation else y.relu()).square().sum().backward()
         found.append([x.grad, *(each.grad for each in model.parameters())])
     for grads in found[1:]:
         torch.testing.assert_close(grads, found[0])
@@ -65,7 +65,7 @@ def test_gradients_go_through_a_fused_relu_on_both_ways():
 
 def test_a_relu_of_the_layer_itself_comes_before_the_bias_on_both_ways():
     model, x = convolution(), images()
-    model[0].linear.relu = True
+    model[0].linear.activation = "relu"
     torch.testing.assert_close(computed(model, x, "kernels"), computed(model, x, "hook"))
     bias = model[0].bias.detach().clone()
     model[0].bias.data.zero_()
@@ -97,17 +97,17 @@ def test_a_bias_that_is_set_belongs_to_the_whole(had_one):
 
 def test_a_fused_relu_is_told_and_not_lost():
     model = convolution()
-    model[0].relu = True
-    assert "relu=True" in str(model[0])
+    model[0].activation = "relu"
+    assert "activation=relu" in str(model[0])
     for densified in (
         lambda: pollard.densify_(model),
         lambda: pollard.densify_(model, layers="0.linear"),
         model[0].whole,
     ):
-        with pytest.raises(InvalidInput, match="a fused ReLU"):
+        with pytest.raises(InvalidInput, match="a fused activation"):
             densified()
-    assert model[0].relu
-    model[0].relu = False
+    assert model[0].activation == "relu"
+    model[0].activation = None
     assert type(pollard.densify_(model)[0]) is nn.Conv2d
 
 

@@ -58,7 +58,7 @@ def test_a_layer_with_nothing_added_gets_nothing(storage):
     assert vars(densify_(model)[0]).keys() == vars(nn.Linear(4, 3)).keys()
 
 
-@pytest.mark.parametrize("name", ["topology", "density", "relu", "values", "mask", "active"])
+@pytest.mark.parametrize("name", ["topology", "density", "activation", "values", "mask", "active"])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_name_that_a_sparse_layer_uses_is_refused_before_anything_is_touched(storage, name):
     model = network()

@@ -12,6 +12,7 @@ import pollard
 from pollard import networks
 from pollard.errors import InvalidInput
 from pollard.nn import SparseLinear
+from pollard.nn.activations import activation_of
 from pollard.nn.folding import FoldedNorm
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -50,7 +51,7 @@ def stays(model: nn.Module, x: torch.Tensor, why: str) -> None:
     before, state = str(model), copy.deepcopy(model.state_dict())
     folding = folds(model, x, rtol=0, atol=0)
     assert not folding.norms
-    assert not folding.relus
+    assert not folding.activations
     assert all(why in told for told in folding.left.values()), folding
     assert str(model) == before
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -87,7 +88,7 @@ def test_named_networks_compute_what_they_did(name, relus):
     assert list(folding.norms) == norms
     assert not norms_of(model)
     assert not folding.left
-    assert len(folding.relus) == relus
+    assert len(folding.activations) == relus
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "k3x3"])
@@ -98,14 +99,14 @@ def test_a_chain_of_all_kinds_of_layers(storage, pattern):
     folding = folds(model, IMAGES)
     assert folding.norms == {"1": "0", "4": "3", "9": "8"}
     compressed = storage == "compressed"
-    assert folding.relus == {"2": "0", "5": "3"} | ({"10": "8"} if compressed else {})
+    assert folding.activations == {"2": "0", "5": "3"} | ({"10": "8"} if compressed else {})
     assert [type(model[index]) for index in (1, 2, 9)] == [nn.Identity, nn.Identity, FoldedNorm]
     assert type(model[10]) is (nn.Identity if compressed else nn.ReLU)
     assert not any(module.training for module in model.modules())
     for name, topology in topologies.items():
         assert model.get_submodule(name).topology.same_as(topology)
     again = pollard.fold_norms_(model)
-    assert not {**again.norms, **again.relus, **again.left}
+    assert not {**again.norms, **again.activations, **again.left}
 
 
 @pytest.mark.parametrize("way", ["hook", "float64", "compile", "export"])
@@ -132,7 +133,7 @@ def test_dense_layers_take_norms_and_no_relus():
     )
     folding = folds(settled(model, layers=["4"]), torch.randn(2, 4, 6))
     assert folding.norms == {"1": "0"}
-    assert not folding.relus
+    assert not folding.activations
     assert model[0].bias is not None
 
 
@@ -209,7 +210,7 @@ def test_a_relu_of_two_places_stays_and_the_norm_is_folded():
     model = wired(lambda m, x: m.relu(m.fc2(m.relu(m.norm(m.fc1(x))))))
     folding = folds(model, torch.randn(4, 6))
     assert folding.norms == {"norm": "fc1"}
-    assert not folding.relus
+    assert not folding.activations
     assert type(model.relu) is nn.ReLU
 
 
@@ -224,13 +225,69 @@ def test_a_relu_of_two_places_stays_and_the_norm_is_folded():
 def test_a_relu_that_is_not_alone_behind_a_layer_stays(forward):
     folding = folds(wired(forward), torch.randn(4, 6))
     assert folding.norms == {"norm": "fc1"}
-    assert not folding.relus
+    assert not folding.activations
+
+
+class Wrapped(nn.Module):
+    """An activation as libraries write it: a module of theirs around torch's function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.GELU(), "gelu"),
+        (nn.GELU(approximate="tanh"), "gelu_tanh"),
+        (nn.SiLU(), "silu"),
+        (Wrapped(F.gelu), "gelu"),
+        (Wrapped(lambda x: F.gelu(x, approximate="tanh")), "gelu_tanh"),
+        (Wrapped(F.silu), "silu"),
+        (Wrapped(lambda x: x.relu()), "relu"),
+        (Wrapped(lambda x: F.relu(x, inplace=False)), "relu"),
+        (nn.Tanh(), None),
+        (Wrapped(lambda x: 2 * F.gelu(x)), None),
+        (Wrapped(lambda x: F.gelu(2 * x)), None),
+        (Wrapped(lambda x: F.gelu(x) if x.sum() > -1e9 else x), None),
+        (Wrapped(torch.tanh), None),
+        (Wrapped(lambda x: x), None),
+    ],
+)
+def test_activations_are_fused_whoever_wrote_them(module, name):
+    model = settled(seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), module, nn.Linear(8, 2))))
+    folding = folds(model, torch.randn(4, 6))
+    assert folding.activations == ({} if name is None else {"2": "0"})
+    assert model[0].activation == name
+    assert type(model[2]) is (type(module) if name is None else nn.Identity)
+
+
+def test_an_activation_with_something_of_its_own_is_none_that_kernels_know():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return F.gelu(x)
+
+    class Two(nn.Module):
+        def forward(self, x, y=None):
+            return F.gelu(x)
+
+    assert activation_of(Scaled()) is None
+    assert activation_of(Two()) is None
 
 
 def test_a_norm_behind_a_fused_relu_stays():
     model = wired(lambda m, x: m.fc2(m.norm(m.fc1(x))))
-    model.fc1.relu = True
-    stays(model, torch.randn(4, 6), "a ReLU is fused into 'fc1'")
+    model.fc1.activation = "relu"
+    stays(model, torch.randn(4, 6), "an activation is fused into 'fc1'")
 
 
 def test_two_norms_in_a_row_are_one():
@@ -260,7 +317,7 @@ def test_who_watches_a_part_sees_what_it_saw_and_within_it_is_folded():
     model[0].register_forward_hook(lambda _, given, made: seen.append(made))
     folding = folds(model, IMAGES)
     assert folding.norms == {"0.1": "0.0", "0.4": "0.3"}
-    assert folding.relus == {"0.2": "0.0"}
+    assert folding.activations == {"0.2": "0.0"}
     assert (seen[1] < 0).any()
     torch.testing.assert_close(seen[0], seen[1])
     assert len(seen) == 2
@@ -423,7 +480,7 @@ def test_copies_states_and_files(tmp_path):
     assert pollard.fold_norms_(dense).norms == folding.norms
     pollard.load_sparse(dense, tmp_path / "folded.pt")
     torch.testing.assert_close(dense(IMAGES), expected)
-    assert pollard.fold_norms_(dense).relus == folding.relus
+    assert pollard.fold_norms_(dense).activations == folding.activations
     torch.testing.assert_close(dense(IMAGES), expected, rtol=0, atol=0)
     # Or the state of before, folded when it is loaded.
     loaded = pollard.load_sparse(convolutional().eval(), state)
@@ -448,11 +505,11 @@ def test_in_inference_mode_and_afterwards_it_can_be_trained():
     assert all(each.grad is not None for each in model.parameters())
 
 
-def test_relus_alone_are_fused_and_densify_tells():
+def test_activations_alone_are_fused_and_densify_tells():
     model = settled(seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))))
     folding = folds(model, torch.randn(3, 6))
-    assert folding.relus == {"1": "0"}
+    assert folding.activations == {"1": "0"}
     assert isinstance(model[0], SparseLinear)
-    assert str(folding) == "folded 0 of 0 batch norms, fused 1 ReLU"
-    with pytest.raises(InvalidInput, match="a fused ReLU in '0'"):
+    assert str(folding) == "folded 0 of 0 batch norms, fused 1 activation"
+    with pytest.raises(InvalidInput, match="a fused activation in '0'"):
         pollard.densify_(model)

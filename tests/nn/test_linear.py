@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pollard
+from pollard.activations import ACTIVATIONS
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import current
@@ -44,14 +45,65 @@ def test_leading_dimensions_are_any(shape):
 def test_fused_relu_is_relu():
     dense, kept = nn.Linear(20, 16), Topology.random((16, 20), 0.4)
     x = torch.randn(9, 20)
-    fused, plain = (SparseLinear.from_dense(dense, kept, relu=relu) for relu in (True, False))
+    fused, plain = (SparseLinear.from_dense(dense, kept, activation=name) for name in ("relu", None))
     assert torch.equal(fused(x), plain(x).relu())
     fused(x).square().sum().backward()
     plain(x).relu().square().sum().backward()
     torch.testing.assert_close(fused.values.grad, plain.values.grad)
     torch.testing.assert_close(fused.bias.grad, plain.bias.grad)
-    with pytest.raises(InvalidInput, match="fused ReLU"):
+    with pytest.raises(InvalidInput, match="fused activation"):
         fused.to_dense()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_fused_activation_is_torchs(activation):
+    fused, plain = (
+        SparseLinear.random(20, 16, 0.4, generator=torch.Generator().manual_seed(0), activation=name)
+        for name in (activation, None)
+    )
+    theirs = ACTIVATIONS[activation]
+    for x in (torch.randn(9, 20), torch.randn(2, 3, 20), torch.randn(20)):
+        torch.testing.assert_close(fused(x), theirs(plain(x)))
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), theirs(plain(x)))
+        with torch.inference_mode():
+            assert fused(x).stride() == plain(x).stride()
+    x, again = (torch.linspace(-2, 2, 180).view(9, 20).requires_grad_() for _ in range(2))
+    fused(x).square().sum().backward()
+    theirs(plain(again)).square().sum().backward()
+    for ours, true in ((x, again), (fused.values, plain.values), (fused.bias, plain.bias)):
+        torch.testing.assert_close(ours.grad, true.grad)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_fused_activation_on_every_way(activation):
+    layer = SparseLinear.random(
+        20, 16, 0.4, generator=torch.Generator().manual_seed(0), activation=activation
+    ).requires_grad_(False)
+    x = torch.randn(9, 20)
+    expected = layer(x)
+    ways = {
+        "operator": torch.compile(layer, fullgraph=True, backend="eager"),
+        "exported": torch.export.export(layer, (x,)).module(),
+        "transformed": torch.func.vmap(layer),
+    }
+    for name, way in ways.items():
+        torch.testing.assert_close(way(x), expected, msg=name)
+    wide = layer.double()
+    torch.testing.assert_close(wide(x.double()).float(), expected)
+    with torch.autocast("cpu"):
+        assert layer.float()(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(x).float(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_an_activation_that_kernels_do_not_have_is_refused():
+    with pytest.raises(InvalidInput, match=r"activation 'tanh'.*one of relu, gelu, gelu_tanh, silu"):
+        SparseLinear.random(20, 16, 0.4, activation="tanh")
+    late = SparseLinear.random(20, 16, 0.4)
+    late.activation = "tanh"
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(InvalidInput, match="activation 'tanh'"):
+            late(torch.randn(3, 20))
 
 
 def test_a_chain_of_layers_reads_features_first_without_transposing():

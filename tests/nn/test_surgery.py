@@ -180,8 +180,8 @@ def test_there_must_be_something_to_make_dense():
 
 def test_a_fused_relu_is_not_lost_on_the_way_back():
     model = sparsify_(network(), plan())
-    model[3].relu = True
-    with pytest.raises(InvalidInput, match="a fused ReLU in '3'"):
+    model[3].activation = "relu"
+    with pytest.raises(InvalidInput, match="a fused activation in '3'"):
         densify_(model)
     assert all(isinstance(model.get_submodule(name), SparseLinear) for name in plan())
     assert type(densify_(model, layers=["0"])[0]) is nn.Linear

@@ -49,7 +49,7 @@ def test_gradients_are_those_of_torchs_own():
 
 def test_the_gradient_of_a_fused_relu_passes_what_it_passed():
     x, values, bias = operands()
-    y = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW, relu=True)
+    y = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW, activation="relu")
     plain = convolution.convolve(x, values, TOPOLOGY, bias, WINDOW).relu()
     assert torch.equal(y, plain)
     for one, other in zip(

@@ -77,7 +77,7 @@ def test_the_short_way_of_eager_code_gives_the_same_bits_and_derivatives():
     outcomes = []
 
     def at_once(x, values, bias):
-        return matmul.linear(x, values, kept, bias, relu=True)
+        return matmul.linear(x, values, kept, bias, activation="relu")
 
     def dispatched(x, values, bias):
         return OPS.linear(x, values, *kept.indices, bias, 6, "v2", True)

@@ -94,7 +94,7 @@ def test_forward_mode_without_torch_func(pair):
 
 def test_a_fused_relu_and_several_values_at_once(pair):
     layer, dense = pair
-    layer.relu = True
+    layer.activation = "relu"
     values = torch.stack([layer.values.detach() * scale for scale in (1, -2, 3)])
     ours = vmap(lambda v: functional_call(layer, {"values": v}, (X,)))(values)
     theirs = torch.stack([nn.functional.linear(X, dense.weight * scale, dense.bias).relu() for scale in (1, -2, 3)])

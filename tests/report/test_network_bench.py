@@ -214,6 +214,22 @@ def test_convolutions_are_timed_and_told_as_they_are_computed():
     assert last.kernel.startswith("gather")
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_norms_are_folded_and_activations_fused_as_for_inference(sparse):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.GELU(), nn.Linear(32, 16)).eval()
+    if sparse:
+        pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.25))
+    dense, [kept] = pruned(Workload("own", model, (torch.randn(4, 16),)), ["unstructured"], [0.25])
+    assert not any(isinstance(each, nn.BatchNorm1d) for each in (*dense.model, *kept.sparse.model))
+    assert type(dense.model[2]) is nn.GELU
+    assert kept.sparse.model[0].activation == "gelu"
+    assert type(model[1]) is nn.BatchNorm1d
+    kept.contender("float32").verify()
+    costs = network_costs(Workload("own", model, (torch.randn(4, 16),)), density=0.25, rounds=1)
+    assert ".gelu" in costs.layers[0].matrices[0].kernel
+
+
 def test_a_layer_that_is_rebuilt_of_several_matrices_is_one_row():
     torch.manual_seed(0)
     costs = network_costs(Workload("recurrent", Recurrent(), (torch.randn(2, 3, 16),)), density=0.25, rounds=1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from pollard.activations import ACTIVATIONS
 from pollard.cli import values
 from pollard.cli.network_options import Images, Tokens, workload
 from pollard.cli.output import JsonFlag, emit, stages
@@ -29,6 +30,8 @@ Examples:
 pollard explain 4096x4096x128 --density 0.05
 
 pollard explain 1024x1024x256 --pattern v4 --op value_grad --asm
+
+pollard explain 1536x384x1024 --pattern v8 --activation gelu
 
 pollard explain encoder --tokens 1x128 --pattern v8
 
@@ -57,6 +60,9 @@ def explain(
     op: Annotated[str, typer.Option(help="forward, input_grad or value_grad.")] = "forward",
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    activation: Annotated[
+        str | None, typer.Option(help=f"Of a layer, fused into its forward product: {', '.join(ACTIVATIONS)}.")
+    ] = None,
     ir: Annotated[bool, typer.Option("--ir", help="Print the optimised LLVM IR of the chosen kernel.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Print its assembly.")] = False,
     tokens: Tokens = None,
@@ -88,7 +94,7 @@ def explain(
             f"OUTxINxBATCH, a network ({known()}), or one of " + ", ".join(METHODS),
             "pollard explain 1024x1024x128, or pollard explain 64x64x3x3, for example.",
         )
-    found = _explained(what, op, (density, pattern), dtype=dtype, device=device, images=images)
+    found = _explained(what, op, (density, pattern), dtype=dtype, device=device, activation=activation, images=images)
     code = {"ir": found.ir()} if ir else {}
     code |= {"assembly": found.assembly()} if asm else {}
     ranked = sorted(found.candidates, key=lambda candidate: candidate[1])
@@ -104,9 +110,20 @@ def explain(
 
 
 def _explained(
-    what: str, op: str, kept: tuple[float, str], *, dtype: str, device: str, images: str | None
+    what: str,
+    op: str,
+    kept: tuple[float, str],
+    *,
+    dtype: str,
+    device: str,
+    activation: str | None,
+    images: str | None,
 ) -> Explanation:
     if what.count("x") != 3:
-        return explain_kernel(op, values.shape(what), *kept, dtype=dtype, device=device)
+        return explain_kernel(op, values.shape(what), *kept, dtype=dtype, device=device, activation=activation)
+    if activation is not None:
+        raise InvalidInput(
+            f"--activation {activation} of a convolution", "one of a layer OUTxINxBATCH", "Leave --activation out."
+        )
     over = (32, values.convolution(what)[1], 32, 32) if images is None else values.images(images)
     return explain_convolution(op, values.convolution(what), *kept, images=over, dtype=dtype)

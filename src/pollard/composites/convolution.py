@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
+from pollard.activations import activated
 from pollard.composites.composite import Composite, composite
 from pollard.errors import InvalidInput
 
@@ -47,10 +48,10 @@ class _Convolution(Composite):
 class ComposedConv(_Convolution):
     """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t] + b[o]``: `nn.Conv1d` to `nn.Conv3d`.
 
-    relu: apply ReLU to the result, bias and all; in the kernel where the layer convolves itself.
+    activation: "relu", "gelu", "gelu_tanh" or "silu", of the result, bias and all; in the kernel where the layer convolves itself.
     """
 
-    relu: bool = False
+    activation: str | None = None
 
     def axes(self, part: str, matrix: tuple[int, int]) -> tuple[int, ...]:
         """Channels and taps apart."""
@@ -68,7 +69,7 @@ class ComposedConv(_Convolution):
                 y = _NATIVE[spatial](x, self.weight, self.bias, self.stride, 0, self.dilation)
             else:
                 y = self._unfolded(x)
-            y = functional.relu(y) if self.relu else y
+            y = activated(y, self.activation)
         return y if input.dim() == spatial + 2 else y.squeeze(0)
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class ComposedConv(_Convolution):
         convolve, window = getattr(self.linear, "convolve", None), self.window()
         if convolve is None or window is None:
             return None
-        made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window, relu=self.relu)
+        made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window, activation=self.activation)
         return made if made is None or len(self.kernel_size) > 1 else made.squeeze(2)
 
     def set_bias(self, bias: nn.Parameter | None) -> None:
@@ -108,18 +109,18 @@ class ComposedConv(_Convolution):
         self._frame[0].register_parameter("bias", bare)
 
     def whole(self) -> nn.Module:
-        """The convolution that this is; refused with a fused ReLU."""
-        if self.relu:
+        """The convolution that this is; refused with a fused activation."""
+        if self.activation is not None:
             raise InvalidInput(
-                "a convolution with a fused ReLU",
+                f"a convolution with a fused activation, {self.activation!r}",
                 "one that torch has, too",
-                "Set conv.relu = False and put nn.ReLU behind it.",
+                "Set conv.activation = None and put the module that it is behind it.",
             )
         return super().whole()
 
     def extra_repr(self) -> str:
-        """What `print` shows: what this was made of, and a fused ReLU."""
-        return super().extra_repr() + (", relu=True" if self.relu else "")
+        """What `print` shows: what this was made of, and a fused activation."""
+        return super().extra_repr() + ("" if self.activation is None else f", activation={self.activation}")
 
     def _unfolded(self, x: Tensor) -> Tensor:
         taps = self._taps()

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from pollard.composites import Composite
 from pollard.copies import copied
+from pollard.nn.activations import activation_of
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 
@@ -31,7 +32,7 @@ class Call:
 class Flow:
     """What is read from where, in a model or in those of its modules that can be traced.
 
-    calls: of each module that is called, torch's own and sparse ones, not those around them. read: modules of which a tensor is
+    calls: of each module that is called, torch's own, sparse ones and activations, not those around them. read: modules of which a tensor is
     read past them. untraced: why something in the model cannot be traced, if so. parts: how many of its modules were, apart.
     """
 
@@ -150,7 +151,7 @@ class _Tracing:
 
 
 class _Tracer(fx.Tracer):
-    """Torch's own modules, sparse ones and `closed` ones are called, all others entered."""
+    """Torch's own modules, sparse ones, activations and `closed` ones are called, all others entered."""
 
     # So that whoever reads a running mean past its norm is seen.
     proxy_buffer_attributes = True
@@ -174,7 +175,8 @@ def _is_leaf(module: nn.Module) -> bool:
     own = kind.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(
         module, nn.Sequential | nn.ModuleList | nn.ModuleDict
     )
-    return own or isinstance(module, SparseLinear | MaskedLinear | Composite | nn.Identity)
+    known = isinstance(module, SparseLinear | MaskedLinear | Composite | nn.Identity)
+    return own or known or activation_of(module) is not None
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

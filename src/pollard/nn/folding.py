@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them, and ReLUs fused, for inference: in place, or not at all."""
+"""Batch norms folded into the layers before them, and activations fused, for inference: in place, or not at all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pollard.composites import put
 from pollard.errors import InvalidInput
+from pollard.nn.activations import activation_of
 from pollard.nn.flow import Flow, is_hooked
-from pollard.nn.scaling import LINEAR, Target, affine, folded, takes_relu, target_of, write
-from pollard.nn.surgery import has_relu
+from pollard.nn.scaling import LINEAR, Target, affine, folded, takes_activation, target_of, write
+from pollard.nn.surgery import is_fused
 from pollard.nn.watched import is_watched
 from pollard.references import Reference, references
 from pollard.selection import listed
@@ -30,20 +31,20 @@ _LOG = logging.getLogger("pollard")
 class Folding:
     """What `fold_norms_` has done, by the names of modules.
 
-    norms: each norm that was folded, and the layer that it is in now. relus: each ReLU that was fused, and the layer. left: each
+    norms: each norm that was folded, and the layer that it is in now. activations: each that was fused, and the layer. left: each
     norm that stays, and why.
 
     >>> print(Folding({"1": "0"}, {"2": "0"}, {"4": "it is called in several places"}))
-    folded 1 of 2 batch norms, fused 1 ReLU; left: '4' (it is called in several places)
+    folded 1 of 2 batch norms, fused 1 activation; left: '4' (it is called in several places)
     """
 
     norms: Mapping[str, str]
-    relus: Mapping[str, str]
+    activations: Mapping[str, str]
     left: Mapping[str, str]
 
     def __str__(self) -> str:
-        total, relus = len(self.norms) + len(self.left), len(self.relus)
-        told = f"folded {len(self.norms)} of {total} batch norms, fused {relus} ReLU{'' if relus == 1 else 's'}"
+        total, fused = len(self.norms) + len(self.left), len(self.activations)
+        told = f"folded {len(self.norms)} of {total} batch norms, fused {fused} activation{'' if fused == 1 else 's'}"
         left = ", ".join(f"{name!r} ({why})" for name, why in self.left.items())
         return f"{told}; left: {left}" if left else told
 
@@ -74,12 +75,13 @@ class FoldedNorm(nn.Identity):
 
 @torch.no_grad()
 def fold_norms_(model: nn.Module) -> Folding:
-    """Folds each batch norm of `model` that one layer alone feeds into that layer, and fuses ReLUs, for inference; in place.
+    """Folds each batch norm of `model` that one layer alone feeds into that layer, and fuses activations, for inference; in place.
 
     ``w[o] gamma[o] / sqrt(var[o] + eps)`` and ``(b[o] - mean[o]) gamma[o] / sqrt(var[o] + eps) + beta[o]`` take the places of weights
     and bias: the model computes what it did, up to rounding, and what is kept stays kept. The norm becomes an `nn.Identity`. Layers are
-    linear ones and convolutions, sparse in either storage, or dense. An `nn.ReLU` that alone reads a sparse convolution or a
-    `SparseLinear`, or the norm behind it, is computed there, and becomes an identity too; `torch.relu` and its like are code, and stay.
+    linear ones and convolutions, sparse in either storage, or dense. An `nn.ReLU`, `nn.GELU` or `nn.SiLU`, or a module that does
+    nothing but call their function, that alone reads a sparse convolution or a `SparseLinear`, or the norm behind it, is computed there,
+    and becomes an identity too; `torch.relu` and its like elsewhere are code, and stay.
     Half precision is folded in float32, and rounded once.
 
     Who reads what is seen by tracing a copy of the model symbolically, called without the arguments that have defaults. Where
@@ -90,16 +92,16 @@ def fold_norms_(model: nn.Module) -> Folding:
     Raises InvalidInput for a model in training mode, one that cannot be copied, or one of which no part can be traced; whatever is
     raised, the model is as it was. A folded model is another model than its class builds: its state has biases and no norms. So keep the
     state of the unfolded model and fold what `load_sparse` returns; or load the state of a folded one into a model of the class that was
-    folded too, dense as it is. `densify_` refuses fused ReLUs.
+    folded too, dense as it is. `densify_` refuses fused activations.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4)).eval()
     >>> print(fold_norms_(model))
-    folded 1 of 2 batch norms, fused 0 ReLUs; left: '3' (nothing folds into '2', a ReLU)
+    folded 1 of 2 batch norms, fused 0 activations; left: '3' (nothing folds into '2', a ReLU)
     """
     _refuse_training(model)
     with torch.inference_mode(False):  # numbers made in that mode could never be trained
         fold = _Fold(model)
-        steps = [step for step in map(fold.step, fold.targets()) if step.norms or step.relu is not None]
+        steps = [step for step in map(fold.step, fold.targets()) if step.norms or step.activation is not None]
         fold.commit(steps)
     folding = fold.told(steps)
     _LOG.info("%s", folding)
@@ -108,13 +110,13 @@ def fold_norms_(model: nn.Module) -> Folding:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What is done to one layer: numbers and bias as they will be, the norms in them, the ReLU that is fused."""
+    """What is done to one layer: numbers and bias as they will be, the norms in them, the activation that is fused."""
 
     target: Target
     norms: tuple[nn.Module, ...] = ()
     numbers: Tensor | None = None
     bias: Tensor | None = None
-    relu: nn.Module | None = None
+    activation: nn.Module | None = None
 
 
 @dataclass(slots=True)
@@ -139,10 +141,10 @@ class _Fold:
                 "Put layer and norm into an nn.Sequential, or a module of their own, and call that.",
             )
         self.owners = Counter(id(each) for module in self.names for each in module.parameters(recurse=False))
-        kinds = (_BatchNorm, nn.ReLU)
-        self.found = list(
-            references(self.model, [each for each in self.names if isinstance(each, kinds) or target_of(each)])
-        )
+        given_up = [
+            each for each in self.names if isinstance(each, _BatchNorm) or activation_of(each) or target_of(each)
+        ]
+        self.found = list(references(self.model, given_up))
 
     def targets(self) -> list[Target]:
         return [target for module in self.names if (target := target_of(module)) is not None]
@@ -164,8 +166,10 @@ class _Fold:
             assert made is not None
             step = replace(step, norms=(*step.norms, reader), numbers=made[0], bias=made[1])
             place = reader
-        fuses = refused is None and type(reader) is nn.ReLU and takes_relu(target) and self._stays_put(reader) is None
-        return replace(step, relu=reader) if fuses else step
+        if refused is not None or reader is None or activation_of(reader) is None:
+            return step
+        fuses = takes_activation(target) and self._stays_put(reader) is None
+        return replace(step, activation=reader) if fuses else step
 
     def commit(self, steps: list[_Step]) -> None:
         """Does all of it, or nothing."""
@@ -175,19 +179,21 @@ class _Fold:
                     write(step.target, step.numbers, step.bias, undone)
                 for norm in step.norms:
                     self._replace(norm, _rest(step.target, norm), undone)
-                if step.relu is not None:
-                    self._replace(step.relu, nn.Identity(), undone)
+                if step.activation is not None:
+                    self._replace(step.activation, nn.Identity(), undone)
                     holder: Any = step.target.holder
-                    undone.callback(setattr, holder, "relu", False)
-                    holder.relu = True
+                    undone.callback(setattr, holder, "activation", None)
+                    holder.activation = activation_of(step.activation)
             undone.pop_all()
 
     def told(self, steps: list[_Step]) -> Folding:
         norms = {self.names[norm]: self.names[step.target.holder] for step in steps for norm in step.norms}
-        relus = {self.names[step.relu]: self.names[step.target.holder] for step in steps if step.relu is not None}
+        fused = {
+            self.names[step.activation]: self.names[step.target.holder] for step in steps if step.activation is not None
+        }
         left = {name: module for module, name in self.names.items() if isinstance(module, _BatchNorm)}
         why = {name: self._why(module) for name, module in left.items() if name not in norms}
-        return Folding(norms, relus, why)
+        return Folding(norms, fused, why)
 
     def _replace(self, old: nn.Module, new: nn.Module, undone: ExitStack) -> None:
         new.train(old.training)
@@ -198,8 +204,8 @@ class _Fold:
     def _refusal(self, target: Target) -> str | None:
         """Why `target` cannot take in anything, if it cannot."""
         name, inner = self._name(target), {target.holder, target.layer}
-        if has_relu(target.holder) or has_relu(target.layer):
-            return f"a ReLU is fused into {name}"
+        if is_fused(target.holder) or is_fused(target.layer):
+            return f"an activation is fused into {name}"
         if any(map(is_watched, inner)):
             return f"hooks on {name}"
         if any("forward" in vars(each) or vars(each).get("_compiled_call_impl") is not None for each in inner):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from pollard.activations import require_activation
 from pollard.errors import InvalidInput, PollardError, TopologyError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
@@ -36,7 +37,8 @@ class SparseLinear(ReadableWeight, nn.Module):
     stand elsewhere than the layer thinks, and it says so instead of computing.
 
     topology: which weights are kept, of shape (out_features, in_features). initialiser: (topology, generator) to values,
-    by default U(-b, b) with b = 1 / sqrt(kept fan-in). relu: apply ReLU to the output, fused into the kernel.
+    by default U(-b, b) with b = 1 / sqrt(kept fan-in). activation: "relu", "gelu", "gelu_tanh" or "silu", of the output, fused
+    into the kernel; in training ReLU is, the others run behind it. It may be set at any time.
     Raises InvalidInput when the topology has another shape.
 
     >>> layer = SparseLinear.random(6, 4, density=0.5, generator=torch.Generator().manual_seed(0))
@@ -60,7 +62,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         bias: bool = True,
         *,
         initialiser: Initialiser = initialise.uniform,
-        relu: bool = False,
+        activation: str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -71,7 +73,8 @@ class SparseLinear(ReadableWeight, nn.Module):
                 f"({out_features}, {in_features}), that is (out_features, in_features)",
                 "Build the topology for this layer's weight; rows are outputs.",
             )
-        self.in_features, self.out_features, self.relu = in_features, out_features, relu
+        require_activation(activation)
+        self.in_features, self.out_features, self.activation = in_features, out_features, activation
         self.active = None
         dtype = dtype or torch.get_default_dtype()
         self.values = nn.Parameter(initialiser(topology, generator).to(dtype))
@@ -81,7 +84,12 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     @classmethod
     def from_dense(
-        cls, linear: nn.Linear, mask: Tensor | Topology, pattern: str | Pattern = "unstructured", *, relu: bool = False
+        cls,
+        linear: nn.Linear,
+        mask: Tensor | Topology,
+        pattern: str | Pattern = "unstructured",
+        *,
+        activation: str | None = None,
     ) -> Self:
         """A layer with the weights of `linear` that `mask` keeps: a bool `(out, in)`, True = keep, or a topology.
 
@@ -106,7 +114,7 @@ class SparseLinear(ReadableWeight, nn.Module):
             topology,
             bias=False,
             initialiser=lambda kept, _: kept_values(weight, kept),
-            relu=relu,
+            activation=activation,
             dtype=weight.dtype,
         )
         layer.values.requires_grad_(linear.weight.requires_grad)
@@ -125,21 +133,28 @@ class SparseLinear(ReadableWeight, nn.Module):
         generator: torch.Generator | None = None,
         *,
         initialiser: Initialiser = initialise.uniform,
-        relu: bool = False,
+        activation: str | None = None,
     ) -> Self:
         """A layer born sparse: a random topology of `density`, values drawn straight for it.
 
         Memory is proportional to what is kept, so a layer whose dense weight could not be allocated can be made.
         """
         topology = Topology.random((out_features, in_features), density, pattern, generator)
-        return cls(in_features, out_features, topology, bias, initialiser=initialiser, relu=relu, generator=generator)
+        return cls(
+            in_features,
+            out_features,
+            topology,
+            bias,
+            initialiser=initialiser,
+            activation=activation,
+            generator=generator,
+        )
 
     def to_dense(self) -> nn.Linear:
-        """An `nn.Linear` with the same function, zeros where nothing is kept; refused with a fused ReLU."""
-        if self.relu:
-            raise InvalidInput(
-                "a layer with a fused ReLU", "a plain linear layer", "Set layer.relu = False and add nn.ReLU behind it."
-            )
+        """An `nn.Linear` with the same function, zeros where nothing is kept; refused with a fused activation."""
+        if self.activation is not None:
+            fix = "Set layer.activation = None and put the module that it is behind the layer."
+            raise InvalidInput(f"a layer with a fused activation, {self.activation!r}", "a plain linear layer", fix)
         dense = nn.Linear(
             self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.values.dtype
         )
@@ -192,24 +207,26 @@ class SparseLinear(ReadableWeight, nn.Module):
             values = straight_through(values, self.active)
         # Of a symbol nobody knows the dimensions: they are flattened in any case.
         if not isinstance(x, Proxy) and x.dim() == 2:
-            return matmul.linear(x, values, topology, bias, relu=self.relu)
+            return matmul.linear(x, values, topology, bias, activation=self.activation)
         matmul.refuse(x)
         # Who has more dimensions than a batch works on rows next: norms, attention, what goes past a layer.
-        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, relu=self.relu, rows=True)
+        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, activation=self.activation, rows=True)
         return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
 
-    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, relu: bool = False) -> Tensor | None:
-        """The convolution that this layer is of unfolded images, with a bias and a ReLU behind it that are not its own; None where
+    def convolve(
+        self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, activation: str | None = None
+    ) -> Tensor | None:
+        """The convolution that this layer is of unfolded images, with a bias and an activation behind it that are not its own; None where
         they have to be unfolded.
 
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each; in_features are
-        channels x taps. Whoever watches the layer is to see what it is given, and a ReLU of the layer's own comes before that bias.
+        channels x taps. Whoever watches the layer is to see what it is given, and an activation of the layer's own comes before that bias.
         """
-        if self.relu or is_watched(self):
+        if self.activation is not None or is_watched(self):
             return None
         topology = self._topology if torch.compiler.is_compiling() else self.topology
         values = self.values if self.active is None else straight_through(self.values, self.active)
-        return convolution.convolve(x, values, topology, bias, Window(*window), relu=relu)
+        return convolution.convolve(x, values, topology, bias, Window(*window), activation=activation)
 
     def reset_parameters(self) -> None:
         """Draws values and bias anew, from U(-b, b) with b = 1 / sqrt(kept fan-in); what is kept stays."""
@@ -276,11 +293,9 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""
-        fused = ", relu=True" if self.relu else ""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
-            f"pattern={self.pattern}, bias={self.bias is not None}{fused}"
-        )
+        told = f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
+        told += f"pattern={self.pattern}, bias={self.bias is not None}"
+        return told if self.activation is None else f"{told}, activation={self.activation}"
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise InvalidInput(

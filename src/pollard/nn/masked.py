@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pollard.activations import activated
 from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
@@ -118,8 +119,10 @@ class MaskedLinear(nn.Module):
         # Dropout draws number by number as they lie in memory: both storages are to drop the same.
         return y.t().contiguous().t()
 
-    def convolve(self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, relu: bool = False) -> Tensor | None:
-        """The convolution that this layer is of unfolded images, with another bias and a ReLU if asked, by torch's own; None where
+    def convolve(
+        self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, activation: str | None = None
+    ) -> Tensor | None:
+        """The convolution that this layer is of unfolded images, with another bias and an activation, by torch's own; None where
         they have to be unfolded, for whoever watches the layer.
 
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each.
@@ -132,7 +135,7 @@ class MaskedLinear(nn.Module):
         y = functional.conv2d(padded, weight.unflatten(1, (-1, *kernel)), bias, stride, 0, dilation)
         # As the sparse layer leaves it, whatever the images' own order.
         y = y.contiguous()
-        return functional.relu(y) if relu else y
+        return activated(y, activation)
 
     def reset_parameters(self) -> None:
         """Draws kept weights and bias anew, as `SparseLinear` draws them: from U(-b, b) with b = 1 / sqrt(kept fan-in)."""

@@ -72,8 +72,8 @@ def target_of(module: nn.Module) -> Target | None:
     return None if apart or masked else Target(module, layer, key)
 
 
-def takes_relu(target: Target) -> bool:
-    """Whether the layer computes a ReLU itself when told to: a `SparseLinear` and sparse convolutions do."""
+def takes_activation(target: Target) -> bool:
+    """Whether the layer computes an activation itself when told to: a `SparseLinear` and sparse convolutions do."""
     return isinstance(target.holder, SparseLinear | ComposedConv) and not isinstance(target.layer, nn.Linear)
 
 
@@ -124,4 +124,4 @@ def _put_data(parameter: nn.Parameter, new: Tensor, undone: ExitStack) -> None:
     parameter.data = new
 
 
-__all__ = ["LINEAR", "Target", "affine", "folded", "takes_relu", "target_of", "write"]
+__all__ = ["LINEAR", "Target", "affine", "folded", "takes_activation", "target_of", "write"]

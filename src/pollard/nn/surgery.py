@@ -129,7 +129,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
 
     Weights that `pollard.never_dense` made without memory get it, and stay the same numbers: as new parameters.
     layers: take only these, as name patterns or a callable `(name, module) -> bool`. What is carried over and the errors are
-    those of `sparsify_`; raises NothingMatched where no layer is sparse or without memory, InvalidInput for a layer with a fused ReLU.
+    those of `sparsify_`; raises NothingMatched where no layer is sparse or without memory, InvalidInput for a layer with a fused activation.
 
     >>> model = nn.Sequential(nn.Linear(4, 3))
     >>> densify_(sparsify_(model, {"0": Topology.full((3, 4))}))
@@ -143,12 +143,12 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     names = [name for name in chosen if name not in streamed]
     refuse_tied(model, names)
     found = replaceable(model, names)
-    fused = [path for path in _with_holders(names) if has_relu(model.get_submodule(path))]
+    fused = [path for path in _with_holders(names) if is_fused(model.get_submodule(path))]
     if fused:
         raise InvalidInput(
-            f"a fused ReLU in {listed(fused)}",
+            f"a fused activation in {listed(fused)}",
             "plain linear layers",
-            "Set layer.relu = False and put nn.ReLU behind it.",
+            "Set layer.activation = None and put the module that it is behind it.",
         )
     for name in names:
         sparse = model.get_submodule(name)
@@ -160,9 +160,9 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     return model
 
 
-def has_relu(module: nn.Module) -> bool:
-    """Whether `module` is a layer, or a convolution around one, with a fused ReLU."""
-    return isinstance(module, SparseLinear | ComposedConv) and module.relu
+def is_fused(module: nn.Module) -> bool:
+    """Whether `module` is a layer, or a convolution around one, with a fused activation."""
+    return isinstance(module, SparseLinear | ComposedConv) and module.activation is not None
 
 
 def _with_holders(names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pollard.activations import RELU, activated, read_off
 from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
@@ -16,29 +17,35 @@ from pollard.ops.operators import MASTERS, arrays, autocast, linear_backward, op
 
 
 def convolve(
-    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool = False
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None = None
 ) -> Tensor | None:
-    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then ReLU if asked.
+    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then the activation, if any, as of `linear`.
 
     x: `(samples, channels, rows, columns)`, any strides; W, of `values` and `topology`, `(out, channels * taps)`. Returns
     `(samples, out, rows, columns)`, contiguous; None where whoever asks has to unfold x: no kernel computes it, or a transform of
     torch.func or an export to ONNX is at work. Differentiable in x, values and bias, any number of times.
     """
-    if not matmul.direct(x, values, bias):
+    watched = not matmul.direct(x, values, bias)
+    if not read_off(activation) and (watched or matmul.differentiated(x, values, bias)):
+        plain = convolve(x, values, topology, bias, window)
+        return None if plain is None else activated(plain, activation)
+    if watched:
         if matmul.needs_parts(x):
             return None
         row_pointers, columns, *sizes = arrays(topology)
-        seen: Tensor = operators().convolution(x, values, row_pointers, columns, bias, *sizes, relu, ways.flat(window))
+        seen: Tensor = operators().convolution(
+            x, values, row_pointers, columns, bias, *sizes, activation == RELU, ways.flat(window)
+        )
         return seen
     if torch.is_autocast_enabled("cpu"):
         x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
         bias = None if bias is None else autocast("cpu", bias, stays=MASTERS)
     if not dispatch.serves(x, topology, window):
         return None
-    if torch.is_grad_enabled():
-        y: Tensor = _apply(x, values, bias, topology, window, relu)
+    if torch.is_grad_enabled() and read_off(activation):
+        y: Tensor = _apply(x, values, bias, topology, window, activation == RELU)
         return y
-    return ways.served(x, values, topology, bias, window, relu=relu)
+    return ways.served(x, values, topology, bias, window, activation=activation)
 
 
 def _input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: tuple[int, int]) -> Tensor:
@@ -62,7 +69,7 @@ class _Eager(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, window: Window, relu: bool
     ) -> Tensor:
-        y = ways.served(x, values, topology, bias, window, relu=relu)
+        y = ways.served(x, values, topology, bias, window, activation=RELU if relu else None)
         ctx.topology, ctx.window = topology, window
         ctx.save_for_backward(x, values, y if relu else None)
         return y

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
+from pollard.activations import RELU
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
@@ -54,26 +55,26 @@ def window_of(numbers: Sequence[int]) -> Window:
 
 
 def forward(
-    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool = False
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None = None
 ) -> Tensor:
-    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then ReLU if asked."""
+    """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then the activation, if any."""
     if dispatch.serves(x, topology, window):
-        return served(x, values, topology, bias, window, relu=relu)
-    return _in_parts(x, values, topology, bias, window, relu=relu)
+        return served(x, values, topology, bias, window, activation=activation)
+    return _in_parts(x, values, topology, bias, window, activation=activation)
 
 
 def served(
-    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool = False
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None = None
 ) -> Tensor:
     """`forward` of images that kernels are known to serve; unfolded only where one does not compile."""
-    y = dispatch.forward(x, values, topology, window, bias, relu=relu)
-    return _in_parts(x, values, topology, bias, window, relu=relu) if y is None else y
+    y = dispatch.forward(x, values, topology, window, bias, activation=activation)
+    return _in_parts(x, values, topology, bias, window, activation=activation) if y is None else y
 
 
 def _in_parts(
-    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None
 ) -> Tensor:
-    made = [unfolded(part, values, topology, bias, window, relu=relu) for part in _parts(x, window)]
+    made = [unfolded(part, values, topology, bias, window, activation=activation) for part in _parts(x, window)]
     return torch.cat(made).contiguous()
 
 
@@ -110,10 +111,10 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window, dtyp
 
 
 def unfolded(
-    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, relu: bool = False
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None = None
 ) -> Tensor:
     """`forward` in plain torch around the linear product of what each place sees: its specification."""
-    y = matmul.linear(_seen(x, window), values, topology, bias, relu=relu)
+    y = matmul.linear(_seen(x, window), values, topology, bias, activation=activation)
     folded: Tensor = y.unflatten(0, (len(x), -1)).transpose(1, 2).unflatten(2, window.extents((x.shape[2], x.shape[3])))
     return folded
 
@@ -141,7 +142,7 @@ def _convolution(
 ) -> Tensor:
     in_features, pattern, relu, window = rest
     topology = topology_of(row_pointers, columns, in_features, pattern)
-    return forward(x, values, topology, bias, window_of(window), relu=relu)
+    return forward(x, values, topology, bias, window_of(window), activation=RELU if relu else None)
 
 
 def _input_grad(grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, *rest: Any) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pollard.activations import RELU, activated, read_off
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch
@@ -30,30 +31,35 @@ def linear(
     topology: Topology,
     bias: Tensor | None = None,
     *,
-    relu: bool = False,
+    activation: str | None = None,
     rows: bool = False,
 ) -> Tensor:
-    """``x @ W.T + bias``, then ReLU if asked, for the sparse W of `values` and `topology`.
+    """``x @ W.T + bias``, then the activation, if any, for the sparse W of `values` and `topology`.
 
     x: `(batch, in)`, any strides, of one dtype with values and bias; half precision goes with float32 values too. Sums are
     float32, rounded once. Returns `(batch, out)`, features-first in memory (strides `(1, batch)`), the layout that
     the next sparse product reads without transposing; with `rows`, row after row where that is to be had, which is what
     torch's own operations on rows want, and so the gradient in x. Differentiable in x, values and bias, any number of times.
-    Raises InvalidInput on shapes, dtypes or devices that do not fit.
+    activation: "relu", "gelu", "gelu_tanh" or "silu", in the kernel, of the float32 sum. Where a gradient is wanted, or somebody
+    watches, all but ReLU are torch's own behind the product: their derivatives need what went in.
+    Raises InvalidInput on shapes, dtypes or devices that do not fit, and on other activations.
 
     >>> topology = Topology.from_mask(torch.tensor([[True, False], [True, True]]))
     >>> linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), topology)
     tensor([[ 1., 32.]])
     """
-    if not direct(x, values, bias):
-        return _the_long_way(x, values, bias, topology, relu)
+    watched = not direct(x, values, bias)
+    if not read_off(activation) and (watched or differentiated(x, values, bias)):
+        return activated(linear(x, values, topology, bias, rows=rows), activation)
+    if watched:
+        return _the_long_way(x, values, bias, topology, activation == RELU)
     if _autocast("cpu"):
         x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
         bias = None if bias is None else autocast("cpu", bias, stays=MASTERS)
-    if torch.is_grad_enabled():
-        y: Tensor = _apply(x, values, bias, topology, relu, rows)
+    if torch.is_grad_enabled() and read_off(activation):
+        y: Tensor = _apply(x, values, bias, topology, activation == RELU, rows)
         return y
-    return dispatch.forward(x, values, topology, bias, relu=relu, rows=rows)
+    return dispatch.forward(x, values, topology, bias, activation=activation, rows=rows)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology, *, rows: bool = False) -> Tensor:
@@ -126,6 +132,11 @@ _set_tracing: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]  #
 def direct(x: Tensor, values: Tensor, bias: Tensor | None = None) -> bool:
     """Whether kernels may be called at once on these tensors: nobody but autograd and autocast needs to know."""
     return not torch.compiler.is_compiling() and not _watched() and _plain(x, values, bias)
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether autograd will want the gradient of what is made of `tensors`."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
 def needs_parts(x: Tensor) -> bool:
@@ -228,7 +239,7 @@ class _Eager(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool, rows: bool
     ) -> Tensor:
-        y = dispatch.forward(x, values, topology, bias, relu=relu, rows=rows)
+        y = dispatch.forward(x, values, topology, bias, activation=RELU if relu else None, rows=rows)
         ctx.topology, ctx.relu, ctx.rows = topology, relu, rows
         ctx.save_for_backward(x, values, y if relu else None)
         return y
@@ -248,4 +259,4 @@ class _Eager(torch.autograd.Function):
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.
 _apply: Any = super(torch.autograd.Function, _Eager).apply
 
-__all__ = ["direct", "input_grad", "linear", "needs_parts", "refuse", "value_grad"]
+__all__ = ["differentiated", "direct", "input_grad", "linear", "needs_parts", "refuse", "value_grad"]

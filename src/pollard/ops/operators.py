@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from pollard.activations import RELU
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch
@@ -149,7 +150,9 @@ def _linear(
     pattern: str,
     relu: bool,
 ) -> Tensor:
-    return dispatch.forward(x, values, topology_of(row_pointers, columns, in_features, pattern), bias, relu=relu)
+    return dispatch.forward(
+        x, values, topology_of(row_pointers, columns, in_features, pattern), bias, activation=RELU if relu else None
+    )
 
 
 def _input_grad(

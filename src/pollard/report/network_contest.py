@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +19,7 @@ from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, KernelError
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.nn.folding import fold_norms_
 from pollard.nn.surgery import densify_, sparse_layers, sparsify_
 from pollard.pruning.batches import mapped
 from pollard.pruning.decision import prune
@@ -80,7 +82,9 @@ class Pruned:
         share = Coverage.of(dense.model, plan).share
         sparse = dense.of(sparsify_(shared_copy(dense.model, next(iter(plan))), plan))
         again = dense.of(densify_(shared_copy(sparse.model, next(iter(plan)))))
-        return cls(pattern, density, share, sparse, outputs(again()))
+        results = outputs(again())
+        _fold(sparse.model)
+        return cls(pattern, density, share, sparse, results)
 
     def contender(self, dtype: str) -> Contender:
         """It in `dtype`, to be held against its dense form in float32."""
@@ -91,12 +95,23 @@ class Pruned:
 
 
 def pruned(workload: Workload, patterns: Sequence[str], densities: Sequence[float]) -> tuple[Workload, list[Pruned]]:
-    """The dense network in float32, and it pruned to each of `patterns` and `densities`; or as it is, where it is sparse."""
+    """The dense network in float32, and it pruned to each of `patterns` and `densities`; or as it is, where it is sparse.
+
+    Norms are folded in both, where it can be seen what they read, and activations fused, where layers are sparse.
+    """
     dense = workload.to(torch.float32)
     kept = {name: layer.topology for name, layer in sparse_layers(dense.model).items()}
     if kept:
-        return dense.of(densify_(dense.model)), [Pruned.as_it_is(dense, kept)]
+        densify_(dense.model)
+    _fold(dense.model)
+    if kept:
+        return dense, [Pruned.as_it_is(dense, kept)]
     return dense, [Pruned.by_magnitude(dense, pattern, density) for pattern in patterns for density in densities]
+
+
+def _fold(model: nn.Module) -> None:
+    with suppress(InvalidInput):  # no part of it can be traced: it stays as it is
+        fold_norms_(model)
 
 
 def silent(_: str) -> None:

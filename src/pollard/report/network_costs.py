@@ -203,7 +203,12 @@ def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
     def multiplied(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, SparseLinear)
         x = args[0].reshape(-1, layer.in_features)
-        seen(name, layer, len(x), explain_run("forward", x, layer.topology, layer.values.dtype))
+        seen(
+            name,
+            layer,
+            len(x),
+            explain_run("forward", x, layer.topology, layer.values.dtype, activation=layer.activation),
+        )
 
     def moved(name: str, whole: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         assert isinstance(whole, ComposedConv)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.hooks import unserializable_hook
 
+from pollard.activations import read_off
 from pollard.composites.convolution import MadeAgain
+from pollard.errors import InvalidInput
 from pollard.nn.linear import SparseLinear
 
 # What is unfolded of images is not kept, but made again.
@@ -163,7 +165,9 @@ class Recorder:
         if _backward() < 0:
             self._under_way.clear()  # of backward passes that are over
         # dY is the gradient before a fused ReLU: nothing flows through outputs that it cut off.
-        cut = (output <= 0).detach() if getattr(layer, "relu", False) else None
+        activation = getattr(layer, "activation", None)
+        _refuse_kept_back(activation)
+        cut = None if activation is None else (output <= 0).detach()
         again_made: MadeAgain | None = getattr(x, "made_again", None)
         source: Source = x.detach() if again_made is None else again_made
         lasting, derived = _is_result(x) if again_made is None else again_made.lasting, x.requires_grad
@@ -206,6 +210,16 @@ class Recorder:
             products = self._under_way.pop(_backward(), [])
             self.third |= None in products
             self.listener.added([product for product in products if product is not None])
+
+
+def _refuse_kept_back(activation: str | None) -> None:
+    """Raises InvalidInput where what went into a fused activation, and so its derivative, is not seen outside the layer."""
+    if not read_off(activation):
+        raise InvalidInput(
+            f"a layer with activation={activation!r}, of whose weights a method wants the gradients where nothing is kept",
+            "no activation in the layer, or ReLU",
+            "Set layer.activation = None, and put the module that it is behind the layer while it is trained.",
+        )
 
 
 def _first(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from pollard.activations import ACTIVATIONS
 from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, once, target
@@ -38,10 +39,10 @@ def specs(isa):
         for dots in {4, TARGETS[isa].lanes}:
             for vectors in (0, 2):
                 yield KernelSpec("sddmm", isa, rows=rows, block=min(rows, 4), vectors=vectors, dots=dots, tiled=True)
-    yield KernelSpec("matvec", isa, rows=16, block=TARGETS[isa].lanes, bias=True, relu=True)
+    yield KernelSpec("matvec", isa, rows=16, block=TARGETS[isa].lanes, bias=True, activation="relu")
     if serves(TARGETS[isa], 2, 4):
         for numbers in ("float32", "bfloat16", "float16"):
-            yield KernelSpec("n_of_m", isa, n=2, m=4, bias=True, relu=True, numbers=numbers, values=numbers)
+            yield KernelSpec("n_of_m", isa, n=2, m=4, bias=True, activation="relu", numbers=numbers, values=numbers)
     for numbers in ("bfloat16", "float16"):
         yield KernelSpec("gather", isa, rows=4, block=4, columns=8, numbers=numbers, ragged=True, tiled=True)
         yield KernelSpec("sddmm", isa, dots=4, vectors=2, ragged=True, numbers=numbers)
@@ -61,8 +62,10 @@ def specs(isa):
 def convolutions(isa):
     lanes = TARGETS[isa].lanes
     reach = tuple((lanes * vector, lanes * vector) for vector in range(3))
+    for activation in ACTIVATIONS:
+        yield KernelSpec("convolve", isa, rows=4, block=4, abreast=1, reach=reach, activation=activation)
     for abreast in (1, lanes, 2 * lanes):
-        yield KernelSpec("convolve", isa, rows=4, block=4, abreast=abreast, reach=reach, bias=True, relu=True)
+        yield KernelSpec("convolve", isa, rows=4, block=4, abreast=abreast, reach=reach, bias=True, activation="relu")
         yield KernelSpec("transposed", isa, rows=4, block=4, abreast=abreast, reach=reach)
         yield KernelSpec("correlate", isa, dots=4, abreast=abreast, reach=reach)
     yield KernelSpec("convolve", isa, columns=9, abreast=1, reach=reach, numbers="bfloat16", values="bfloat16")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pollard.activations import ACTIVATIONS
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -50,7 +51,7 @@ def images(shape, seed, dtype=torch.float32, layout="contiguous"):
 def products(convolution, x, values, bias, grad):
     """y, and the gradients in x and values, by kernels."""
     topology, window = convolution
-    y = dispatch.forward(x, values, topology, window, bias, relu=False)
+    y = dispatch.forward(x, values, topology, window, bias)
     dx = dispatch.input_grad(grad, values, topology, window, tuple(x.shape[2:]))
     return y, dx, dispatch.value_grad(grad, x, topology, window)
 
@@ -238,8 +239,8 @@ def test_a_sample_is_what_it_is_in_any_batch(isa):
     topology = Topology.random((8, 3 * 9), 0.4, "unstructured", torch.Generator().manual_seed(0))
     for sizes in ((12, 12), (4, 4)):
         x, values, bias, _ = made(topology, window, 33, sizes)
-        every = dispatch.forward(x, values, topology, window, bias, relu=False)
-        some = dispatch.forward(x[17:30], values, topology, window, bias, relu=False)
+        every = dispatch.forward(x, values, topology, window, bias)
+        some = dispatch.forward(x[17:30], values, topology, window, bias)
         assert torch.equal(every[17:30], some)
 
 
@@ -257,12 +258,14 @@ def test_numbers_that_are_not_finite_stay_where_they_are_met(isa):
             assert torch.equal(dw.isfinite(), slow.isfinite())
 
 
-def test_a_relu_is_fused(isa):
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_fused(isa, name):
     window, topology = Window(*SIDE), Topology.full((4, 2 * 9))
     for size in (12, 4):
         x, values, bias, _ = made(topology, window, 9, (size, size))
-        plain, fused = (dispatch.forward(x, values, topology, window, bias, relu=relu) for relu in (False, True))
-        assert torch.equal(plain.relu(), fused)
+        plain = dispatch.forward(x, values, topology, window, bias)
+        fused = dispatch.forward(x, values, topology, window, bias, activation=name)
+        torch.testing.assert_close(fused, ACTIVATIONS[name](plain), rtol=1e-5, atol=1e-6)
         assert plain.lt(0).any()
 
 
@@ -273,9 +276,9 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(InvalidInput, match="at least as large"):
         dispatch.serves(torch.zeros(2, 2, 1, 8), topology, window._replace(padding=((0, 0), (0, 0))))
     with pytest.raises(InvalidInput, match="values"):
-        dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(3), topology, window, None, relu=False)
+        dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(3), topology, window, None)
     with pytest.raises(InvalidInput, match="bias"):
-        dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(72), topology, window, torch.zeros(5), relu=False)
+        dispatch.forward(torch.zeros(2, 2, 8, 8), torch.zeros(72), topology, window, torch.zeros(5))
 
 
 def test_gradients_that_do_not_fit_are_refused():
@@ -297,7 +300,7 @@ def test_gradients_that_do_not_fit_are_refused():
 def test_memory_that_is_gone_is_not_read():
     topology, window = Topology.full((4, 2 * 9)), Window(*SIDE)
     x, values = torch.zeros(2, 2, 8, 8), torch.zeros(72)
-    dispatch.forward(x, values, topology, window, None, relu=False)
+    dispatch.forward(x, values, topology, window, None)
     x.untyped_storage().resize_(0)
     with pytest.raises(InvalidInput, match="resized or freed"):
-        dispatch.forward(x, values, topology, window, None, relu=False)
+        dispatch.forward(x, values, topology, window, None)

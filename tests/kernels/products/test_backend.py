@@ -61,11 +61,11 @@ def test_a_cpu_without_kernels_takes_torchs_products(monkeypatch, ordinary, patt
     monkeypatch.setattr(dispatch, "current", lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KernelFallback)
-        y = dispatch.forward(x, values, topology, bias, relu=True)
+        y = dispatch.forward(x, values, topology, bias, activation="relu")
         dx = dispatch.input_grad(grad, values, topology)
         dw = dispatch.value_grad(grad, x, topology)
     assert taken == ["forward", "input_grad", "value_grad"]
-    torch.testing.assert_close(y, reference.forward(x, values, topology, bias, relu=True))
+    torch.testing.assert_close(y, reference.forward(x, values, topology, bias, activation="relu"))
     torch.testing.assert_close(dx, reference.input_grad(grad, values, topology))
     torch.testing.assert_close(dw, reference.value_grad(grad, x, topology))
 

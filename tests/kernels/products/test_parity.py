@@ -84,7 +84,7 @@ def test_nan_and_infinity_pass_through_and_stay_in_their_sample(isa, dtype):
     topology = Topology.full((2, 2))
     x = torch.ones(4, 2, dtype=dtype)
     x[0, 0], x[2, 0] = float("nan"), float("inf")
-    y = dispatch.forward(x, torch.ones(4, dtype=dtype), topology, relu=True)
+    y = dispatch.forward(x, torch.ones(4, dtype=dtype), topology, activation="relu")
     assert y[0].isnan().all()
     assert y[2].isinf().all()
     assert y[1::2].tolist() == [[2.0] * 2] * 2

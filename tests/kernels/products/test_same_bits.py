@@ -72,7 +72,7 @@ def test_one_sample_is_what_it_is_in_a_batch_and_has_the_same_bits_wherever_it_l
     topology = Topology.from_mask(ragged(pattern, 112, 90), pattern)
     values, bias = torch.linspace(-1, 1, topology.nnz, dtype=dtype), torch.linspace(-2, 2, 112, dtype=dtype)
     x = operand(5, 90, "row-major", 3, dtype)
-    for options in ({}, {"bias": bias}, {"bias": bias, "relu": True}):
+    for options in ({}, {"bias": bias}, {"bias": bias, "activation": "relu"}):
         together = dispatch.forward(x, values, topology, **options)
         strided = torch.zeros(1, 3 * 90, dtype=dtype)[:, ::3]
         for sample, whole in zip(x, together, strict=True):
@@ -110,7 +110,7 @@ def test_contiguous_rows_hold_the_same_numbers(isa, batch, dtype, threads):
     x, grad = (operand(batch, side, "row-major", 3, dtype) for side in reversed(topology.shape))
     values, bias = torch.linspace(-1, 1, topology.nnz, dtype=dtype), torch.linspace(-2, 2, 96, dtype=dtype)
     for run in (
-        lambda **asked: dispatch.forward(x, values, topology, bias, relu=True, **asked),
+        lambda **asked: dispatch.forward(x, values, topology, bias, activation="relu", **asked),
         lambda **asked: dispatch.input_grad(grad, values, topology, **asked),
     ):
         usual, by_rows = run(), run(rows=True)

@@ -31,9 +31,9 @@ def problem(pattern, shape, batch, layout, density=0.3):
 def test_double_precision_equals_the_twin(pattern, batch, layout):
     for shape in ((48, 100), (16, 7), (32, 1), (8, 900)):
         topology, x, grad, values, bias = problem(pattern, shape, batch, layout)
-        for offset, relu in ((None, False), (bias, False), (bias, True)):
-            y = torch_sparse.forward(x, values, topology, offset, relu=relu)
-            torch.testing.assert_close(y, reference.forward(x, values, topology, offset, relu=relu))
+        for offset, name in ((None, None), (bias, None), (bias, "relu")):
+            y = torch_sparse.forward(x, values, topology, offset, activation=name)
+            torch.testing.assert_close(y, reference.forward(x, values, topology, offset, activation=name))
             assert batch == 1 or y.stride() == (1, batch)
         dx = torch_sparse.input_grad(grad, values, topology)
         torch.testing.assert_close(dx, reference.input_grad(grad, values, topology))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pollard
+from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
@@ -111,12 +112,20 @@ def test_any_row_block_is_a_part_of_the_dense_gradient():
 
 def test_a_fused_relu_passes_no_gradient_where_it_cut_off():
     weight = weight_of()
-    weight.layer.relu = True
+    weight.layer.activation = "relu"
     weight.passes.watch(1)
     x, dy = integers(30, 20, seed=1), integers(30, 48, seed=2)
     output = weight.layer(x)
     output.backward(dy)
     assert torch.equal(weight.passes.rows(0, 48), dy.masked_fill(output <= 0, 0.0).T @ x)
+
+
+def test_what_a_fused_gelu_keeps_back_is_refused():
+    weight = weight_of()
+    weight.layer.activation = "gelu"
+    weight.passes.watch(1)
+    with pytest.raises(InvalidInput, match="activation='gelu'"):
+        weight.layer(integers(30, 20, seed=1))
 
 
 def test_half_precision_passes_are_summed_in_single():

@@ -113,11 +113,6 @@ class Code(Flow):
         """left * right + addend, rounded once."""
         return self.call(f"llvm.fma.{_suffix(addend.type)}", addend.type, [left, right, addend])
 
-    def relu(self, value: Value, lanes: int) -> Value:
-        """max(value, 0), NaN kept."""
-        zero = self.zero(lanes)
-        return self.ir.select(self.ir.fcmp_ordered("<", value, zero), zero, value)
-
     def sum_of(self, value: Value) -> Value:
         """The sum of the lanes of `value`: of its halves, of theirs, and so on."""
         lanes = self.lanes_of(value)

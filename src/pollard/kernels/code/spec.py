@@ -32,8 +32,8 @@ class KernelSpec:
     side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have one more; `ragged`: the
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are
     walked in cache-sized tiles. packed: the gathered or scattered operand lies in panels, otherwise features-first (for
-    ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``). bias, relu: fused
-    into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``. size: bytes of a value (``move``), or of a row group in what is made
+    ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``). bias: fused
+    into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``, and so is an activation, which a finished sum goes through. size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
     in memory. values: of W, and of the bias. abreast: samples side by side, reach: where vectors of a patch begin in the field and in
@@ -57,7 +57,7 @@ class KernelSpec:
     packed: bool = True
     permuted: bool = False
     bias: bool = False
-    relu: bool = False
+    activation: str = ""
     size: int = 4
     chains: int = 1
     numbers: str = "float32"
@@ -84,7 +84,7 @@ class KernelSpec:
         return self.operation == "gather" and self.tiled and self.numbers != "float32"
 
     def __str__(self) -> str:
-        flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias", "relu")
+        flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias")
         grain = f"v{self.rows}" if self.columns == 1 else f"b{self.rows}x{self.columns}"
         parts = [self.operation, self.isa, grain, f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)
@@ -92,4 +92,5 @@ class KernelSpec:
         sizes += [f"{self.n}:{self.m}"] * (self.m > 0) + [f"a{self.abreast}"] * (self.abreast > 0)
         sizes += [f"r{x}-{y}" for x, y in self.reach]
         kinds = [self.numbers] * (self.numbers != "float32") + [f"w{self.values}"] * (self.values != "float32")
-        return ".".join(parts + sizes + kinds + [flag for flag in flags if getattr(self, flag)])
+        told = [flag for flag in flags if getattr(self, flag)] + [self.activation] * (self.activation != "")
+        return ".".join(parts + sizes + kinds + told)

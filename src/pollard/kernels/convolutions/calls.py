@@ -35,13 +35,13 @@ class Convolution:
     target: Target
     threads: int
 
-    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, *, relu: bool) -> Call:
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, *, activation: str | None = None) -> Call:
         """What makes y `(samples, out, rows, columns)`, contiguous, of an x like this one, values and, if there is one, a bias."""
-        return self.over(x, values.dtype, bias=bias is not None, relu=relu).best((x, values, bias))
+        return self.over(x, values.dtype, bias=bias is not None, activation=activation or "").best((x, values, bias))
 
-    def over(self, x: Tensor, values: torch.dtype, *, bias: bool = False, relu: bool = False) -> Pass:
+    def over(self, x: Tensor, values: torch.dtype, *, bias: bool = False, activation: str = "") -> Pass:
         """The pass over x that makes y, with values of that dtype."""
-        spec = replace(self._spec("convolve", x), values=name_of(values), bias=bias, relu=relu)
+        spec = replace(self._spec("convolve", x), values=name_of(values), bias=bias, activation=activation)
         return Pass(spec, self.topology, self.window.forward(_sizes(x)), x, self.target, self.threads)
 
     def input_grad(self, grad: Tensor, values: Tensor, sizes: tuple[int, int]) -> Call:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pollard.activations import require_activation
 from pollard.errors import InvalidInput, KernelError
 from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import warn
@@ -46,22 +47,30 @@ def generated(images: Tensor) -> bool:
 
 
 def forward(
-    x: Tensor, values: Tensor, topology: Topology, window: Window, bias: Tensor | None, *, relu: bool
+    x: Tensor,
+    values: Tensor,
+    topology: Topology,
+    window: Window,
+    bias: Tensor | None,
+    *,
+    activation: str | None = None,
 ) -> Tensor | None:
-    """``y = W * x + bias``, then ReLU if asked: `(samples, out, rows, columns)`, contiguous, of x's dtype; None where no kernel compiles.
+    """``y = W * x + bias``, then the activation, if any: `(samples, out, rows, columns)`, contiguous, of x's dtype; None where no kernel compiles.
 
     Values and bias are of x's dtype, or float32 beside half precision.
     """
     given = (x, values) if bias is None else (x, values, bias)
 
     def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
+        require_activation(activation)
         check_dtype("values", values.dtype, x)
         check_vector("values", values, topology.nnz, x.device, values.dtype)
         if bias is not None:
             check_vector("bias", bias, topology.shape[0], x.device, values.dtype)
-        return convolution.forward(tensors[0], tensors[1], tensors[2] if bias is not None else None, relu=relu)
+        offset = tensors[2] if bias is not None else None
+        return convolution.forward(tensors[0], tensors[1], offset, activation=activation)
 
-    return _run(("forward", window, relu), topology, given, make)
+    return _run(("forward", window, activation), topology, given, make)
 
 
 def input_grad(

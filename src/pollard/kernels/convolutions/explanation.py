@@ -49,7 +49,7 @@ def explain(
     if not dispatch.serves(x, topology, window):
         return Explanation(None, "unfolded", choose(x.device, kind)[1])
     if operation == "forward":
-        dispatch.forward(x, values, topology, window, None, relu=False)
+        dispatch.forward(x, values, topology, window, None)
         return explain_run(x, topology, window, kind)
     rows, columns = window.extents((images[2], images[3]))
     grad = torch.randn((images[0], out, rows, columns), dtype=torch.float32, device="cpu").to(kind)

@@ -61,7 +61,7 @@ def _of_module(ways: Any, task: Task, topology: Topology) -> Call:
     """The product of that kind by a module that has functions for all three, of grains one column wide."""
     topology = topology.vectors
     product: Call = getattr(ways, task.kind)
-    options = {"relu": task.relu} if task.kind == "forward" else {}
+    options = {"activation": task.activation} if task.kind == "forward" else {}
     return lambda left, right, *bias: product(left, right, topology, *bias, **options)
 
 

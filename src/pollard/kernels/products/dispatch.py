@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pollard.activations import require_activation
 from pollard.errors import KernelError
 from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import warn, warn_without_kernels
@@ -32,17 +33,17 @@ def forward(
     topology: Topology,
     bias: Tensor | None = None,
     *,
-    relu: bool = False,
+    activation: str | None = None,
     rows: bool = False,
 ) -> Tensor:
-    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, of x's dtype, features-first in memory, or
+    """``x @ W.T + bias`` for x `(batch, in)`, then the activation, if any, of `ACTIVATIONS`: `(batch, out)`, of x's dtype, features-first in memory, or
     with contiguous `rows`, if asked, where a kernel of ours runs and they are whole vectors.
 
     Values and bias are of x's dtype, or float32 where that is half precision; sums are float32, rounded once.
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
     """
     key = (
-        Task("forward", values.dtype, relu, rows), _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+        Task("forward", values.dtype, activation, rows), _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
         values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
     )  # fmt: skip
     if bias is None:
@@ -132,6 +133,7 @@ def _check(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
     (out, width), (first, second, *bias), kind = topology.shape, tensors, task.kind
     names = {"forward": ("x", "values", "bias"), "input_grad": ("grad", "values"), "value_grad": ("grad", "x")}[kind]
     check_matrix(names[0], first, width if kind == "forward" else out)
+    require_activation(task.activation)
     if kind == "value_grad":
         check_matrix(names[1], second, width)
         check_pair(first, second)
@@ -145,7 +147,7 @@ def _check(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> None:
 
 def _rounded(task: Task, topology: Topology) -> Call:
     """Half precision: through float32, rounded once."""
-    product, options = _PRODUCTS[task.kind], {"relu": task.relu} if task.kind == "forward" else {}
+    product, options = _PRODUCTS[task.kind], {"activation": task.activation} if task.kind == "forward" else {}
 
     def call(left: Tensor, right: Tensor, *bias: Tensor) -> Tensor:
         result = product(left.float(), right.float(), topology, *(each.float() for each in bias), **options)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pollard.activations import require_activation
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -51,11 +52,12 @@ def explain(
     *,
     dtype: str = "float32",
     device: str = "cpu",
+    activation: str | None = None,
 ) -> Explanation:
     """Choose, tuning if need be, for a random topology of `shape` (out, in, batch), a row-major operand and torch's threads.
 
     operation: forward, input_grad or value_grad. dtype: float32, float64, bfloat16 or float16. device: as torch names it.
-    Raises InvalidInput on others.
+    activation: fused into a forward product. Raises InvalidInput on others.
     """
     if operation not in KERNELS:
         raise InvalidInput(f"operation {operation!r}", "one of " + ", ".join(KERNELS), "Name the product to explain.")
@@ -65,6 +67,9 @@ def explain(
         place = torch.device(device)
     except RuntimeError as error:
         raise InvalidInput(f"device {device!r}", "a device of torch's", "cpu or cuda, for example.") from error
+    require_activation(activation)
+    if activation is not None and operation != "forward":
+        raise InvalidInput(f"activation {activation!r} of {operation}", "one of a forward product", "Leave it out.")
     backend, reason = choose(place, DTYPES[dtype])
     if backend is not GENERATED:
         return Explanation(None, backend.name, reason)
@@ -75,19 +80,21 @@ def explain(
         for size in ((topology.nnz,), (batch, width), (batch, out))
     )
     runs: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {
-        "forward": (x, lambda: dispatch.forward(x, values, topology)),
+        "forward": (x, lambda: dispatch.forward(x, values, topology, activation=activation)),
         "input_grad": (grad, lambda: dispatch.input_grad(grad, values, topology)),
         "value_grad": (x, lambda: dispatch.value_grad(grad, x, topology)),
     }
     operand, run = runs[operation]
     run()
-    return explain_run(operation, operand, topology, DTYPES[dtype])
+    return explain_run(operation, operand, topology, DTYPES[dtype], activation=activation)
 
 
-def explain_run(operation: str, operand: Tensor, topology: Topology, values: torch.dtype) -> Explanation:
+def explain_run(
+    operation: str, operand: Tensor, topology: Topology, values: torch.dtype, *, activation: str | None = None
+) -> Explanation:
     """What computes a product that has been computed already, with this operand and values of this dtype, on torch's threads.
 
-    operand: x of a forward product and of a value gradient, else the output's gradient: `(batch, features)`.
+    operand: x of a forward product and of a value gradient, else the output's gradient: `(batch, features)`. activation: fused into it.
     """
     backend, reason = choose(operand.device, operand.dtype)
     if backend is not GENERATED:
@@ -99,13 +106,13 @@ def explain_run(operation: str, operand: Tensor, topology: Topology, values: tor
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:
-        tile = (
-            f"tiles of {choice.width * topology.pattern.columns} columns" if product.spec(choice).tiled else "one tile"
-        )
-        return f"{product.spec(choice)}, {tile}"
+        spec = product.spec(choice, activation=activation or "")
+        return f"{spec}, {f'tiles of {choice.width * topology.pattern.columns} columns' if spec.tiled else 'one tile'}"
 
     timed = tuple((describe(choice), microseconds) for choice, microseconds in decision.candidates)
-    return Explanation(product.spec(decision.choice), describe(decision.choice), decision.reason, timed)
+    return Explanation(
+        product.spec(decision.choice, activation=activation or ""), describe(decision.choice), decision.reason, timed
+    )
 
 
 __all__ = ["Explanation", "explain", "explain_run"]

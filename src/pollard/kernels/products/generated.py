@@ -41,7 +41,11 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     def ready(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(each.contiguous() if copy else each for each, copy in zip(given, copied, strict=True))
 
-    variants = {"forward": (len(tensors) > 2, task.relu), "value_grad": (matrices[0].features_first,), "input_grad": ()}
+    variants = {
+        "forward": (len(tensors) > 2, task.activation or ""),
+        "value_grad": (matrices[0].features_first,),
+        "input_grad": (),
+    }
     wanted = operation(task.kind, topology.pattern, len(tensors[0]), target)
     product = Product.of(wanted, topology, matrices[-1], target, name_of(task.values))
     found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,11 @@ Fit = Callable[[tuple[Operand, ...], Panels], Call]
 
 @one_at_a_time
 def prepared(
-    product: Product, matrices: tuple[Operand, ...], variant: tuple[bool, ...], take: Callable[[], tuple[Tensor, ...]]
+    product: Product, matrices: tuple[Operand, ...], variant: tuple[Any, ...], take: Callable[[], tuple[Tensor, ...]]
 ) -> Call:
     """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
 
-    variant: of "gather", "matvec" and "n_of_m", whether there is a bias, and a ReLU; of "sddmm", whether the gradient is
+    variant: of "gather", "matvec" and "n_of_m", whether there is a bias, and the activation; of "sddmm", whether the gradient is
     features-first. Raises KernelError if a kernel does not compile.
     """
     # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
@@ -96,7 +97,7 @@ def _passes(groups: int, chunks: int, block: float) -> int:
     return max(1, math.ceil(groups / chunks / math.ceil(block)))
 
 
-def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = False) -> Fit:
+def _gather(product: Product, choice: Choice, bias: bool = False, activation: str = "") -> Fit:
     topology, threads = product.topology, product.threads
     out, width = topology.shape[::-1] if choice.transposed else topology.shape
     if choice.transposed:
@@ -106,7 +107,7 @@ def _gather(product: Product, choice: Choice, bias: bool = False, relu: bool = F
         walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
     kind = product.panels(choice).kind
     packing = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
-    spec = product.spec(choice, bias=bias, relu=relu)
+    spec = product.spec(choice, bias=bias, activation=activation)
     # Rows of the longest run, whose sums rest between tiles.
     cuts = walk["bounds"]
     longest = int(cuts.diff().max()) * spec.rows if spec.rests and isinstance(cuts, Tensor) else 0
@@ -160,7 +161,7 @@ def _ordering(product: Product, turned: ByColumns) -> Callable[[Tensor], Tensor]
     return arrange
 
 
-def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
+def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fit:
     topology, threads, out = product.topology, product.threads, product.topology.shape[0]
     where: dict[str, Tensor | int] = {"pointers": topology.indices.row_pointers}
     if product.operation == "n_of_m":
@@ -168,7 +169,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, relu: bool) -> Fit:
         kept = topology.nnz // out
         where = {"bits": bits, "BYTES": (len(bits) - N_OF_M_PAD) // out, "KEPT": kept}
     launch = Launch(
-        product.spec(choice, bias=bias, relu=relu), threads, threads, **where,
+        product.spec(choice, bias=bias, activation=activation), threads, threads, **where,
         columns=topology.indices.columns, bounds=bounds(topology, threads), PASSES=1,
     )  # fmt: skip
 

@@ -162,7 +162,7 @@ class Product:
         fits = self.batch <= BATCH_STEP and held + choice.vectors <= self.target.registers - SPARE
         return whole if fits else Panels(count=1, vectors=0, wide=0, last=0)
 
-    def spec(self, choice: Choice, *, bias: bool = False, relu: bool = False) -> KernelSpec:
+    def spec(self, choice: Choice, *, bias: bool = False, activation: str = "") -> KernelSpec:
         """The kernel for `choice`."""
         panels, across = self.panels(choice), self._across(choice)
         return KernelSpec(
@@ -178,7 +178,7 @@ class Product:
             tiled=self.width(choice) < across,
             packed=choice.packed,
             bias=bias,
-            relu=relu,
+            activation=activation,
             chains=1 if choice.transposed else self.chains,
             n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
             m=self.topology.pattern.m if self.operation == "n_of_m" else 0,

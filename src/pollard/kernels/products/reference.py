@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pollard.activations import activated
 from pollard.formats.topology import Topology
 from pollard.kernels.products.placed import coordinates_on
 
 
-def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
+def forward(
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """``x @ W.T + bias`` for x `(batch, in)`, then the activation: `(batch, out)`, features-first in memory."""
     rows, columns = coordinates_on(topology, x.device)
     y = _zeros(x, topology.shape[0])
     y.t().index_add_(0, rows, x.t().index_select(0, columns) * values[:, None])
     if bias is not None:
         y += bias
-    return y.relu_() if relu else y
+    return activated(y, activation)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:

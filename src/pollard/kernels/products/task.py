@@ -15,13 +15,13 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Task(NamedTuple):
-    """A kind of product, the dtype of the values, or of their gradient, whether a ReLU follows, and whether rows of the result
+    """A kind of product, the dtype of the values, or of their gradient, which activation follows, and whether rows of the result
     are contiguous, where it has any, and not its features.
     """
 
     kind: Kind
     values: torch.dtype
-    relu: bool = False
+    activation: str | None = None
     rows: bool = False
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pollard.activations import activated
 from pollard.formats.topology import Topology
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.products import lone, reference
@@ -26,14 +27,16 @@ FEW = 2  # samples whose gradients are added one by one
 BLOCK = 1 << 20  # numbers in a block: 8 MB
 
 
-def forward(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x @ W.T + bias`` for x `(batch, in)`, then ReLU if asked: `(batch, out)`, features-first in memory."""
+def forward(
+    x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """``x @ W.T + bias`` for x `(batch, in)`, then the activation: `(batch, out)`, features-first in memory."""
     if 0 in (*x.shape, topology.grains):
-        return reference.forward(x, values, topology, bias, relu=relu)
+        return reference.forward(x, values, topology, bias, activation=activation)
     y = lone.forward(x, values, topology) if len(x) == 1 and _alone(x) else _forward(x, values, topology)
     if bias is not None:
         y += bias
-    return y.relu_() if relu else y
+    return activated(y, activation)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.tiles import AHEAD, over_columns, run_of_groups
@@ -62,7 +63,7 @@ class LoneRow:
         """Store the sum of `rest` and of the lanes of `sums`."""
         code, numbers = self.code, NUMBERS[self.spec.numbers]
         total = code.ir.fadd(rest, code.sum_of(sums))
-        result = code.relu(total, 1) if self.spec.relu else total
+        (result,) = activated(code, self.spec.activation, [total])
         numbers.store_few(code, result, numbers.at(code, self.arguments["y"], self.row))
 
 
@@ -189,7 +190,6 @@ class _Rows:
 
     def _store(self, group: Value, sums: list[Value]) -> None:
         code, spec = self.code, self.spec
-        for part, total in zip(self.parts, sums, strict=True):
-            result = code.relu(total, spec.block) if spec.relu else total
+        for part, result in zip(self.parts, activated(code, spec.activation, sums), strict=True):
             place = code.add(code.mul(group, spec.rows), part)
             self.numbers.store_few(code, result, self.numbers.at(code, self.arguments["y"], place))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.tiles import Tile, over_columns
@@ -45,9 +46,20 @@ class Rows(ABC):
         for offset in range(0, spec.rows, spec.block):
             rows = [code.add(code.mul(group, spec.rows), offset + r) for r in range(spec.block)]
             sums = self.accumulate(grains, offset, self._start(tile, rows))
-            if spec.relu:
-                sums = [code.ir.select(tile.is_last, code.relu(total, self.lanes), total) for total in sums]
+            if spec.activation:
+                sums = self._finished(tile, sums)
             self.put(tile, rows, [sums[first : first + self.count] for first in range(0, len(sums), self.count)])
+
+    def _finished(self, tile: Tile, sums: list[Value]) -> list[Value]:
+        """What the activation makes of `sums`, in the last tile."""
+        code, spec = self.code, self.spec
+        if not spec.tiled:
+            return activated(code, spec.activation, sums)
+        before = code.ir.block
+        with code.ir.if_then(tile.is_last):
+            made = activated(code, spec.activation, sums)
+            inside = code.ir.block
+        return [code.either(pair, (before, inside)) for pair in zip(sums, made, strict=True)]
 
     def _start(self, tile: Tile, rows: list[Value]) -> list[Value]:
         # The first tile starts from the bias or zero, the others from what the tile before left.

@@ -73,7 +73,7 @@ def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
     if spec.operation not in ("gather", "convolve"):
         return grains
     needed = code.ir.or_(grains, tile.is_first)
-    return code.ir.or_(needed, tile.is_last) if spec.relu or spec.rests else needed
+    return code.ir.or_(needed, tile.is_last) if spec.activation or spec.rests else needed
 
 
 def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
