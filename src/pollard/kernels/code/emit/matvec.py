@@ -9,7 +9,7 @@ from llvmlite import ir
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import AHEAD, over_columns, run_of_groups
+from pollard.kernels.code.emit.tiles import ask_for, over_columns, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -76,15 +76,15 @@ class _Row(LoneRow):
 
     def run(self) -> None:
         """Sum and store."""
-        code, lanes, arguments = self.code, self.lanes, self.arguments
+        code, lanes, arguments, columns = self.code, self.lanes, self.arguments, self.spec.columns
         start = code.index_at(arguments["pointers"], self.row)
         end = code.index_at(arguments["pointers"], code.add(self.row, 1))
         step = VECTORS * self.grains
         with code.loop(start, code.sub(end, step - 1), step, [code.zero(lanes)] * VECTORS) as several:
             places = [code.add(several.index, vector * self.grains) for vector in range(VECTORS)]
-            code.prefetch(code.offset(self.weight(code.mul(several.index, self.spec.columns)), AHEAD))
-            index = code.mul(several.index, self.spec.index)
-            code.prefetch(code.offset(code.offset(arguments["columns"], index), AHEAD))
+            weight, index = self.weight(code.mul(several.index, columns)), code.mul(several.index, self.spec.index)
+            ask_for(code, weight, step * columns * self.values.bytes)
+            ask_for(code, code.offset(arguments["columns"], index), step * self.spec.index)
             several.carry([self._several(*pair) for pair in zip(places, several.carried, strict=True)])
         sums = code.ir.fadd(*several.carried)
         with code.loop(several.index, code.sub(end, self.grains - 1), self.grains, [sums]) as whole:

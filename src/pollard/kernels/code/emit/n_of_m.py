@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.matvec import LoneRow
-from pollard.kernels.code.emit.tiles import AHEAD, run_of_groups
+from pollard.kernels.code.emit.tiles import ask_for, run_of_groups
 from pollard.kernels.code.simd import I32, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
@@ -51,7 +51,7 @@ class _Row(LoneRow):
         step = SUMS * lanes
         with code.loop(0, code.sub(kept, step - 1), step, [code.zero(lanes)] * SUMS) as several:
             places = [code.add(several.index, vector * lanes) for vector in range(SUMS)]
-            code.prefetch(code.offset(self._weight(several.index), AHEAD))
+            ask_for(code, self._weight(several.index), step * self.values.bytes)
             several.carry([self._vector(*pair) for pair in zip(places, several.carried, strict=True)])
         with code.loop(several.index, code.sub(kept, lanes - 1), lanes, [code.ir.fadd(*several.carried)]) as whole:
             whole.carry([self._vector(whole.index, whole.carried[0])])

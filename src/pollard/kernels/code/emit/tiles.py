@@ -11,7 +11,7 @@ from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
 LINE = 64
-AHEAD = 4096  # bytes of a stream that is read once: what the hardware asks for by itself comes too late
+AHEAD = 8192  # bytes of a stream that is read once: what the hardware asks for by itself comes too late
 ABREAST = 4  # columns of a grain, whose code is written out, at most
 
 
@@ -66,6 +66,12 @@ def run_of_groups(code: Code, arguments: Arguments, chunk: Value, turn: Value) -
     """The row groups that `chunk` takes in `turn`: ``bounds`` holds where each such run begins, and the end."""
     position = code.add(code.mul(chunk, arguments["PASSES"]), turn)
     return code.index_at(arguments["bounds"], position), code.index_at(arguments["bounds"], code.add(position, 1))
+
+
+def ask_for(code: Code, pointer: Value, count: int) -> None:
+    """Ask for each cache line of the `count` bytes that lie AHEAD of `pointer`, in a stream that is read once."""
+    for line in range(0, count, LINE):
+        code.prefetch(code.offset(pointer, AHEAD + line))
 
 
 def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
