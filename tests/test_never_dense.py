@@ -70,14 +70,16 @@ def test_what_is_reduced_block_by_block_leaves_no_blocks_behind():
 @pytest.mark.slow
 @ONLY_LINUX
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rule", [["snip"], ["grasp"], ["synflow", "--rounds=4"]], ids=lambda rule: rule[0])
+@pytest.mark.parametrize("rule", [["snip"], ["grasp"], ["synflow", "--rounds=18"]], ids=lambda rule: rule[0])
 def test_what_a_decision_takes_is_what_was_foretold(rule):
     name, *rounds = rule
     told = told_by(
         "never_dense.py", f"--criterion={name}", "--widths=2048-4096-8192-10", "--density=0.01", "--steps=0", *rounds
     )
     foreseen, pruned = told["foreseen"], told["pruned"]
-    took = pruned["seconds"] - foreseen["told after"]
     assert pruned["peak"] / 2 < foreseen["peak"] < 2 * pruned["peak"]
-    # Others may use the machine in one half of it, and not in the other.
-    assert took / 3 < foreseen["seconds"] < 3 * took
+    assert (foreseen["seconds"] is None) == (not rounds)  # a decision of seconds is not worth a rehearsal
+    if rounds:
+        took = pruned["seconds"] - foreseen["told after"]
+        # Others may use the machine in one half of it, and not in the other.
+        assert took / 6 < foreseen["seconds"] < 6 * took

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pollard.errors import InvalidInput
 from pollard.pruning.network import Network
 from pollard.pruning.streaming.ranking import ROOM
-from pollard.pruning.streaming.rehearsal import Part, Room, room_for, seconds_for
+from pollard.pruning.streaming.rehearsal import Part, Room, Times, room_for, seconds_for
 from pollard.reading import MEMORY, STATUS, told_bytes
 
 # How often every weight is made for a measurement of one batch, and besides for its score.
@@ -18,7 +18,7 @@ PASSES = {"gradient": 2, "hessian_gradient": 5, "synaptic_flow": 2}
 # they are ranked; then their places in a topology and their values.
 KEPT_BYTES = 48
 HOLES = 2  # of what comes and goes by turns, the allocator of the C library keeps as much again
-TIMED = 1 << 25  # weights of which it is worth a rehearsal to know the time; fewer are decided over in seconds
+TIMED = 1 << 31  # numbers to be made of which it is worth a rehearsal to know the time: a twentieth of it, at most
 GB = 10**9
 
 
@@ -29,8 +29,8 @@ class Forecast:
     weights: of all layers that are decided over; kept: of their grains. samples: that are looked at. passes: how often all weights are
     made. kept_bytes: of scores and places of what is kept; block_bytes: of rows of weights; sample_bytes: of activations and
     gradients of layers, for all samples, or None where the model takes no fewer samples and so was not rehearsed. seconds: by the
-    rate that some rows of each weight take here and now, each round as long as the first; None for fewer than 33 million
-    weights. free_bytes: what there is, or None where the system does not tell.
+    rate that some rows of each weight take here and now, each round as long as the first; None where fewer than two billion
+    numbers are to be made, which takes seconds. free_bytes: what there is, or None where the system does not tell.
 
     >>> print(Forecast(2_000_000_000, 2_000_000, 128, 3, 96_000_000, 50_000_000, 60_000_000, 71.0, 8 * GB))
     2,000,000,000 weights to 2,000,000 takes about 0.21 GB: 0.10 for what is kept, 0.05 for rows of weights, 0.06 for 128 samples; and about 71 s, 3 passes over all weights
@@ -83,17 +83,18 @@ def foresee(network: Network, counts: Sequence[int], needs: Sequence[str], part:
     """
     weights = sum(each.numel() for each in network.weights.values())
     measured = sum(PASSES.get(each, 0) for each in needs)
-    times = None
-    with network.undisturbed():
-        samples, pieces = (network.samples, network.pieces) if measured else (0, 1)
-        try:
-            room: Room | None = room_for(network, samples, pieces, part)
-            if weights >= TIMED:
-                times = seconds_for(network, samples, pieces, part)
-        except (InvalidInput, RuntimeError):  # of fewer samples than it is made for; else it comes again
-            room = None
     *before, last = counts
     looked_for = sum(count > ROOM for count in before)  # its end, before it is told by that; the others are listed
+    times: Times | None = None
+    with network.undisturbed():
+        samples, pieces = (network.samples, network.pieces) if measured else (0, 1)
+        passes = len(counts) * (measured * pieces + 1) + looked_for
+        try:
+            room: Room | None = room_for(network, samples, pieces, part)
+            if weights * passes >= TIMED:
+                times = seconds_for(network, samples, pieces, part, look=looked_for > 0)
+        except (InvalidInput, RuntimeError):  # of fewer samples than it is made for; else it comes again
+            room = None
     seconds = times and (
         times.measuring * len(counts) + times.listing * (len(counts) - looked_for) + times.looking * looked_for
     )
@@ -101,7 +102,7 @@ def foresee(network: Network, counts: Sequence[int], needs: Sequence[str], part:
         weights,
         last,
         samples * pieces,
-        len(counts) * (measured * pieces + 1) + looked_for,
+        passes,
         KEPT_BYTES * max(last, *(min(ROOM, count) for count in before), 0),
         HOLES * (room.blocks if room else 0),
         HOLES * room.samples if room else None,

@@ -63,8 +63,11 @@ def room_for(network: Network, samples: int, pieces: int, part: Part) -> Room:
     return most._replace(samples=most.samples + held * (pieces - 1))
 
 
-def seconds_for(network: Network, samples: int, pieces: int, part: Part) -> Times:
-    """The seconds that `part` takes, told by some rows of each weight; the others are taken to be as fast."""
+def seconds_for(network: Network, samples: int, pieces: int, part: Part, *, look: bool) -> Times:
+    """The seconds that `part` takes, told by some rows of each weight; the others are taken to be as fast.
+
+    look: whether the end of what is kept is looked for too, in some rounds.
+    """
     few, pace = network.of_few(samples), _SomeRows()
     with few.undisturbed(), _at(pace):
         told = [pace.clock()]
@@ -73,7 +76,7 @@ def seconds_for(network: Network, samples: int, pieces: int, part: Part) -> Time
         for each in scored:
             each.list_best()
         told.append(pace.clock())
-        for each in scored:
+        for each in scored if look else ():
             each.look()
         told.append(pace.clock())
     measuring, listing, looking = (after - before for before, after in pairwise(told))
