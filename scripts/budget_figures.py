@@ -9,7 +9,7 @@ from typing import Any
 
 from records import load, points
 
-from pollard.report.accuracy import Spread, labels, seeds_told
+from pollard.report.accuracy import Spread, cells, labels, seeds_told
 from pollard.report.render import markdown
 
 Point = Mapping[str, Any]
@@ -46,3 +46,31 @@ def budgets() -> str:
         taken = [f"{mean(point['total_flops'] for point in own):.2f}", f"{mean(map(seconds, own)):.1f} s"]
         rows.append([family(label), str(own[0]["epochs"]), *taken, spreads[-1].percent()])
     return markdown(["", "epochs", "dense epochs, all phases", "seconds, all phases", seeds_told(spreads)], rows)
+
+
+def moments() -> str:
+    """By when a network was pruned, what it took, and the accuracy from the weights of that moment and from the initial ones."""
+    found = points("when")
+    rows, spreads = [], cells(found)
+    for label in labels(found):
+        if label.endswith("initial weights"):
+            continue
+        own = [point for point in found if point["label"] == label]
+        density = own[0]["density"]
+        again = spreads.get((f"{label}, initial weights", density))
+        told = spreads[label, density].percent(), "" if again is None else again.percent()
+        rows.append([label, f"{mean(point['total_flops'] for point in own):.1f}", *told])
+    head = [seeds_told(spreads.values()), "dense epochs, all phases", "from its weights", "from the initial weights"]
+    return markdown(head, rows)
+
+
+def basins() -> str:
+    """The barrier between two trainings of the same start, by when it was pruned."""
+    found = load("connectivity.json")
+    rows, spreads = [], []
+    for label in dict.fromkeys(row["label"] for row in found):
+        own = [row for row in found if row["label"] == label]
+        ends = Spread.of(1 - (row["errors"][0] + row["errors"][-1]) / 2 for row in own)
+        spreads.append(Spread.of(row["barrier"] for row in own))
+        rows.append([label, f"{100 * own[0]['density']:g} %", ends.percent(), spreads[-1].percent()])
+    return markdown([seeds_told(spreads), "kept", "test accuracy of the ends", "barrier, in points"], rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from budget_figures import budgets
+from budget_figures import basins, budgets, moments
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -324,6 +324,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "scratch losses": partial(losses, "scratch"),
         "values": crossed,
         "budgets": budgets,
+        "when": moments,
+        "basins": basins,
         "collapse layers": partial(collapse, "collapse"),
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},

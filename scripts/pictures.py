@@ -39,7 +39,7 @@ class Picture:
     """One plot of a study's page: of the series whose labels `only` matches, with what is chosen and set otherwise.
 
     measured: the record that steps were timed in, in turns and quietly, which runs that share a machine cannot; of budgets whole
-    runs. joined: draw a line through series that differ only in their epochs.
+    runs. joined: draw a line through series that differ only in their epochs, or in when they are pruned.
     """
 
     study: str
@@ -55,11 +55,11 @@ COMPARED = "dense|random.*|(SNIP|SynFlow)(, (shuffled|reinitialised))?|magnitude
 ERROR = {"accuracy-choice": "error"}
 BOUGHT = {"costs-choice": "seconds_per_step", "costs-against": "accuracy"}
 SPENT = {"costs-choice": "total_flops", "costs-against": "accuracy"}
-# Series of a plot that are one but for how long they train, as one line.
+# Series of a plot that are one but for how long they train, or when they are pruned, as one line.
 JOIN = """colours => {
   const plot = document.getElementById("costs"), lines = new Map();
   for (const { name, x, y, error_y } of plot.data) {
-    const label = name.replace(/, [0-9]+ epochs?$/, ""), colour = colours[lines.size];
+    const label = name.replace(/, (before training|(after )?[0-9.]+ epochs?)/, ""), colour = colours[lines.size];
     if (!lines.has(label)) lines.set(label, line(name, { name: label, x: [], y: [], line: { color: colour, width: 2 },
       marker: { color: colour, size: 7 }, error_y: { ...error_y, color: colour, array: [] } }));
     const own = lines.get(label);
@@ -94,6 +94,14 @@ PICTURES = {
         choices=BOUGHT,
         joined=True,
         layout={"xaxis.title.text": "seconds of all phases, on one core"},
+    ),
+    "when": Picture(
+        "when",
+        "costs",
+        only="magnitude.*",
+        choices=SPENT,
+        joined=True,
+        layout={"xaxis.type": "log", "xaxis.tickvals": [0.2, 0.3, 1.2, 3.2, 10.2]},
     ),
     "grain-linear": Picture(
         "grain-linear", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [93.5, 99]}
