@@ -48,6 +48,19 @@ def budgets() -> str:
     return markdown(["", "epochs", "dense epochs, all phases", "seconds, all phases", seeds_told(spreads)], rows)
 
 
+def curves() -> str:
+    """Where each curve of the density ends, what it takes, and the accuracy."""
+    found = points("curves")
+    rows, spreads = [], []
+    for label in labels(found):
+        own = [point for point in found if point["label"] == label]
+        spreads.append(Spread.of(point["test_accuracy"] for point in own))
+        until = own[0]["recipe"]["update_until"]
+        taken = mean(point["training_flops"] for point in own)
+        rows.append([label, f"{100 * until:g} %", f"{taken:.4f}", spreads[-1].percent()])
+    return markdown(["", "falls until", "multiply-adds of a step, of dense", seeds_told(spreads)], rows)
+
+
 def moments() -> str:
     """By when a network was pruned, what it took, and the accuracy from the weights of that moment and from the initial ones."""
     found = points("when")

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from budget_figures import basins, budgets, moments
+from budget_figures import basins, budgets, curves, moments
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -350,6 +350,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "inputs trained": partial(accuracies, "inputs-after"),
     },
     "docs/how-to/sparse-training.md": {"newcomers": newcomers},
+    "docs/methods/gmp.md": {"curves": curves},
     "docs/methods/snip.md": {name: partial(snip, f"{record}.json") for name, record in SNIP.items()},
     "docs/methods/taylor.md": {"predicted": predicted},
     "docs/moving-topologies.md": {

@@ -103,6 +103,7 @@ PICTURES = {
         joined=True,
         layout={"xaxis.type": "log", "xaxis.tickvals": [0.2, 0.3, 1.2, 3.2, 10.2]},
     ),
+    "curves": Picture("curves", "curves", choices={"curves-choice": "0.02"}, layout={"yaxis.range": [90, 98.5]}),
     "grain-linear": Picture(
         "grain-linear", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [93.5, 99]}
     ),
