@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -18,14 +19,19 @@ from pollard.pruning.criteria import CRITERIA, Criterion
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.network import Network
 from pollard.pruning.plan import Plan
-from pollard.pruning.rounds import RoundsFile
+from pollard.pruning.rounds import Finished, RoundsFile
 from pollard.streamed.tensor import StreamedTensor
 
 Measured = dict[str, dict[str, Tensor]]
+# What rounds have left so far, and what the last one sees of the network.
+Left = TypeVar("Left")
+Seen = TypeVar("Seen")
+# What tells the one to a later call: named tensors, and what is JSON; None where nothing does.
+Told = tuple[dict[str, Tensor], dict[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Decision(ABC):
+class Decision(ABC, Generic[Left, Seen]):
     """All that is fixed while rounds go by."""
 
     rule: Criterion
@@ -40,9 +46,53 @@ class Decision(ABC):
     # Where the last cut fell among scores of zero.
     ties: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    @abstractmethod
     def plan(self, densities: list[float], asked: float) -> Plan:
         """The plan after the last of `densities`, one a round."""
+        self.require()
+        file, draw = self.rounds_file(densities), self.network.generator
+        begun = file.read(draw)
+        to_do = list(enumerate(densities, 1))[begun.rounds if begun else 0 :]
+        with self.watched([density for _, density in to_do]):
+            with self.network.undisturbed():
+                left = self.begin(begun)
+                for number, density in to_do[:-1]:
+                    left, told = self.round(left, density)
+                    if told is not None:
+                        file.write(Finished(number, *told), draw)
+                seen = self.see(left, densities[-1])
+            topologies, updated = self.choose(left, densities[-1], seen)
+        file.remove()
+        return Plan(
+            topologies,
+            criterion=self.rule.name,
+            allocation=allocation_name(self.allocate),
+            asked=asked,
+            updated=updated,
+        )
+
+    def require(self) -> None:
+        """Raises InvalidInput for what cannot be decided so."""
+
+    def watched(self, densities: list[float]) -> AbstractContextManager[Any]:
+        """Around the rounds that are to do, to these densities."""
+        del densities
+        return nullcontext()
+
+    @abstractmethod
+    def begin(self, begun: Finished | None) -> Left:
+        """What there is before the first round, or what those that a call before has finished left."""
+
+    @abstractmethod
+    def round(self, left: Left, density: float) -> tuple[Left, Told]:
+        """What a round leaves of what the round before has left."""
+
+    @abstractmethod
+    def see(self, left: Left, density: float) -> Seen:
+        """What the last round sees of the network, which is as it was before when that is chosen from."""
+
+    @abstractmethod
+    def choose(self, left: Left, density: float, seen: Seen) -> tuple[Mapping[str, Topology], Mapping[str, Tensor]]:
+        """The topologies at last, and new values where the criterion gives any."""
 
     def rounds_file(self, densities: list[float]) -> RoundsFile:
         """Where the rounds of this decision are kept."""
@@ -73,11 +123,6 @@ class Decision(ABC):
         found = {need: by_layer[name] if keep else by_layer.pop(name) for need, by_layer in measured.items()}
         return {need: (own | found)[need] for need in rule.needs}
 
-    def decided(self, topologies: Mapping[str, Topology], asked: float, updated: Mapping[str, Tensor]) -> Plan:
-        """The plan of these, with how it was decided."""
-        told = {"criterion": self.rule.name, "allocation": allocation_name(self.allocate), "asked": asked}
-        return Plan(topologies, **told, updated=updated)  # type: ignore[arg-type]  # of several types
-
 
 def kept_positions(topologies: Mapping[str, Topology]) -> dict[str, Tensor]:
     """Tensors that tell them, to be written down."""
@@ -99,4 +144,4 @@ def _looks(weight: Tensor) -> str:
     return repr(float(weight.double().sum()))
 
 
-__all__ = ["Decision", "Measured", "kept_positions", "topologies_of"]
+__all__ = ["Decision", "Measured", "Told", "kept_positions", "topologies_of"]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from pollard.pruning.allocation import (
 )
 from pollard.pruning.budget import Layer, check_density
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
-from pollard.pruning.deciding import Decision, Measured, kept_positions, topologies_of
+from pollard.pruning.deciding import Decision, Measured, Told, kept_positions, topologies_of
 from pollard.pruning.masks import best_grains
 from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
@@ -142,40 +142,48 @@ def prune(
 prune_at_init = prune
 
 
-class _DenseDecision(Decision):
+class _Left(NamedTuple):
+    """What rounds keep, and its density: grains of different sizes may leave less than was asked for, and no later round keeps more."""
+
+    topologies: Mapping[str, Topology]
+    reached: float
+
+
+class _DenseDecision(Decision[_Left, Measured]):
     """Over weights that are there, with the scores of all their grains."""
 
     __slots__ = ()
 
-    def plan(self, densities: list[float], asked: float) -> Plan:
-        """The plan after the last of `densities`, one a round."""
-        file, draw = self.rounds_file(densities), self.network.generator
-        begun = file.read(draw)
+    def begin(self, begun: Finished | None) -> _Left:
+        """All that may be kept."""
         topologies = dict(self.within) if begun is None else topologies_of(begun.tensors, self.layers)
-        reached = 1.0 if begun is None else Plan(topologies).density
-        with self.network.undisturbed():
-            self._mask(topologies)
-            for number, density in list(enumerate(densities[:-1], 1))[begun.rounds if begun else 0 :]:
-                measured = self.measured()
-                share = self._allocating(measured)
-                scored = self._limited(self._score(self.rule, measured, invert=self.invert), topologies)
-                topologies = self._select(*on_the_way(scored, min(density, reached)), share)
-                # Grains of different sizes may leave less than was asked for: the next round can keep no more.
-                reached = Plan(topologies).density
-                self._mask(topologies)
-                file.write(Finished(number, kept_positions(topologies), {}), draw)
-            measured = self.measured()
-        last = min(densities[-1], reached)
+        self._mask(topologies)
+        return _Left(topologies, 1.0 if begun is None else Plan(topologies).density)
+
+    def round(self, left: _Left, density: float) -> tuple[_Left, Told]:
+        """What is kept at `density`, by the network that is left."""
+        measured = self.measured()
         share = self._allocating(measured)
-        scored = self._score(self.rule, measured, keep=self.rule.solve is not None, invert=self.invert)
-        scored = self._limited(scored, topologies)
-        updated: dict[str, Tensor] = {}
+        scored = self._limited(self._score(self.rule, measured, invert=self.invert), left.topologies)
+        topologies = self._select(*on_the_way(scored, min(density, left.reached)), share)
+        self._mask(topologies)
+        return _Left(topologies, Plan(topologies).density), (kept_positions(topologies), {})
+
+    def see(self, left: _Left, density: float) -> Measured:
+        """The measurements."""
+        del left, density
+        return self.measured()
+
+    def choose(
+        self, left: _Left, density: float, seen: Measured
+    ) -> tuple[Mapping[str, Topology], Mapping[str, Tensor]]:
+        """By the scores, or as the criterion solves it."""
+        last, share = min(density, left.reached), self._allocating(seen)
+        scored = self._score(self.rule, seen, keep=self.rule.solve is not None, invert=self.invert)
+        scored = self._limited(scored, left.topologies)
         if self.rule.solve is None:
-            topologies = self._select(scored, last, share)
-        else:
-            topologies, updated = self._solve(self.rule.solve, scored, self._counts(scored, last, share), measured)
-        file.remove()
-        return self.decided(topologies, asked, updated)
+            return self._select(scored, last, share), {}
+        return self._solve(self.rule.solve, scored, self._counts(scored, last, share), seen)
 
     def _allocating(self, measured: Measured) -> Allocation:
         """How the budget is shared out now: by what the allocation's own criterion scores, where it names one."""

@@ -55,7 +55,7 @@ def numbers(seed, *shape):
 def flows(weights, seed, allowed=None, scale=1.0):
     a, b = numbers(seed + 1, ROWS) * scale, numbers(seed + 2, COLUMNS) + 0.1
     rule, layer = CRITERIA["synflow"], Layer((ROWS, COLUMNS))
-    return Flows("0", layer, rule, {}, allowed=allowed, weights=There(weights), a=a, b=b)
+    return Flows("0", layer, rule, {}, allowed=allowed, weights=There(weights), a=a, b=b).quickest()
 
 
 def scores_of(pool, weights):

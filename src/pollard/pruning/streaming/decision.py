@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from pollard.formats.topology import Topology
 from pollard.pruning.allocation import ALLOCATIONS, allocation_name, on_the_way, whole_grains
 from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
-from pollard.pruning.deciding import Decision, kept_positions, topologies_of
+from pollard.pruning.deciding import Decision, Told, kept_positions, topologies_of
 from pollard.pruning.network import Network
-from pollard.pruning.plan import Plan
 from pollard.pruning.rounds import Finished
 from pollard.pruning.streaming.flow import Bar, Flows, Outlasting, as_flows
 from pollard.pruning.streaming.forecast import Forecast, foresee
@@ -32,35 +31,65 @@ from pollard.streamed.tensor import StreamedTensor
 Counts = Mapping[str, int] | int
 
 
-class StreamedDecision(Decision):
+class _Left(NamedTuple):
+    """What rounds leave: the masks of what may be kept, and the layers, with no room for more."""
+
+    allowed: Mapping[str, Source]
+    layers: Mapping[str, Layer]
+
+
+class StreamedDecision(Decision[_Left, dict[str, Topology]]):
     """Over weights that come some rows at a time, with the scores of those rows."""
 
     __slots__ = ()
 
-    def plan(self, densities: list[float], asked: float) -> Plan:
-        """The plan after the last of `densities`, one a round."""
-        self._check()
-        given: dict[str, Source] = {name: Listed(topology) for name, topology in self.within.items()}
-        allowed, layers = given, {name: self._limited(name, layer) for name, layer in self.layers.items()}
-        file, draw = self.rounds_file(densities), self.network.generator
-        begun = file.read(draw)
-        forecast = self._foreseen(layers, densities[begun.rounds if begun else 0 :])
-        with self.network.undisturbed(), self._metered(forecast):
-            if begun is not None:
-                allowed = self._resumed(begun, given)
-                layers = self._as_left(layers, begun.left["kept"])
-            self._mask(allowed)
-            for number, density in list(enumerate(densities[:-1], 1))[begun.rounds if begun else 0 :]:
-                scored, counts = self._scored(*on_the_way(layers, density), given if self.recover else allowed)
-                allowed = self._survivors(scored, counts)
-                self._mask(allowed)
-                layers = self._as_left(layers, counts)
-                told = _told_of(allowed)
-                if told is not None:
-                    file.write(Finished(number, told[0], {"bars": told[1], "kept": counts}), draw)
-            topologies = self._kept(*self._scored(layers, densities[-1], given if self.recover else allowed))
-        file.remove()
-        return self.decided(topologies, asked, {})
+    def watched(self, densities: list[float]) -> Meter:
+        """Told what it will take, and how far it is."""
+        return self._metered(self._foreseen(densities))
+
+    def begin(self, begun: Finished | None) -> _Left:
+        """All that may be kept."""
+        left = _Left(self._given, self._limited)
+        if begun is not None:
+            left = _Left(self._resumed(begun), self._as_left(left.layers, begun.left["kept"]))
+        self._mask(left.allowed)
+        return left
+
+    def round(self, left: _Left, density: float) -> tuple[_Left, Told]:
+        """What is kept at `density`, by the network that is left."""
+        scored, counts = self._scored(*on_the_way(left.layers, density), self._choice(left))
+        allowed = self._survivors(scored, counts)
+        self._mask(allowed)
+        told = _told_of(allowed)
+        left = _Left(allowed, self._as_left(left.layers, counts))
+        return left, told and (told[0], {"bars": told[1], "kept": counts})
+
+    def see(self, left: _Left, density: float) -> dict[str, Topology]:
+        """What is kept: scores are made while it is decided."""
+        return self._kept(*self._scored(left.layers, density, self._choice(left)))
+
+    def choose(
+        self, left: _Left, density: float, seen: dict[str, Topology]
+    ) -> tuple[Mapping[str, Topology], Mapping[str, Tensor]]:
+        """As it was seen."""
+        del left, density
+        return seen, {}
+
+    @property
+    def _given(self) -> dict[str, Source]:
+        """The masks of an earlier plan."""
+        return {name: Listed(topology) for name, topology in self.within.items()}
+
+    @property
+    def _limited(self) -> dict[str, Layer]:
+        """The layers, with no room for more than they were given."""
+        if not self.within:
+            return dict(self.layers)
+        return {name: _at_most(self.within[name].grains, layer) for name, layer in self.layers.items()}
+
+    def _choice(self, left: _Left) -> Mapping[str, Source]:
+        """What a round may choose from."""
+        return self._given if self.recover else left.allowed
 
     def _as_left(self, layers: Mapping[str, Layer], counts: Counts) -> dict[str, Layer]:
         """`layers` after a round, with no room for more than they have, where what was dropped does not come back."""
@@ -68,9 +97,9 @@ class StreamedDecision(Decision):
             return dict(layers)
         return {name: _at_most(counts[name], layer) for name, layer in layers.items()}
 
-    def _resumed(self, begun: Finished, given: Mapping[str, Source]) -> dict[str, Source]:
+    def _resumed(self, begun: Finished) -> dict[str, Source]:
         """The masks that finished rounds have left."""
-        bars = begun.left["bars"]
+        bars, given = begun.left["bars"], self._given
         if not bars:
             return {name: Listed(each) for name, each in topologies_of(begun.tensors, self.layers).items()}
         weights = {
@@ -88,7 +117,8 @@ class StreamedDecision(Decision):
             for name, ends in bars.items()
         }
 
-    def _check(self) -> None:
+    def require(self) -> None:
+        """Raises InvalidInput for what does not go by rows."""
         able = [name for name, each in CRITERIA.items() if each.by_row]
         if not self.rule.by_row or self.rule.solve is not None:
             raise InvalidInput(
@@ -112,8 +142,9 @@ class StreamedDecision(Decision):
                 "Pass allocation='erk' or 'uniform', which allow both.",
             )
 
-    def _foreseen(self, layers: Mapping[str, Layer], densities: list[float]) -> Forecast:
+    def _foreseen(self, densities: list[float]) -> Forecast:
         """What rounds to these densities will take, told to whoever wants to know; raises InvalidInput where it cannot fit."""
+        layers = self._limited
 
         def part(network: Network) -> list[Rehearsed]:
             scored = replace(self, network=network)._scored(layers, densities[0], {})  # noqa: SLF001 - of its own kind
@@ -141,10 +172,6 @@ class StreamedDecision(Decision):
     @property
     def _competing(self) -> bool:
         return self.allocate is ALLOCATIONS["global"]
-
-    def _limited(self, name: str, layer: Layer) -> Layer:
-        """With no room for more than it was given."""
-        return _at_most(self.within[name].grains, layer) if self.within else layer
 
     def _scored(
         self, layers: Mapping[str, Layer], density: float, allowed: Mapping[str, Source]

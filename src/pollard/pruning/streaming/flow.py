@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from pollard.kernels.indices.outlasting import Found, between, outlasting
 from pollard.pruning.streaming.masks import Listed
 from pollard.pruning.streaming.ranking import Border
-from pollard.pruning.streaming.scores import Part, Scores
+from pollard.pruning.streaming.scores import Part, Sampled, Scores
 from pollard.streamed.products import Scaled
 from pollard.streamed.source import Mapped, Masked, Places, Source, cached_rows
 from pollard.streamed.tensor import StreamedTensor
@@ -154,10 +154,39 @@ class Flows(Scores):
         for first, last in cached_rows(self.layer.matrix):
             yield self._part(first, *left.picked(self.weights, first, last))
 
+    def left(self) -> Listed | Outlasting:
+        """The mask of what is still there."""
+        if isinstance(self.allowed, Listed | Outlasting):
+            return self.allowed
+        return Outlasting(self.weights, within=self.allowed)
+
+    def quickest(self) -> Flows:
+        """These scores, some of them sooner made than all where that can be."""
+        left = self.left()
+        if self.invert or not isinstance(left, Outlasting):
+            return self
+        return SampledFlows(**{each.name: getattr(self, each.name) for each in fields(self)}, still=left)
+
+    def after(self, end: Border, number: int) -> Outlasting:
+        """The mask of what a round leaves that ends there, of the `number`-th of the layers that compete."""
+        left, bar = self.left(), Bar(self.a, self.b, end.threshold, end.last(number))
+        return left.with_bar(bar) if isinstance(left, Outlasting) else Outlasting(self.weights, (bar,), left)
+
+    def _part(self, first: int, places: Places, values: Tensor) -> Part:
+        rows, width = places.rows(), self.layer.matrix[1]
+        scores = values.double().abs() * (self.a[first:][rows] * self.b[places.columns])
+        return Part(first * width, rows.mul_(width).add_(places.columns), -scores if self.invert else scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SampledFlows(Flows, Sampled):
+    """Those of what bars leave, `still`: what passes one more for sure need not be listed."""
+
+    still: Outlasting
+
     def sample(self, places: int) -> Tensor:
         """Scores of what is still there of so many weights, drawn at random."""
-        left, draw = self.left(), torch.Generator("cpu").manual_seed(0)
-        assert isinstance(left, Outlasting)
+        draw = torch.Generator("cpu").manual_seed(0)
         # In the order of rows, as sources that are read are.
         rows, columns = (
             torch.randint(size, (places,), generator=draw, dtype=torch.int64, device="cpu")
@@ -165,37 +194,15 @@ class Flows(Scores):
         )
         rows = rows.sort().values
         magnitudes = self.weights.at(rows, columns).double().abs()
-        kept = left.keeps(magnitudes, rows, columns)
+        kept = self.still.keeps(magnitudes, rows, columns)
         return magnitudes[kept] * (self.a[rows[kept]] * self.b[columns[kept]])
 
     def up_to(self, score: float) -> Iterator[tuple[Part, int]]:
         """Of some weights at a time that are still there, those with no more than that, some others among them, and how many more."""
-        left, bar = self.left(), Bar(self.a, self.b, score, -1)
-        assert isinstance(left, Outlasting)
+        bar = Bar(self.a, self.b, score, -1)
         for first, last in cached_rows(self.layer.matrix):
-            places, values, above = left.below(bar, first, last)
+            places, values, above = self.still.below(bar, first, last)
             yield self._part(first, places, values), above
-
-    def left(self) -> Listed | Outlasting:
-        """The mask of what is still there."""
-        if isinstance(self.allowed, Listed | Outlasting):
-            return self.allowed
-        return Outlasting(self.weights, within=self.allowed)
-
-    def after(self, end: Border, number: int) -> Outlasting:
-        """The mask of what a round leaves that ends there, of the `number`-th of the layers that compete."""
-        left, bar = self.left(), Bar(self.a, self.b, end.threshold, end.last(number))
-        return left.with_bar(bar) if isinstance(left, Outlasting) else Outlasting(self.weights, (bar,), left)
-
-    @property
-    def has_few_below(self) -> bool:
-        """Whether `up_to` is sooner done than all scores are."""
-        return not self.invert and isinstance(self.left(), Outlasting)
-
-    def _part(self, first: int, places: Places, values: Tensor) -> Part:
-        rows, width = places.rows(), self.layer.matrix[1]
-        scores = values.double().abs() * (self.a[first:][rows] * self.b[places.columns])
-        return Part(first * width, rows.mul_(width).add_(places.columns), -scores if self.invert else scores)
 
 
 def as_flows(scores: Scores) -> Scores:
@@ -212,7 +219,7 @@ def as_flows(scores: Scores) -> Scores:
     if weights is None or vectors is None:
         return scores
     own = (scores.name, scores.layer, scores.rule, scores.given, scores.invert, scores.allowed)
-    return Flows(*own, weights=weights, a=vectors[0], b=vectors[1])
+    return Flows(*own, weights=weights, a=vectors[0], b=vectors[1]).quickest()
 
 
 def _weights(source: Source) -> Source | None:

@@ -13,7 +13,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.pruning.masks import top_of_runs, top_positions
 from pollard.pruning.running_top import RunningTop
-from pollard.pruning.streaming.scores import Part, Scores
+from pollard.pruning.streaming.scores import Part, Sampled, Scores
 from pollard.streamed.source import CACHED, PACE
 
 # Grains that may be listed while others are still to come; more than that are told by the lowest score of theirs.
@@ -94,8 +94,9 @@ def border(pools: Sequence[Scores], count: int) -> Border:
     many to be listed. Of what is left the places are listed and ranked exactly; where even those that are alike as float32 are
     too many, zeros for one, they are counted.
     """
-    if all(scores.has_few_below for scores in pools):
-        guessed = _guessed(pools, count)
+    sampled = _sampled(pools)
+    if sampled:
+        guessed = _guessed(sampled, count)
         if guessed is not None:
             return guessed
     high, above, among = _bin_of(pools, count, 0, lambda bits: bits >= 0)
@@ -143,20 +144,27 @@ class Rehearsed:
 
     def look(self) -> None:
         """As `border`."""
-        if not all(scores.has_few_below for scores in self.pools):
+        sampled = _sampled(self.pools)
+        if not sampled:
             for _ in range(2):
                 _bin_of(self.pools, 1, 0, lambda bits: bits >= 0)
             return
         with PACE.get().one_of(PARTS):
-            values = torch.cat([scores.sample(-(-_share(scores, self.pools) // PARTS)) for scores in self.pools])
+            values = torch.cat([scores.sample(-(-_share(scores, sampled) // PARTS)) for scores in sampled])
             dropped = int((1 - self.count / self.grains) * len(values))
             end = float(values.sort().values[dropped]) if dropped < len(values) else 0.0
-        for scores in self.pools:
+        for scores in sampled:
             for part, _ in scores.up_to(end):
                 (part.scores > end).nonzero()
 
 
-def _guessed(pools: Sequence[Scores], count: int) -> Border | None:
+def _sampled(pools: Sequence[Scores]) -> list[Sampled]:
+    """All of them, where some scores of each are sooner made than all; else none."""
+    found = [scores for scores in pools if isinstance(scores, Sampled)]
+    return found if len(found) == len(pools) else []
+
+
+def _guessed(pools: Sequence[Sampled], count: int) -> Border | None:
     """The border, in one pass, between two scores that a sample tells; None where it is not between them."""
     low, high = _ends([scores.sample(_share(scores, pools)) for scores in pools], pools, count)
     above, held, inside, places = 0, 0, [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -51,19 +52,6 @@ class Scores:
             for row, scores in self._pieces(first, last):
                 yield Part(row // pattern.rows * width, None, scores.flatten())
 
-    @property
-    def has_few_below(self) -> bool:
-        """Whether `up_to` is sooner done than all scores are."""
-        return False
-
-    def sample(self, places: int) -> Tensor:
-        """Scores of what is still there of so many grains, drawn at random."""
-        raise NotImplementedError
-
-    def up_to(self, score: float) -> Iterator[tuple[Part, int]]:
-        """Of some grains at a time, those with no more than that, some others among them, and how many more there are."""
-        raise NotImplementedError
-
     def part(self, first: int, last: int) -> Tensor:
         """The scores of the grains of these rows, `(row groups, width)`: minus infinity for what may not be chosen."""
         return torch.cat([scores for _, scores in self._pieces(first, last)])
@@ -102,10 +90,23 @@ class Scores:
         return -grains if self.invert else grains
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled(Scores, ABC):
+    """Scores of which some are sooner made than all: those at places, and those that are low."""
+
+    @abstractmethod
+    def sample(self, places: int) -> Tensor:
+        """Scores of what is still there of so many grains, drawn at random."""
+
+    @abstractmethod
+    def up_to(self, score: float) -> Iterator[tuple[Part, int]]:
+        """Of some grains at a time, those with no more than that, some others among them, and how many more there are."""
+
+
 def _rows_of(given: Any, first: int, last: int) -> Any:
     if isinstance(given, StreamedTensor):
         return given.block(first, last)
     return given[first:last] if isinstance(given, Tensor) else given
 
 
-__all__ = ["Part", "Scores"]
+__all__ = ["Part", "Sampled", "Scores"]
