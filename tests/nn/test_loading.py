@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pollard
-from pollard.errors import InvalidInput, PollardError, StoreError
+from pollard.errors import InvalidInput, NothingMatched, PollardError, StoreError
 from pollard.formats import save_tensors
 
 
@@ -170,6 +170,12 @@ def test_what_does_not_fit_leaves_the_layers_as_they_were(change):
 def test_a_state_without_a_sparse_layer_says_what_to_use():
     with pytest.raises(InvalidInput, match="load_state_dict"):
         pollard.load_sparse(dense(), copy.deepcopy(dense()).state_dict())
+
+
+def test_names_of_a_file_that_are_not_the_models_say_how_to_go_on():
+    state = {f"encoder.{name}": tensor for name, tensor in trained().state_dict().items()} | {"other": torch.ones(1)}
+    with pytest.raises(NothingMatched, match="under the model's names"):
+        pollard.load_sparse(dense(), state)
 
 
 def test_a_transformer_comes_back_from_its_folder():

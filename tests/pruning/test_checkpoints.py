@@ -21,7 +21,7 @@ from pollard.errors import InvalidInput, LayerCollapse, LeftDense, NothingMatche
 from pollard.formats.entries import Entry
 from pollard.formats.store import load_tensors
 from pollard.pruning.criteria import criterion
-from pollard.streamed import source
+from pollard.streamed import source, stored
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -29,7 +29,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 @pytest.fixture(autouse=True, params=[1 << 21, 1])
 def room(request, monkeypatch):
     """Weights that fit a block, and such that take many."""
-    monkeypatch.setattr(source, "ROOM", request.param)
+    for module in (source, stored):
+        monkeypatch.setattr(module, "ROOM", request.param)
 
 
 def seeded():
@@ -237,6 +238,46 @@ def test_a_piece_is_all_that_is_read_at_once(tmp_path, monkeypatch):
         pollard.prune_checkpoint(saved(network(), tmp_path), tmp_path / "s.safetensors", density=0.2)
     # Blocks are of 32 rows at least.
     assert max(sizes) <= max(64, 32 * 96) if source.ROOM == 1 else 96 * 40
+
+
+def test_matrices_of_gpt_2_are_pruned_as_in_memory(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel  # slow to import
+
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 30, "n_positions": 8}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    dense = GPT2LMHeadModel(config).eval()
+    dense.save_pretrained(tmp_path / "dense")
+    plan = pollard.prune_checkpoint(tmp_path / "dense", tmp_path / "sparse.safetensors", density=0.2, pattern="v4")
+    expected = pollard.prune(dense, "magnitude", 0.2, layers=["transformer.h"], pattern="v4")
+    assert plan.keys() == expected.keys()
+    assert all(plan[name].same_as(expected[name]) for name in expected)
+    pollard.sparsify_(dense, expected)
+    made = pollard.load_sparse(GPT2LMHeadModel(config).eval(), tmp_path / "sparse.safetensors")
+    tokens = torch.arange(8).view(1, 8)
+    assert torch.equal(made(tokens).logits, dense(tokens).logits)
+
+
+def test_a_square_matrix_is_turned_only_where_others_of_its_name_are(tmp_path):
+    state = {"a.c_proj": (6, 6), "b.c_proj": (6, 4), "a.other": (6, 6), "b.other": (4, 6)}
+    tensors = {f"{name}.weight": torch.randn(shape) for name, shape in state.items()}
+    tensors |= {"a.c_proj.bias": torch.ones(6), "b.c_proj.bias": torch.ones(4)}
+    tensors |= {"a.other.bias": torch.ones(6), "b.other.bias": torch.ones(4)}
+    save_file(tensors, tmp_path / "d.safetensors")
+    plan = pollard.prune_checkpoint(tmp_path / "d.safetensors", tmp_path / "s.safetensors", density=0.5)
+    assert list(plan) == ["a.c_proj.linear", "a.other", "b.c_proj.linear", "b.other"]
+    assert plan["b.c_proj.linear"].shape == (4, 6)
+
+
+def test_each_byte_of_a_turned_matrix_is_told_once(tmp_path):
+    save_file({"a.weight": torch.randn(64, 40), "a.bias": torch.ones(40)}, tmp_path / "d.safetensors")
+    told = []
+    pollard.prune_checkpoint(
+        tmp_path / "d.safetensors", tmp_path / "s.safetensors", density=0.5, watch=lambda *each: told.append(each)
+    )
+    scoring = [(done, total) for what, done, total in told if what == "scoring"]
+    assert scoring[-1] == (64 * 40 * 4, 64 * 40 * 4)
+    if source.ROOM == 1:  # blocks of 32 rows of the transpose, and of 8
+        assert scoring[-2:] == [(64 * 32 * 4, 64 * 40 * 4), (64 * 40 * 4, 64 * 40 * 4)]
 
 
 PEAK = """

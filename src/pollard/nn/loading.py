@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pollard.composites import matrices
-from pollard.errors import InvalidInput, StoreError
+from pollard.errors import InvalidInput, NothingMatched, StoreError
 from pollard.formats.entries import files_of
 from pollard.formats.store import load_any
 from pollard.nn.linear import SparseLinear, stated
@@ -102,7 +102,13 @@ def _stripped(model: nn.Module, held: Mapping[str, Any], prefix: str | None) -> 
 def _module(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        raise unmatched(name, matrices(model))
+        plain = unmatched(name, matrices(model))
+        raise NothingMatched(
+            plain.got,
+            plain.expected,
+            f"{plain.fix} Where a library renames tensors while it loads a file, as transformers does for ViT, give load_sparse the "
+            "tensors of the file under the model's names, {renamed(name): tensor, ...}.",
+        )
     found: nn.Module = modules[name]
     return found
 

@@ -49,7 +49,8 @@ def prune_checkpoint(
 
     Memory is proportional to what is kept, and a block of rows: the checkpoint is read some rows at a time, once for the scores and
     once for the values. No model is needed: a float tensor `NAME.weight` of two axes is taken for the matrix `(out, in)` of a linear
-    layer, one of three to five for a convolution without groups, which a plan calls ``NAME.linear``. The decision is that of `prune`
+    layer, or ``(in, out)``, as GPT-2 has it, where a bias fits its columns; one of three to five for a convolution without groups. The
+    plan calls the latter two ``NAME.linear``. The decision is that of `prune`
     for the model, weight for weight, with the layers in the order of their names: a file knows no other. All other tensors are copied.
 
     path: a ``.safetensors`` file, or a folder that `save_pretrained` wrote, in one file or in shards.
@@ -79,10 +80,10 @@ def prune_checkpoint(
             "float tensors NAME.weight of two axes or more, that are no embeddings",
             "Name embeddings in full with layers= to have them pruned.",
         )
-    work.begin("scoring", sum(_bytes(held[name]) for name in _sources(model)))
+    total = sum(map(_bytes, _read(model)))
     plan = prune(
         model, rule, density, allocation=allocation, pattern=pattern, layers=layers, min_density=min_density,
-        max_density=max_density, generator=generator, invert=invert,
+        max_density=max_density, generator=generator, invert=invert, forecast=lambda _: work.begin("scoring", total),
     )  # fmt: skip
     _write(held, model, plan, out, work)
     return plan
@@ -99,9 +100,9 @@ class _Work:
         self.what, self.done, self.total = what, 0, total
 
     def __call__(self, more: int) -> None:
-        """So many more; rows that ties or grains make it read again count once."""
+        """So many more; rows that ties or grains make it read again count once, and what a rehearsal reads does not."""
         self.done = min(self.total, self.done + more)
-        if self.watch is not None:
+        if self.watch is not None and self.total:
             self.watch(self.what, self.done, self.total)
 
 
@@ -132,9 +133,10 @@ def _refuse_place(out: Path, held: Mapping[str, Entry]) -> None:
         )
 
 
-def _sources(model: nn.Module) -> dict[str, StreamedTensor]:
-    """The matrices of a skeleton by the names of their tensors."""
-    return {name: each for name, each in model.named_parameters() if isinstance(each, StreamedTensor)}
+def _read(model: nn.Module) -> list[Entry]:
+    """What the matrices of a skeleton are read from."""
+    sources = (each.source for each in model.parameters() if isinstance(each, StreamedTensor))
+    return [each.entry for each in sources if isinstance(each, Stored)]
 
 
 def _write(held: Mapping[str, Entry], model: nn.Module, plan: Plan, out: Path, work: _Work) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from pollard.errors import StoreError
 from pollard.formats.entries import Entry
 from pollard.selection import LayerFilter
-from pollard.streamed.stored import Stored
+from pollard.streamed.stored import Stored, Turned
 from pollard.streamed.tensor import StreamedTensor
 
 # What embeddings are called: their rows are looked up, and no product is taken with them.
@@ -43,7 +43,12 @@ def skeleton(held: Mapping[str, Entry], layers: LayerFilter, saw: Callable[[int]
     layers: what is to be pruned: an embedding that is named in full is taken for a linear layer. saw: told of bytes that are read.
     """
     named = {layers} if isinstance(layers, str) else set() if layers is None or callable(layers) else set(layers)
-    made = {path: _layer(path, each, named, saw) for path, each in _matrices(held).items()}
+    matrices = _matrices(held)
+    turned = _turned(matrices, held)
+    made = {
+        path: _transposed(each, saw) if path in turned else _layer(path, each, named, saw)
+        for path, each in matrices.items()
+    }
     if all(isinstance(each, nn.Embedding) for each in made.values()):
         return None
     root = nn.Module()
@@ -71,6 +76,29 @@ def _matrices(held: Mapping[str, Entry]) -> dict[str, Entry]:
         for path, _, own in [name.rpartition(".")]
         if path and own == "weight" and each.dtype in FLOATS and 2 <= len(each.shape) <= 5 and min(each.shape) > 0
     }
+
+
+def _turned(matrices: Mapping[str, Entry], held: Mapping[str, Entry]) -> set[str]:
+    """The paths of matrices that are stored `(in, out)`, as those of GPT-2 are, told by biases: one number for each column.
+
+    What is square and has a bias goes with the others of its own name.
+    """
+    biased = {
+        path: each.shape
+        for path, each in matrices.items()
+        if len(each.shape) == 2 and f"{path}.bias" in held and held[f"{path}.bias"].shape == each.shape[1:]
+    }
+    sure = {path.rpartition(".")[2] for path, (rows, columns) in biased.items() if rows != columns}
+    return {path for path in biased if path.rpartition(".")[2] in sure}
+
+
+def _transposed(entry: Entry, saw: Callable[[int], None]) -> nn.Module:
+    """A module with a linear layer of the transpose, which is what such a module is composed of."""
+    inner, out = entry.shape
+    module, layer = Other(), nn.Linear(inner, out, bias=False, device="meta")
+    layer.weight = nn.Parameter(StreamedTensor(Turned(entry, entry.dtype, saw)), requires_grad=False)
+    module.add_module("linear", layer)
+    return module
 
 
 def _layer(path: str, entry: Entry, named: set[str], saw: Callable[[int], None]) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pollard.formats.entries import Entry
-from pollard.streamed.source import Source, by_block
+from pollard.streamed.source import ROOM, Source, by_block
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,4 +66,39 @@ class Stored(Source):
         return f"{self.entry.place.name!r} of {self.entry.path.name}"
 
 
-__all__ = ["Stored"]
+class Turned(Stored):
+    """The transpose of a matrix in a file: a row for each of its columns.
+
+    Each block of rows takes a walk through all of the file's, some of them at a time.
+
+    >>> from pollard.formats.entries import entries
+    >>> from pollard.formats.store import save_tensors
+    >>> save_tensors("weights.safetensors", {"w": torch.arange(6.0).view(3, 2)}, {})
+    >>> Turned(entries("weights.safetensors")["w"], torch.float32).rows(1, 2)
+    tensor([[1., 3., 5.]])
+    """
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Columns of what is in the file, and its rows."""
+        inner, out = self.entry.shape
+        return out, inner
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Those columns of what is in the file."""
+        out, inner = self.shape
+        made = torch.empty((last - first, inner), dtype=self.dtype, device="cpu")
+        step = max(1, ROOM // out)
+        for start in range(0, inner, step):
+            end = min(inner, start + step)
+            made[:, start:end] = self.entry.read(start * out, end * out).view(-1, out)[:, first:last].t()
+        if self.saw is not None:
+            self.saw(made.numel() * self.entry.dtype.itemsize)
+        return made
+
+    at = Source.at  # block by block: no row of these lies in one piece
+
+
+__all__ = ["Stored", "Turned"]

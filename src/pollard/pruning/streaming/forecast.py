@@ -66,7 +66,11 @@ class Forecast:
         parts = [
             f"{self.kept_bytes / GB:.2f} for what is kept",
             f"{self.block_bytes / GB:.2f} for rows of weights",
-            *([] if self.sample_bytes is None else [f"{self.sample_bytes / GB:.2f} for {self.samples:,} samples"]),
+            *(
+                [f"{self.sample_bytes / GB:.2f} for {self.samples:,} samples"]
+                if self.samples and self.sample_bytes
+                else []
+            ),
         ]
         takes = (
             f"{self.weights:,} weights to {self.kept:,} takes about {self.peak_bytes / GB:.2f} GB: {', '.join(parts)}"
