@@ -29,12 +29,11 @@ from torch.optim import (
 )
 
 from pollard.errors import InvalidInput
+from pollard.streams.rounding import round_stochastically
 from pollard.training.randomness import stream
 
 # The entry of a group that counts its steps: torch keeps groups in state_dict().
 COUNT = "roundings"
-# Bounds what rounding holds besides its result, whatever the size of the parameter; what is gone over again is in L2.
-AT_ONCE = 1 << 17
 # Numbers that are stepped at once: small parameters each by itself would cost more in calls than in work, and of large ones
 # all float32 copies would be held.
 TOGETHER = 1 << 18
@@ -159,10 +158,10 @@ class StochasticRounding(Optimizer):
         """Each of `exact` in bfloat16, by a stream of random bits of its own."""
         if not exact:
             return []
-        draw = torch.Generator(exact[0].device).manual_seed(stream(self.seed, f"rounding, {purpose}"))
+        seed = stream(self.seed, f"rounding, {purpose}")
         if len(exact) == 1:
-            return [round_stochastically(exact[0], draw)]
-        parts = round_stochastically(torch.cat([each.reshape(-1) for each in exact]), draw)
+            return [round_stochastically(exact[0], seed)]
+        parts = round_stochastically(torch.cat([each.reshape(-1) for each in exact]), seed)
         return [
             part.view(each.shape) for part, each in zip(parts.split([e.numel() for e in exact]), exact, strict=True)
         ]
@@ -181,30 +180,6 @@ def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         count += parameter.numel()
     if some:
         yield some
-
-
-def round_stochastically(x: Tensor, draw: torch.Generator) -> Tensor:
-    """Float32 `x` in bfloat16, each number one of its two neighbours there, the nearer the likelier; its mean is `x`.
-
-    What bfloat16 holds stays as it is, infinite numbers too, and NaN stays NaN.
-
-    >>> x = torch.full((10000,), 1 + 2**-9)  # a quarter of the way from 1 to the next
-    >>> found = round_stochastically(x, torch.Generator().manual_seed(0))
-    >>> found.unique().tolist(), round((found > 1).float().mean().item(), 2)
-    ([1.0, 1.0078125], 0.25)
-    """
-    rounded = torch.empty(x.shape, dtype=torch.bfloat16, device=x.device)
-    parts = zip(x.contiguous().view(-1).split(AT_ONCE), rounded.view(-1).split(AT_ONCE), strict=True)
-    for exact, target in parts:
-        # bfloat16 is the upper half of float32: a random lower half carries into it as often as what is cut off is large.
-        words = torch.empty((len(exact) + 3) // 4, dtype=torch.int64, device=x.device)
-        bits = words.random_(-(2**63), None, generator=draw).view(torch.int16)[: len(exact)].int().bitwise_and_(0xFFFF)
-        bits += exact.view(torch.int32)
-        target.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
-        # The carry could make another number of NaN. A sum without it had none; other devices would have to be waited for.
-        if exact.device.type != "cpu" or exact.sum().isnan():
-            target.masked_fill_(exact.isnan(), torch.nan)
-    return rounded
 
 
 def _widened(entry: Any) -> Any:

@@ -11,7 +11,7 @@ INDICES = (
     "above", "absent", "between", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "outlast", "place", "rewire", "tally", "tick",
     "turn", "within",
 )  # fmt: skip
-STREAMS = ("uniform", "uniform_at", "normal", "normal_at")
+STREAMS = ("uniform", "uniform_at", "normal", "normal_at", "round")
 OPERATIONS = PRODUCTS + INDICES + STREAMS
 
 
@@ -27,7 +27,8 @@ class KernelSpec:
     ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``outlast`` and ``between`` list weights that are above many
     bounds, ``move``
     carries values along, ``cut`` finds the borders of tiles, ``count`` and ``turn`` make a transpose, ``order`` lays values
-    out in its order. Streams: ``uniform`` and ``normal`` make the numbers of rows, those with ``_at`` the numbers at positions.
+    out in its order. Streams: ``uniform`` and ``normal`` make the numbers of rows, those with ``_at`` the numbers at positions;
+    ``round`` rounds by random bits.
     isa: the instruction set. rows, columns: of a grain. block: rows of a grain worked on at a time. vectors: vectors side by
     side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have one more; `ragged`: the
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are

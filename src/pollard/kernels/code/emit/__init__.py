@@ -18,6 +18,7 @@ from pollard.kernels.code.emit import n_of_m as _n_of_m
 from pollard.kernels.code.emit import order as _order
 from pollard.kernels.code.emit import outlast as _outlast
 from pollard.kernels.code.emit import pack as _pack
+from pollard.kernels.code.emit import round as _round
 from pollard.kernels.code.emit import scan as _scan
 from pollard.kernels.code.emit import scatter as _scatter
 from pollard.kernels.code.emit import sddmm as _sddmm
@@ -50,6 +51,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "pack": _pack.pack,
     "place": _merge.place,
     "rewire": _merge.rewire,
+    "round": _round.stochastic,
     "sddmm": _sddmm.sddmm,
     "scatter": _scatter.scatter,
     "tally": _merge.tally,
@@ -83,6 +85,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pack": _pack.ARGUMENTS,
     "place": _merge.PLACE,
     "rewire": _merge.REWIRE,
+    "round": _round.ROUND,
     "sddmm": _sddmm.ARGUMENTS,
     "scatter": _scatter.ARGUMENTS,
     "tally": _merge.TALLY,
