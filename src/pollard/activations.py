@@ -32,6 +32,11 @@ def activated(y: Tensor, activation: str | None) -> Tensor:
     return y if activation is None else ACTIVATIONS[activation](y)
 
 
+def activated_(y: Tensor, activation: str | None) -> Tensor:
+    """`activated`, in the memory of `y` where torch has it so: of ReLU, whose result lies as `y` does."""
+    return y.relu_() if activation == RELU else activated(y, activation)
+
+
 def require_activation(activation: str | None) -> None:
     """Raises InvalidInput for a name that is none of ACTIVATIONS."""
     if activation is not None and activation not in ACTIVATIONS:
@@ -51,4 +56,4 @@ def read_off(activation: str | None) -> bool:
     return activation in (None, RELU)
 
 
-__all__ = ["ACTIVATIONS", "RELU", "activated", "read_off", "require_activation"]
+__all__ = ["ACTIVATIONS", "RELU", "activated", "activated_", "read_off", "require_activation"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pollard.activations import activated
+from pollard.activations import activated_
 from pollard.formats.topology import Topology
 from pollard.kernels.products.placed import coordinates_on
 
@@ -18,7 +18,7 @@ def forward(
     y.t().index_add_(0, rows, x.t().index_select(0, columns) * values[:, None])
     if bias is not None:
         y += bias
-    return activated(y, activation)
+    return activated_(y, activation)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:

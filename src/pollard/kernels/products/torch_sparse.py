@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.activations import activated
+from pollard.activations import activated_
 from pollard.formats.topology import Topology
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.products import lone, reference
@@ -36,7 +36,7 @@ def forward(
     y = lone.forward(x, values, topology) if len(x) == 1 and _alone(x) else _forward(x, values, topology)
     if bias is not None:
         y += bias
-    return activated(y, activation)
+    return activated_(y, activation)
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology) -> Tensor:
