@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 
 import torch
 from torch import Tensor
 
+from pollard.heap import hand_back
 from pollard.kernels.products import results
 
 _own = threading.local()
@@ -38,8 +38,6 @@ def release() -> None:
 
 
 def trim() -> None:
-    """Hand freed memory back to the system, where the C library can: glibc keeps it otherwise, and peaks add up."""
+    """Hand what is freed, and what results were kept for, back to the system."""
     results.release()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
+    hand_back()

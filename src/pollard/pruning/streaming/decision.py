@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
+from pollard.heap import hand_back
 from pollard.pruning.allocation import ALLOCATIONS, allocation_name, on_the_way, whole_grains
 from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
@@ -178,6 +179,7 @@ class StreamedDecision(Decision[_Left, dict[str, Topology]]):
     ) -> tuple[dict[str, Scores], Counts]:
         """The scores of each layer as the network is now, and how many grains are kept."""
         measured = self.measured()
+        hand_back()  # the best are listed beside what is held
         scored = {
             name: as_flows(
                 Scores(
