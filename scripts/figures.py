@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from budget_figures import basins, budgets, curves, moments
+from budget_figures import basins, budgets, curves, exchanges, moments
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -329,7 +329,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "collapse layers": partial(collapse, "collapse"),
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
-        "cifar-resnet-20": partial(accuracies, "cifar-resnet-20"),
+        **{name: partial(accuracies, name) for name in ("cifar-resnet-20", "cifar-vgg-16")},
         "critical compression": critical,
     },
     "docs/how-to/choose-a-pattern.md": {name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
@@ -357,6 +357,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),
         "set-annealed": partial(accuracies, "set-annealed"),
+        "exchange": exchanges,
         "anchor": anchor,
         "updates": updates,
         "moving memory": moving_memory,

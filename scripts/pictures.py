@@ -110,7 +110,7 @@ PICTURES = {
     "grain-convolutions": Picture(
         "grain-convolutions", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [40, 68]}
     ),
-    "cifar-resnet-20": Picture("cifar-resnet-20", "accuracy"),
+    **{name: Picture(name, "accuracy") for name in ("cifar-resnet-20", "cifar-vgg-16")},
     "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
     "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
 }

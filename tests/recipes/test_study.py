@@ -26,7 +26,7 @@ from pollard.recipes.study import Series, Study, read_ledger
 STUDIES = Path(__file__).parents[2] / "studies"
 RECORDS = STUDIES / "results"
 # Studies of which not every run has been made: what is said of them names the seeds and densities that were.
-UNDER_WAY = {"cifar-resnet-20", "grain-convolutions"}
+UNDER_WAY = {"cifar-resnet-20"}
 
 STUDY = """
 title = "Halves"
