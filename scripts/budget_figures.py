@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -24,6 +24,11 @@ def family(label: str) -> str:
     return re.sub(r", \d+ epochs?$", "", label)
 
 
+def by_label(rows: Sequence[Point]) -> dict[str, list[Point]]:
+    """Rows of a record or points of a study by their label, in the order of the labels."""
+    return {label: [row for row in rows if row["label"] == label] for label in labels(rows)}
+
+
 def seconds(point: Point) -> float:
     """Processor seconds of all phases of a run, of epochs and scores as they were timed in turns."""
     recipe, phases = point["recipe"], point["phases"]
@@ -38,10 +43,8 @@ def seconds(point: Point) -> float:
 
 def budgets() -> str:
     """What each run took in all, and the accuracy that it reached."""
-    found = points("budgets")
     rows, spreads = [], []
-    for label in labels(found):
-        own = [point for point in found if point["label"] == label]
+    for label, own in by_label(points("budgets")).items():
         spreads.append(Spread.of(point["test_accuracy"] for point in own))
         taken = [f"{mean(point['total_flops'] for point in own):.2f}", f"{mean(map(seconds, own)):.1f} s"]
         rows.append([family(label), str(own[0]["epochs"]), *taken, spreads[-1].percent()])
@@ -73,10 +76,8 @@ def exchanges() -> str:
 
 def curves() -> str:
     """Where each curve of the density ends, what it takes, and the accuracy."""
-    found = points("curves")
     rows, spreads = [], []
-    for label in labels(found):
-        own = [point for point in found if point["label"] == label]
+    for label, own in by_label(points("curves")).items():
         spreads.append(Spread.of(point["test_accuracy"] for point in own))
         until = own[0]["recipe"]["update_until"]
         taken = mean(point["training_flops"] for point in own)
@@ -88,10 +89,9 @@ def moments() -> str:
     """By when a network was pruned, what it took, and the accuracy from the weights of that moment and from the initial ones."""
     found = points("when")
     rows, spreads = [], cells(found)
-    for label in labels(found):
+    for label, own in by_label(found).items():
         if label.endswith("initial weights"):
             continue
-        own = [point for point in found if point["label"] == label]
         density = own[0]["density"]
         again = spreads.get((f"{label}, initial weights", density))
         told = spreads[label, density].percent(), "" if again is None else again.percent()
@@ -102,10 +102,8 @@ def moments() -> str:
 
 def basins() -> str:
     """The barrier between two trainings of the same start, by when it was pruned."""
-    found = load("connectivity.json")
     rows, spreads = [], []
-    for label in dict.fromkeys(row["label"] for row in found):
-        own = [row for row in found if row["label"] == label]
+    for label, own in by_label(load("connectivity.json")).items():
         ends = Spread.of(1 - (row["errors"][0] + row["errors"][-1]) / 2 for row in own)
         spreads.append(Spread.of(row["barrier"] for row in own))
         rows.append([label, f"{100 * own[0]['density']:g} %", ends.percent(), spreads[-1].percent()])

@@ -13,14 +13,16 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from budget_figures import seconds
 from playwright.sync_api import Page, sync_playwright
+from records import load
 
 from pollard.recipes.study import Study
 from pollard.report.page import study_page
@@ -29,7 +31,6 @@ from pollard.report.page.build import COLOURS, DENSE_COLOUR
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "studies"
 IMAGES = ROOT / "docs" / "images"
-RECORDS = ROOT / "benchmarks" / "records"
 SHAPE = {"width": 900, "height": 480}
 LEGEND = {"showlegend": True, "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}}
 
@@ -38,17 +39,23 @@ LEGEND = {"showlegend": True, "legend": {"orientation": "h", "x": 0, "y": -0.22,
 class Picture:
     """One plot of a study's page: of the series whose labels `only` matches, with what is chosen and set otherwise.
 
-    measured: the record that steps were timed in, in turns and quietly, which runs that share a machine cannot; of budgets whole
-    runs. joined: draw a line through series that differ only in their epochs, or in when they are pruned.
+    measured: the seconds of a point that were timed in turns, of a step or of all phases, which runs that share a machine cannot
+    tell. joined: draw a line through series that differ only in their epochs, or in when they are pruned.
     """
 
     study: str
     plot: str
     only: str = ".*"
-    measured: str = ""
+    measured: Callable[[Mapping[str, Any]], float] | None = None
     joined: bool = False
     choices: Mapping[str, str] = field(default_factory=dict)
     layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+def step_seconds(study: str, point: Mapping[str, Any]) -> float:
+    """The seconds a step of a point, as `benchmarks/grains.py` timed it."""
+    rows = {(row["study"], row["label"], row["density"]): row for row in load("grains.json")}
+    return float(rows[study, point["label"], point["density"]]["ms"]) / 1e3
 
 
 COMPARED = "dense|random.*|(SNIP|SynFlow)(, (shuffled|reinitialised))?|magnitude, (initial weights.*|reinitialised)"
@@ -90,7 +97,7 @@ PICTURES = {
     "budgets-seconds": Picture(
         "budgets",
         "costs",
-        measured="budgets",
+        measured=seconds,
         choices=BOUGHT,
         joined=True,
         layout={"xaxis.title.text": "seconds of all phases, on one core"},
@@ -105,24 +112,23 @@ PICTURES = {
     ),
     "curves": Picture("curves", "curves", choices={"curves-choice": "0.02"}, layout={"yaxis.range": [90, 98.5]}),
     "grain-linear": Picture(
-        "grain-linear", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [93.5, 99]}
+        "grain-linear",
+        "costs",
+        measured=partial(step_seconds, "grain-linear"),
+        choices=BOUGHT,
+        layout={"yaxis.range": [93.5, 99]},
     ),
     "grain-convolutions": Picture(
-        "grain-convolutions", "costs", measured="grains", choices=BOUGHT, layout={"yaxis.range": [40, 68]}
+        "grain-convolutions",
+        "costs",
+        measured=partial(step_seconds, "grain-convolutions"),
+        choices=BOUGHT,
+        layout={"yaxis.range": [40, 68]},
     ),
     **{name: Picture(name, "accuracy") for name in ("cifar-resnet-20", "cifar-vgg-16")},
     "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
     "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
 }
-
-
-def timed(points: list[dict[str, Any]], study: str, record: str) -> list[dict[str, Any]]:
-    """`points` with the seconds a step of `record`, of a run where that has them."""
-    if record == "budgets":
-        return [{**point, "seconds_per_step": seconds(point)} for point in points]
-    rows = json.loads((RECORDS / f"{record}.json").read_text("utf-8"))
-    taken = {(row["label"], row["density"]): row["ms"] / 1e3 for row in rows if row["study"] == study}
-    return [{**point, "seconds_per_step": taken[point["label"], point["density"]]} for point in points]
 
 
 def draw(page: Page, picture: Picture) -> str:
@@ -167,8 +173,8 @@ def main() -> None:
             study = Study.read(STUDIES / f"{picture.study}.toml")
             file = Path(work) / f"{name}.html"
             points = json.loads(results.read_text("utf-8"))
-            if picture.measured:
-                points = timed(points, picture.study, picture.measured)
+            if picture.measured is not None:
+                points = [{**point, "seconds_per_step": picture.measured(point)} for point in points]
             file.write_text(study_page(study.title, points, [asdict(one) for one in study.published]), "utf-8")
             page = browser.new_page(viewport={"width": 1000, "height": 800})
             page.goto(f"file://{file}")

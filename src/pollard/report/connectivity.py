@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pollard.copies import copied
 from pollard.errors import InvalidInput
 from pollard.nn.surgery import sparse_layers
 
@@ -66,6 +66,7 @@ def straight_line(
     for fewer than 3 points; and for norms without `batches`.
     Source: Frankle, Dziugaite, Roy, Carbin, Linear mode connectivity and the lottery ticket hypothesis, ICML 2020, section 2.
 
+    >>> import copy
     >>> from pollard.nn import SparseLinear
     >>> first = nn.Sequential(SparseLinear.random(8, 4, density=0.5))
     >>> second = copy.deepcopy(first)
@@ -78,7 +79,7 @@ def straight_line(
     if points < 3:
         raise InvalidInput(f"{points} points", "at least 3: both ends, and one between them", "Frankle et al. took 30.")
     _require_alike(first, second)
-    moving = copy.deepcopy(first)
+    moving = copied(first, "to stand between two networks")
     norms = [module for module in moving.modules() if isinstance(module, _NormBase) and module.track_running_stats]
     if norms and batches is None:
         raise InvalidInput(

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from pollard.kernels.code.emit.philox import LOW, WORD
+from pollard.kernels.code.philox import key, slot
 from pollard.streams.deviates import normal_pair, uniform
 
 
@@ -25,7 +25,7 @@ class Law(NamedTuple):
     @property
     def key(self) -> tuple[int, int]:
         """The key of the generator: the lower and the upper half of the seed."""
-        return self.seed & LOW, self.seed >> WORD & LOW
+        return key(self.seed)
 
     def numbers(self, words: Sequence[Tensor]) -> list[Tensor]:
         """The numbers of two or four random words, float32."""
@@ -38,6 +38,5 @@ class Law(NamedTuple):
 
     def slots(self) -> dict[str, int]:
         """What a kernel is told of it."""
-        (seed,) = struct.unpack("q", struct.pack("II", *self.key))
         scale, start = struct.unpack("ii", struct.pack("ff", self.scale, self.start))
-        return {"SEED": seed, "LAYER": self.layer, "DRAW": self.draw, "SCALE": scale, "START": start}
+        return {"SEED": slot(self.seed), "LAYER": self.layer, "DRAW": self.draw, "SCALE": scale, "START": start}

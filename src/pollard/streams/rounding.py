@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import struct
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput
-from pollard.kernels.code.emit.philox import LOW, WORD
+from pollard.kernels.code.emit.numbers import QUIET
 from pollard.kernels.code.emit.round import BLOCK, HALF, LANES, PART, WORDS
 from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.launch import Launch
-from pollard.kernels.code.philox import words
+from pollard.kernels.code.philox import key, slot, words
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
 
 SOME = 1 << 17  # numbers at a time in plain torch: what is gone over again is in L2
-QUIET = 0x00400000  # the bit that every NaN of torch's has
 
 
 @torch.no_grad()
@@ -47,10 +45,9 @@ def round_stochastically(x: Tensor, seed: int) -> Tensor:
 
 
 def _by_kernel(exact: Tensor, rounded: Tensor, seed: int, target: Target) -> bool:
-    (word,) = struct.unpack("q", struct.pack("Q", seed & (1 << 2 * WORD) - 1))
     Launch(
         KernelSpec("round", target.isa), -(-len(exact) // PART), torch.get_num_threads(),
-        exact=exact, rounded=rounded, PASSES=1, COUNT=len(exact), SEED=word,
+        exact=exact, rounded=rounded, PASSES=1, COUNT=len(exact), SEED=slot(seed),
     )()  # fmt: skip
     return True
 
@@ -60,11 +57,11 @@ def _slowly(exact: Tensor, rounded: Tensor, first: int, seed: int) -> None:
     blocks = -(-len(exact) // BLOCK)
     start = first // BLOCK * LANES
     counters = torch.arange(start, start + blocks * LANES, dtype=torch.int64, device=exact.device)
-    made = torch.stack(words([counters, 0, 0, 0], (seed & LOW, seed >> WORD & LOW)))
+    made = torch.stack(words([counters, 0, 0, 0], key(seed)))
     halves = torch.stack([made & (1 << HALF) - 1, made >> HALF], 1).view(2 * WORDS, blocks, LANES)
     bits = halves.transpose(0, 1).reshape(-1)[: len(exact)].int()
     number = exact.view(torch.int32)
-    moved = torch.where(exact.isnan(), number | QUIET, number + bits)
+    moved = torch.where(exact.isnan(), number | QUIET.constant, number + bits)
     rounded.view(torch.int16).copy_(moved.bitwise_right_shift_(HALF))
 
 

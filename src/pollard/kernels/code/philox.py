@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,21 @@ from torch import Tensor
 from pollard.kernels.code.emit.philox import LOW, MULTIPLIERS, ROUNDS, WEYL, WORD
 
 Word = Any  # an int64 tensor, or an integer
+
+
+def key(seed: int) -> tuple[int, int]:
+    """The lower and the upper half of the 64 bits of `seed`, which `words` takes."""
+    return seed & LOW, seed >> WORD & LOW
+
+
+def slot(seed: int) -> int:
+    """The same 64 bits as a kernel is told them: an integer with a sign.
+
+    >>> slot(3), slot((1 << 64) - 1)
+    (3, -1)
+    """
+    (signed,) = struct.unpack("q", struct.pack("II", *key(seed)))
+    return int(signed)
 
 
 def words(counter: Sequence[Word], key: tuple[int, int]) -> list[Tensor]:

@@ -14,10 +14,9 @@ from pollard.errors import InvalidInput
 from pollard.formats.indices import check_count
 from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.draw import BITS, LANES, TURNS, WORD
-from pollard.kernels.code.emit.philox import LOW
 from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.launch import Launch
-from pollard.kernels.code.philox import words
+from pollard.kernels.code.philox import key, words
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
 from pollard.kernels.indices.turning import even
@@ -93,7 +92,7 @@ class _Distribution(NamedTuple):
     def numbers(self, groups: Tensor, turns: Tensor) -> Tensor:
         """The random numbers of these turns of row groups, of BITS bits."""
         pair, lane = turns % TURNS // LANES, turns % LANES
-        made = words([turns // TURNS * LANES + lane, groups, 0, 0], (self.seed & LOW, self.seed >> WORD // 2))
+        made = words([turns // TURNS * LANES + lane, groups, 0, 0], key(self.seed))
         numbers = [
             (high << BITS - WORD // 2) | (low >> WORD - BITS) for high, low in zip(made[::2], made[1::2], strict=True)
         ]

@@ -217,13 +217,21 @@ def _put(code: Code, value: Value, pointer: Value) -> None:
 
 def _rounded(code: Code, value: Value, lanes: int) -> Value:
     """The bits of float32 numbers, of which the upper halves are those of bfloat16: to nearest, ties to even."""
-    kind = I32 if lanes == 1 else ir.VectorType(I32, lanes)
-    bits = code.ir.bitcast(value, kind)
+    bits = _bits(code, value, lanes)
     odd = code.ir.and_(code.ir.lshr(bits, _each(I32(16), lanes)), _each(I32(1), lanes))
-    nearest = code.ir.add(code.ir.add(bits, _each(I32(0x7FFF), lanes)), odd)
+    return carried(code, value, code.ir.add(_each(I32(0x7FFF), lanes), odd), lanes)
+
+
+def carried(code: Code, value: Value, below: Value, lanes: int) -> Value:
+    """The bits of float32 numbers with what is `below` their upper halves added, which may carry into those; NaN stays NaN."""
+    bits = _bits(code, value, lanes)
     # What is added would carry a NaN over to another number.
     is_nan = code.ir.fcmp_unordered("uno", value, value)
-    return code.ir.select(is_nan, code.ir.or_(bits, _each(QUIET, lanes)), nearest)
+    return code.ir.select(is_nan, code.ir.or_(bits, _each(QUIET, lanes)), code.ir.add(bits, below))
 
 
-__all__ = ["NUMBERS", "Mask", "Numbers"]
+def _bits(code: Code, value: Value, lanes: int) -> Value:
+    return code.ir.bitcast(value, I32 if lanes == 1 else ir.VectorType(I32, lanes))
+
+
+__all__ = ["NUMBERS", "QUIET", "Mask", "Numbers", "carried"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.numbers import NUMBERS, QUIET
+from pollard.kernels.code.emit.numbers import NUMBERS, carried
 from pollard.kernels.code.emit.philox import WORD, each, splat_long, words
 from pollard.kernels.code.simd import I32, I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
@@ -74,10 +74,7 @@ def _bits(code: Code, arguments: Arguments, first: Value) -> list[Value]:
 
 def _rounded(code: Code, number: Value, bits: Value) -> Value:
     """Vectors of 16-bit lanes."""
-    exact = code.ir.bitcast(number, bits.type)
-    # What is added would carry a NaN over to another number.
-    is_nan = code.ir.fcmp_unordered("uno", number, number)
-    made = code.ir.select(is_nan, code.ir.or_(exact, each(QUIET, LANES)), code.ir.add(exact, bits))
+    made = carried(code, number, bits, LANES)
     return code.ir.trunc(code.ir.lshr(made, each(I32(HALF), LANES)), ir.VectorType(ir.IntType(16), LANES))
 
 
