@@ -31,6 +31,7 @@ from statistics import mean
 from typing import Any
 
 from pollard.report.accuracy import Spread
+from pollard.report.choice import choices
 from pollard.report.comparison import after, differences
 from pollard.report.correlation import rank_correlation
 from pollard.report.significance import Difference, paired
@@ -61,6 +62,11 @@ class Study:
         """Half of its interval."""
         found = Spread.of(point["test_accuracy"] for point in self._cell(label, density)).half
         return None if found is None else 100 * found
+
+    def chosen(self, series: str, density: float) -> str:
+        """The label of the setting of a series that has the highest validation accuracy."""
+        (found,) = [one for one in choices(self.points) if (one.series, one.density) == (series, density)]
+        return found.label
 
     def loss(self, label: str, density: float) -> float:
         """The mean training loss of the last epoch."""

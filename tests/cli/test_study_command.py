@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pollard.cli import app
+from pollard.recipes.points import read_study
 from pollard.recipes.study import Study
+from pollard.report.choice import choices
 
 STUDY = """
 title = "Quick"
@@ -146,6 +148,43 @@ def test_known_points_are_not_run_again_and_are_reported_with_what_is(file, out,
         ]
     assert [one[:2] for one in told["other"]] == [one[:2] for one in told["whole"]]
     assert set(told["whole"]) >= {one for one, seed in zip(told["other"], (0, 1) * 3, strict=True) if seed == 0}
+
+
+def test_a_known_point_is_called_what_the_study_calls_it(first_seed, tmp_path):
+    renamed = tmp_path / "renamed.toml"
+    renamed.write_text(STUDY.replace('"SNIP"', '"by connection"') + '[[series]]\nlabel = "again"\ndensity = 0.25\n')
+    command = ("study", renamed, "--out", tmp_path / "out", "--known", first_seed, "--dry-run")
+    assert "3 of 6 left" in invoke(*command).stdout
+    Study.read(renamed).save(tmp_path / "out")
+    (tmp_path / "out" / "known.json").write_text(first_seed.read_text())
+    found = [(point["label"], point["series"], point["density"]) for point in read_study(tmp_path / "out").points]
+    assert found == [
+        ("dense", "dense", 1.0),
+        *(("by connection",) * 2 + (d,) for d in (0.5, 0.25)),
+        ("again", "again", 0.25),
+    ]
+
+
+def test_settings_are_chosen_on_held_out_examples(tmp_path):
+    file = tmp_path / "rates.toml"
+    file.write_text(
+        STUDY.replace("epochs = 1", "epochs = 1\nvalidation = 0.2").replace("seed =", "lr = [0.1, 0.001]\nseed =")
+    )
+    out = tmp_path / "out"
+    told = invoke("study", file, "--out", out, "--workers", "1")
+    assert told.exit_code == 0, told.stderr
+    told_again = invoke("report", out, "--markdown", tmp_path / "table.md", "--html", tmp_path / "page.html").stdout
+    page = (tmp_path / "page.html").read_text()
+    for text in (told.stdout, told_again, page):
+        assert "validation accuracy in percent" in text
+        assert "chosen by validation accuracy" in text
+    written = (tmp_path / "table.md").read_text()
+    _, validation, chosen = written.split("\n## ")
+    assert validation.startswith("Validation accuracy in percent by fraction kept\n\n| n = 2: no interval |")
+    best = {one.series: one for one in choices(read_study(out).points) if one.density in (1.0, 0.5)}
+    assert best.keys() == {"dense", "SNIP"}
+    assert all(one.label.endswith("lr 0.1") for one in best.values())
+    assert f"| lr 0.1: {best['dense'].test.percent()} |" in chosen
 
 
 def test_a_known_dense_run_is_made_where_others_take_weights_from_it(file, out, first_seed, tmp_path):

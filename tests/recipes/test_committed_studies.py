@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from inspect import signature
@@ -41,7 +42,9 @@ def shrunk(study):
         # A run of few steps has few between its updates.
         moves = "every" in signature(METHODS.get(given.get("method", ""), dict.fromkeys)).parameters
         often = {"update_every": 5} if moves else {}
-        return {name: value for name, value in given.items() if name not in (*SMALL, "model")} | epochs | often
+        return (
+            {name: value for name, value in given.items() if name not in (*SMALL, "model", "density")} | epochs | often
+        )
 
     model = LINEAR if is_fully_connected(study.recipe.get("model", LINEAR)) else IMAGES
     series = [Series(one.label, fields(one.fields)) for one in study.series]
@@ -79,6 +82,17 @@ def test_networks_and_patterns_of_a_committed_study_are_there(file, monkeypatch)
             assert {str(each) for each in inner} == {str(Pattern.parse(recipe.pattern))}
 
 
+def test_grains_in_equal_time_train_for_as_many_epochs_as_were_timed_to_fit():
+    timed = json.loads((ROOT / "benchmarks" / "records" / "grains.json").read_text())
+    rows = {(row["label"], row["density"]): row["ms"] for row in timed if row["study"] == "grain-linear"}
+    planned = Study.read(ROOT / "studies" / "grain-time.toml").runs()
+    assert {(each.label, each.recipe.density) for each in planned} == {cell for cell in rows if cell[1] != 0.02}
+    for each in planned:
+        seconds = 600 * rows[each.label, each.recipe.density] / 1e3  # an epoch
+        assert each.recipe.epochs == round(18.3 / seconds)
+        assert each.recipe.epochs * seconds == pytest.approx(18.3, rel=0.06)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     return tmp_path_factory.mktemp("studies")
@@ -94,7 +108,7 @@ def test_every_series_of_a_committed_study_runs(file, out):
     study.save(out)
     assert failures(out) == {}
     found = points(out)
-    assert labels(found) == [one.label for one in study.series]
+    assert labels(found) == list(dict.fromkeys(one.label for one in study.series))
     assert len({point["run"] for point in found}) == len({run.recipe.digest for run in study.runs()})
     for point in found:
         pruned = point["method"] != "dense"

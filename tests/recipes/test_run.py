@@ -16,6 +16,7 @@ from pollard.formats.store import load_tensors
 from pollard.pruning.plan import Plan
 from pollard.recipes import Recipe, RunResult, run
 from pollard.recipes.folder import PLAN, locked_folder
+from pollard.recipes.problem import Problem
 from pollard.training import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,17 @@ def test_every_kind_of_run_goes_through(tmp_path, recipe, changed):
     result = run(replace(recipe, epochs=2, **changed), tmp_path, progress=False)
     assert result.nnz == round(0.25 * result.weights)
     assert (result.validation_accuracy is not None) == ("validation" in changed)
+
+
+def test_held_out_examples_are_not_trained_on_and_other_seeds_hold_out_others(recipe):
+    whole, split = Problem.of(recipe), Problem.of(replace(recipe, validation=0.25))
+    held_out = split.evaluation["validation"]
+    assert len(held_out.x) == round(0.25 * len(whole.examples.x))
+    both = torch.cat([split.examples.x, held_out.x])
+    assert sorted(both.tolist()) == sorted(whole.examples.x.tolist())
+    assert torch.equal(split.evaluation["test"].x, whole.evaluation["test"].x)
+    other = Problem.of(replace(recipe, validation=0.25, seed=recipe.seed + 1))
+    assert not torch.equal(other.evaluation["validation"].x, held_out.x)
 
 
 def test_a_masked_run_ends_where_the_compressed_one_does(tmp_path, recipe):

@@ -149,6 +149,25 @@ def test_what_varies_besides_density_and_seed_is_another_series(study):
     assert [run.label for run in fixed.runs()] == ["SNIP"]
 
 
+def test_a_label_may_have_a_series_of_its_own_for_each_density(file):
+    text = file.read_text().replace('label = "SNIP"\n', 'label = "SNIP"\ndensity = 0.5\nepochs = 3\n', 1)
+    more = '[[series]]\nlabel = "SNIP"\ndensity = {}\nepochs = 1\n'
+    file.write_text(text + more.format(0.25))
+    found = [(run.recipe.density, run.recipe.epochs) for run in Study.read(file).runs() if run.label == "SNIP"]
+    assert found == [(0.5, 3)] * 2 + [(0.25, 1)] * 2
+    for density in ("0.5", "0.50"):
+        file.write_text(text + more.format(density))
+        with pytest.raises(InvalidInput, match=r"two series labelled 'SNIP'.*a density of its own"):
+            Study.read(file)
+
+
+def test_a_run_says_of_which_series_it_is(study, tmp_path):
+    varied = replace(study, grid={"density": [0.5], "lr": [0.1, 0.01], "seed": [0]}, series=[Series("SNIP")])
+    assert [run.series for run in varied.runs()] == ["SNIP", "SNIP"]
+    varied.save(tmp_path)
+    assert [run["series"] for run in read_ledger(tmp_path)["runs"]] == ["SNIP", "SNIP"]
+
+
 def test_a_folder_is_of_one_study(study, tmp_path):
     study.save(tmp_path)
     study.save(tmp_path)
@@ -164,7 +183,15 @@ def test_an_out_that_cannot_be_a_folder_is_told(study, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", '{"title": "x", "runs": 3}', '{"title": "x", "runs": [{}]}', "[]", "nonsense"]
+    "content",
+    [
+        "{}",
+        '{"title": "x", "runs": [{"label": "a", "run": "b", "series": 3}], "published": []}',
+        '{"title": "x", "runs": 3}',
+        '{"title": "x", "runs": [{}]}',
+        "[]",
+        "nonsense",
+    ],
 )
 def test_a_ledger_of_something_else_is_refused(tmp_path, content):
     (tmp_path / "study.json").write_text(content)

@@ -127,6 +127,14 @@ def test_a_run_alone_has_one_column_of_figures():
     assert run_figure(SPARSE, accuracy_curves(SPARSE, METRICS)).bars == ()
 
 
+def test_what_was_held_out_stands_before_the_test_data_where_it_was():
+    told = SPARSE | {"validation_accuracy": 0.9625, "validation_loss": 0.125}
+    table = printed(comparison_table(told | {"dense": DENSE | told}))
+    assert table.count("96.25 %") == 2
+    assert table.index("validation loss") < table.index("test accuracy")
+    assert "validation" not in printed(comparison_table(SPARSE))
+
+
 def test_the_twin_stands_beside_and_wins_where_it_wins():
     table = printed(comparison_table(SPARSE | {"dense": DENSE}))
     assert "4.00x" in table

@@ -81,6 +81,14 @@ def test_an_expression_that_cannot_be_computed_is_named():
     assert failure.value.__notes__ == ['in points.json: row(label="a")']
 
 
+def test_a_choice_on_held_out_examples_can_be_asked_for(tmp_path):
+    held_out = [{**point, "series": "rates", "validation_accuracy": 1 - point["test_accuracy"]} for point in POINTS[:6]]
+    (tmp_path / "points.json").write_text(json.dumps(held_out))
+    text = 'Chosen: 91.00. <!-- from points.json: chosen("rates", 0.1) == "{}"; accuracy(chosen("rates", 0.1), 0.1) -->'
+    assert wrong(text.format("a")) == []
+    assert len(wrong(text.format("b"))) == 1
+
+
 def test_correlations_and_aims_can_be_asked_for(tmp_path):
     aimed = [
         point | {"label": f"{index}", "run": f"{index}", "aims": {"loss": index}, "test_accuracy": index / 10}

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from pollard.cli.output import emit
 from pollard.formats.store import write_atomic
 from pollard.recipes.points import read_study
 from pollard.recipes.study import read_ledger
 from pollard.report.accuracy import accuracy_table, csv_text, labels, markdown_table
+from pollard.report.choice import validation_tables
 from pollard.report.collapse import collapse_table, collapses
 from pollard.report.comparison import difference_rows, difference_table
 from pollard.report.correlation import correlation_table
 from pollard.report.page import study_page
+from pollard.report.render import markdown as as_markdown
+from pollard.report.render import texts
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 EPILOG = """
@@ -55,15 +60,15 @@ def report(
     """Show test accuracy by series and density, mean and 95 % interval over seeds, and what differs seed by seed; write it to files."""
     ledger, (found, failed) = read_ledger(folder), read_study(folder)
     tables = _tables(found, ledger["title"], against)
-    texts = {
+    files = {
         json: "[\n" + ",\n".join(map(json_format.dumps, found)) + "\n]\n",  # a line a point
         csv: csv_text(found),
         pairs: csv_text(difference_rows(found)),
-        markdown: f"# {ledger['title']}\n\n{markdown_table(found, ledger['published'])}",
+        markdown: f"# {ledger['title']}\n\n{markdown_table(found, ledger['published'])}{_sections(validation_tables(found))}",
     }
     if html is not None:
-        texts[html] = study_page(ledger["title"], found, ledger["published"])
-    for file, text in texts.items():
+        files[html] = study_page(ledger["title"], found, ledger["published"])
+    for file, text in files.items():
         if file is not None:
             write_atomic(file, text.encode())
     lines = [f"{run} failed: {error}" for run, error in failed.items()]
@@ -80,4 +85,10 @@ def _tables(found: list[dict[str, Any]], title: str, against: str) -> list[Any]:
     aims = [correlation_table(found), ""] if any(point["aims"] for point in found) else []
     first, *others = labels(found)
     beside = [difference_table(found, against or first), ""] if others or against else []
-    return [accuracy_table(found, title), "", *beside, *collapsed, *aims]
+    validated = [part for table in validation_tables(found) for part in (table, "")]
+    return [accuracy_table(found, title), "", *validated, *beside, *collapsed, *aims]
+
+
+def _sections(tables: Sequence[Table]) -> str:
+    """The tables in Markdown, each under its title."""
+    return "".join(f"\n## {str(table.title).capitalize()}\n\n{as_markdown(*texts(table))}" for table in tables)

@@ -19,6 +19,7 @@ from pollard.recipes.points import points
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.study import Study
 from pollard.report.accuracy import accuracy_table
+from pollard.report.choice import validation_tables
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 EPILOG = """
@@ -82,7 +83,8 @@ def study(
     found = points(out)
     answer = {"title": chosen.title, "out": str(out), "runs": len(found), "failed": {o.run: o.error for o in failed}}
     lines = [f"{outcome.run} failed: {outcome.error}" for outcome in failed]
-    view: list[Any] = [accuracy_table(found, chosen.title), "", *lines, f"folder: {out}"]
+    tables = [accuracy_table(found, chosen.title), *validation_tables(found)]
+    view: list[Any] = [*(part for table in tables for part in (table, "")), *lines, f"folder: {out}"]
     emit(answer, view, as_json=json)
     if failed:
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from pollard.training.metrics import column
 
 COPIED = (
     "test_accuracy", "test_loss", "train_loss", "nnz", "weights", "densities", "seconds_per_step", "peak_rss_bytes",
-    "explored_rate", "training_flops", "phases", "total_flops", "dead_neurons", "trainability", "epochs",
+    "validation_accuracy", "validation_loss", "explored_rate", "training_flops", "phases", "total_flops", "dead_neurons",
+    "trainability", "epochs",
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ class Found(NamedTuple):
 def read_study(out: Path) -> Found:
     """The study in `out`, one point for each label and finished or known run, in the order of its ledger; StoreError without one.
 
-    Keys of a point: label, method, density (asked), kept_density, sparsity, seed, run, recipe, bytes, aims, trainability,
+    Keys of a point: label, series, method, density (asked), kept_density, sparsity, seed, run, recipe, bytes, aims, trainability,
     curve (the test accuracy after each epoch), and what the run's result has under the same name.
     """
     ledger = read_ledger(out)
@@ -49,8 +51,9 @@ def read_study(out: Path) -> Found:
                 read[run] = _point(out / run)
             except StoreError as error:
                 failed.setdefault(run, str(error))
-    labelled = [(run["label"], run["run"]) for run in ledger["runs"] if run["run"] in read]
-    return Found([{"label": label, **read[run]} for label, run in labelled], failed)
+    # What a known point was called elsewhere is not what this study calls it.
+    named = [(_names(run), read[run["run"]]) for run in ledger["runs"] if run["run"] in read]
+    return Found([names | point | names for names, point in named], failed)
 
 
 def points(out: Path) -> list[dict[str, Any]]:
@@ -61,6 +64,11 @@ def points(out: Path) -> list[dict[str, Any]]:
 def failures(out: Path) -> dict[str, str]:
     """The failures of `read_study`."""
     return read_study(out).failures
+
+
+def _names(run: Mapping[str, str]) -> dict[str, str]:
+    """What a run of a ledger is called; the first ledgers told only labels."""
+    return {"label": run["label"], "series": run.get("series", run["label"])}
 
 
 def _number(value: float | None) -> float | None:

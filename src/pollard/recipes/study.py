@@ -17,15 +17,17 @@ from pollard.recipes.recipe import Recipe
 
 LEDGER = "study.json"
 AXES = ("density", "seed")
+RUN = {"label": str, "run": str, "series": str | None}
 PUBLISHED = {"label": str, "density": float, "test_accuracy": float, "source": str}
 TABLES = ("title", "aims", "recipe", "grid", "series", "published")
 
 
 class Planned(NamedTuple):
-    """A run of a study: the label of its series, and its recipe."""
+    """A run of a study: its label, which says the setting too where a grid varies more than density and seed, its recipe, and its series."""
 
     label: str
     recipe: Recipe
+    series: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Study:
 
         Tables: `title`; `aims`, whether both aims of pruning are measured of each run (true), which takes minutes for large networks of
         convolutions; `[recipe]`, recipe fields of all runs; `[grid]`, a list of values for each field that varies;
-        `[[series]]`, each with a `label` and recipe fields of its own; `[[published]]`, each with a `label`, a `density`,
+        `[[series]]`, each with a `label` and recipe fields of its own, a label more than once where each has a density of its
+        own; `[[published]]`, each with a `label`, a `density`,
         a `test_accuracy` and a `source`.
         """
         try:
@@ -90,7 +93,7 @@ class Study:
             [_published(path, table) for table in _tables(path, "published", told, [])],
             _flag(path, "aims", told),
         )
-        _distinct(path, [series.label for series in study.series])
+        _distinct(path, study.series)
         try:
             study.runs()
         except InvalidInput as error:
@@ -109,7 +112,7 @@ class Study:
                 recipe = Recipe.from_dict({**self.recipe, **point, **series.fields})
                 varied = [f"{name} {value}" for name, value in point.items() if name not in (*AXES, *series.fields)]
                 label = ", ".join([series.label, *varied])
-                found.setdefault((label, recipe.digest), Planned(label, recipe))
+                found.setdefault((label, recipe.digest), Planned(label, recipe, series.label))
         return list(found.values())
 
     def recipes(self, known: Collection[str] = ()) -> list[Recipe]:
@@ -134,7 +137,10 @@ class Study:
         Raises StoreError where that cannot be written, InvalidInput where `out` is of a study of another title.
         """
         planned = self.runs()
-        runs = [{"label": run.label, "run": run.recipe.digest, "recipe": run.recipe.to_dict()} for run in planned]
+        runs = [
+            {"label": run.label, "series": run.series, "run": run.recipe.digest, "recipe": run.recipe.to_dict()}
+            for run in planned
+        ]
         told = {"title": self.title, "published": [asdict(entry) for entry in self.published], "runs": runs}
         told["first"] = list(dict.fromkeys(twin.digest for run in planned for twin in required(run.recipe)))
         writable_folder(out)
@@ -160,7 +166,7 @@ def read_ledger(out: Path) -> dict[str, Any]:
 
 
 def _is_run(entry: object) -> bool:
-    return isinstance(entry, dict) and fits(entry.get("label"), str) and fits(entry.get("run"), str)
+    return isinstance(entry, dict) and all(fits(entry.get(name), kind) for name, kind in RUN.items())
 
 
 def _is_published(entry: object) -> bool:
@@ -192,11 +198,13 @@ def _tables(path: Path, name: str, told: Mapping[str, Any], default: list[dict[s
     return value
 
 
-def _distinct(path: Path, labels: Sequence[str]) -> None:
-    """Raises InvalidInput where two series have the same label: their runs would be averaged as if they were seeds."""
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InvalidInput(f"{path}, two series labelled {label!r}", "a label of its own for each", "Rename one.")
+def _distinct(path: Path, series: Sequence[Series]) -> None:
+    """Raises InvalidInput where two series of a label share a density: their runs would be averaged as if they were seeds."""
+    for label in dict.fromkeys(one.label for one in series):
+        own = [one.fields.get("density") for one in series if one.label == label]
+        if len(own) > 1 and any(each is None or own.count(each) > 1 for each in own):
+            fix = "Rename one, or give each a density of its own."
+            raise InvalidInput(f"{path}, two series labelled {label!r}", "a label of its own for each", fix)
 
 
 def _series(path: Path, table: Mapping[str, Any]) -> Series:

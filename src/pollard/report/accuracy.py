@@ -92,10 +92,10 @@ def cells(points: Sequence[Point], name: str = "test_accuracy") -> dict[tuple[st
     return {key: Spread.of(values) for key, values in found.items()}
 
 
-def accuracy_table(points: Sequence[Point], title: str) -> Table:
-    """Test accuracy in percent, a row a series and a column a density: mean and 95 % interval over seeds."""
-    columns, rows = accuracy_grid(points)
-    return plain_table(f"{title}\ntest accuracy in percent by fraction kept", columns, rows)
+def accuracy_table(points: Sequence[Point], title: str, name: str = "test_accuracy") -> Table:
+    """Test accuracy in percent, or that of another `name`, a row a series and a column a density: mean and 95 % interval over seeds."""
+    columns, rows = accuracy_grid(points, name=name)
+    return plain_table(f"{title}\n{name.replace('_', ' ')} in percent by fraction kept".lstrip(), columns, rows)
 
 
 def markdown_table(points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -139,13 +139,13 @@ def _flat(point: Point) -> dict[str, Any]:
 
 
 def accuracy_grid(
-    points: Sequence[Point], published: Sequence[Mapping[str, Any]] = ()
+    points: Sequence[Point], published: Sequence[Mapping[str, Any]] = (), name: str = "test_accuracy"
 ) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of a table of test accuracies, a series a row; published figures stand in brackets.
+    """The columns and rows of a table of test accuracies, or of another `name`, a series a row; published figures stand in brackets.
 
     The first column is headed by what is told: of how many seeds, and that ± is half of the 95 % interval.
     """
-    found = cells(points)
+    found = cells(points, name)
     beside = {(entry["label"], entry["density"]): f" ({100 * entry['test_accuracy']:.2f})" for entry in published}
     most = max((spread.count for spread in found.values()), default=0)
     told = {cell: spread.percent() if spread.count == most else spread.counted() for cell, spread in found.items()}

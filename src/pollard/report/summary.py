@@ -31,7 +31,8 @@ def comparison_table(result: Result) -> Table:
     columns = ("", name_of(result), *(("dense twin", "dense / sparse") if dense else ()))
     table = plain_table(title, columns, [])
     moved = result.get("explored_rate", 0.0) > result["density"] and result.get("training_flops") is not None
-    for label, read, show in _ROWS + (_MOVED if moved else []):
+    held_out = result.get("validation_accuracy") is not None
+    for label, read, show in (_VALIDATED if held_out else []) + _ROWS + (_MOVED if moved else []):
         row = [label, show(read(result))]
         if dense:
             row += [show(read(dense)), _ratio(read(result), read(dense)) if label in _COSTS else ""]
@@ -39,6 +40,10 @@ def comparison_table(result: Result) -> Table:
     return table
 
 
+_VALIDATED: list[tuple[str, Any, Any]] = [
+    ("validation accuracy", lambda r: r["validation_accuracy"], quantity_share),
+    ("validation loss", lambda r: r["validation_loss"], "{:.4f}".format),
+]
 _ROWS: list[tuple[str, Any, Any]] = [
     ("test accuracy", lambda r: r["test_accuracy"], quantity_share),
     ("test loss", lambda r: r["test_loss"], "{:.4f}".format),

@@ -14,6 +14,7 @@ from typing import Any
 from pollard.errors import InvalidInput
 from pollard.pruning.citations import cited
 from pollard.report.accuracy import Point, accuracy_grid, cells, densities, labels
+from pollard.report.choice import validation_tables
 from pollard.report.collapse import collapse_table
 from pollard.report.comparison import difference_rows
 from pollard.report.correlation import AIMS, aim_of, correlation_table
@@ -51,6 +52,9 @@ def study_page(title: str, points: Sequence[Point], published: Sequence[Mapping[
         plotly=_plotly(),
         data=_json(page_data(points, published)),
         table=_html_table(*accuracy_grid(points, published)),
+        validation="".join(
+            f"<p>{escape(str(each.title))}</p>{_html_table(*texts(each))}" for each in validation_tables(points)
+        ),
         collapse=_html_table(*texts(collapse_table(points))),
         correlations=_html_table(*texts(correlation_table(points))),
         bibtex=escape(_bibtex(points) or "Nothing to cite: no method is published."),
