@@ -17,11 +17,11 @@ from pollard.errors import InvalidInput, NothingMatched
 Choice = TypeVar("Choice")
 LayerFilter = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
-# What hooks of torch make a weight anew at each call, by the module that they are of, and how to be rid of them.
+# What hooks of torch make a parameter anew at each call, by the module that they are of, and how to be rid of them.
 _REMOVERS = {
-    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer)",
-    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(layer)",
-    "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, 'weight')",
+    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
 }
 
 
@@ -69,15 +69,20 @@ def is_sparse(module: nn.Module) -> bool:
     return isinstance(getattr(type(module), "topology", None), property)
 
 
-def is_pruned_by_torch(module: nn.Module) -> bool:
-    """Whether `torch.nn.utils.prune` holds a mask over the weight of `module`.
+def masked_by_torch(module: nn.Module) -> list[str]:
+    """The parameters of `module` over which `torch.nn.utils.prune` holds a mask.
 
     >>> layer = nn.Linear(4, 3)
-    >>> is_pruned_by_torch(layer), is_pruned_by_torch(prune.l1_unstructured(layer, "weight", 0.5))
-    (False, True)
+    >>> masked_by_torch(layer), masked_by_torch(prune.l1_unstructured(layer, "weight", 0.5))
+    ([], ['weight'])
     """
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001 - torch has no other way to see them
-    return any(isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight" for hook in hooks)  # noqa: SLF001
+    return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]  # noqa: SLF001
+
+
+def is_made_anew(module: nn.Module) -> bool:
+    """Whether the weight of a layer, dense or sparse, is no parameter of its own, but a tensor that a hook may have made."""
+    return all(module._parameters.get(own) is None for own in ("weight", "values"))  # noqa: SLF001 - the layer's own, and nothing within
 
 
 def counted(kinds: Mapping[str, int]) -> str:
@@ -128,11 +133,14 @@ def require_prunable(model: nn.Module) -> dict[str, nn.Linear]:
     )
 
 
-def refuse_unready(model: nn.Module, names: Iterable[str]) -> None:
-    """Raises InvalidInput where a layer of `names` has no weight of its own yet, or any more: lazy, parametrized, hooked."""
+def refuse_unready(model: nn.Module, names: Iterable[str], *, masks: bool = False) -> None:
+    """Raises InvalidInput where a layer of `names` has no weight of its own yet, or any more: lazy, parametrized, hooked.
+
+    masks: those of `torch.nn.utils.prune` are all right.
+    """
     for name in names:
         module = model.get_submodule(name)
-        found = _not_own(module)
+        found = None if masks and masked_by_torch(module) else _not_own(module)
         if found is not None:
             what, fix = found
             raise InvalidInput(
@@ -153,9 +161,10 @@ def _not_own(module: nn.Module) -> tuple[str, str] | None:
     for hook in module._forward_pre_hooks.values():  # noqa: SLF001 - torch has no other way to see them
         for home in (base.__module__ for base in type(hook).__mro__):
             if home in _REMOVERS:
-                fix = f"Call {_REMOVERS[home]} first, with layer = the module"
-                return f"under {home}, which makes its weight anew at each call", fix
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):  # noqa: SLF001 - a plain tensor may be in its place
+                made = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+                fix = f"Call {_REMOVERS[home]}(layer, {made!r}) first, with layer = the module"
+                return f"under {home}, which makes its {made} anew at each call", fix
+    if is_made_anew(module):
         return "whose weight is no parameter", "Give it one: layer.weight = torch.nn.Parameter(weight)"
     return None
 

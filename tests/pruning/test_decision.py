@@ -212,11 +212,11 @@ UNREADY = {
     ),
     "old weight_norm": (
         lambda: _quietly(torch.nn.utils.weight_norm, nn.Linear(12, 12)),
-        r"torch.nn.utils.weight_norm.*remove_weight_norm\(layer\)",
+        r"torch.nn.utils.weight_norm.*remove_weight_norm\(layer, 'weight'\)",
     ),
     "old spectral_norm": (
         lambda: _quietly(torch.nn.utils.spectral_norm, nn.Linear(12, 12)),
-        r"torch.nn.utils.spectral_norm.*remove_spectral_norm\(layer\)",
+        r"torch.nn.utils.spectral_norm.*remove_spectral_norm\(layer, 'weight'\)",
     ),
     "torch's prune": (
         lambda: torch_prune.random_unstructured(nn.Linear(12, 12), "weight", 0.5),

@@ -23,7 +23,7 @@ from pollard.nn.orphans import orphan
 from pollard.references import Reference, references, refuse_fixed
 from pollard.selection import (
     LayerFilter,
-    is_pruned_by_torch,
+    is_made_anew,
     linear_layers,
     listed,
     refuse_tied,
@@ -56,7 +56,7 @@ def sparsify_(
     Pollard error has changed nothing; each dense weight is let go before the next layer is made. A layer that modules also hold in lists, tuples, dicts or attributes is replaced there too. The parameters
     are new objects: make the optimizer afterwards. What is sparse then is told to the logger `pollard`, and is
     `Coverage.of(model)`.
-    What `torch.nn.utils.prune` masks in these layers is made permanent.
+    What `torch.nn.utils.prune` masks in these layers, dense and sparse, is made permanent.
     Raises NothingMatched for names the model does not have, InvalidInput for a topology of another shape, tied
     parameters, hooks on a layer or its parameters, a `forward` or a compiled form of its own (they would be lost), an added
     attribute whose name a sparse layer uses, a weight that is lazy, parametrized or made by
@@ -88,10 +88,10 @@ def _sparsify(model: nn.Module, plan: Mapping[str, Topology], names: list[str], 
     names = [name for name in names if name not in sparse]
     refuse_tied(model, names)
     found = replaceable(model, names)
+    for name in (*sparse, *names):
+        _make_permanent(model.get_submodule(name))
     for name, layer in sparse.items():
         layer.shrink_(plan[name], updated.get(name))
-    for name in names:
-        _make_permanent(model.get_submodule(name))
     if storage == "compressed":
         _refuse_devices(model, names)
     for name in names:
@@ -141,6 +141,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     streamed = streamed_layers(model)
     chosen = select({**sparse_layers(model), **streamed}, layers)
     names = [name for name in chosen if name not in streamed]
+    refuse_unready(model, names, masks=True)
     refuse_tied(model, names)
     found = replaceable(model, names)
     fused = [path for path in _with_holders(names) if is_fused(model.get_submodule(path))]
@@ -153,6 +154,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     for name in names:
         sparse = model.get_submodule(name)
         assert isinstance(sparse, SparseLinear | MaskedLinear)
+        _make_permanent(sparse)
         swap(model, sparse, sparse.to_dense(), found)
     for name in streamed.keys() & set(chosen):
         give_memory_(streamed[name])
@@ -196,13 +198,14 @@ def _planned(model: nn.Module, plan: Mapping[str, Topology]) -> dict[str, nn.Mod
         sparse = modules.get(name)
         if isinstance(sparse, SparseLinear | MaskedLinear):
             _refuse_growth(name, sparse.topology, topology)
+            if is_made_anew(sparse):
+                refuse_unready(model, [name], masks=True)
             linear[name] = sparse  # type: ignore[assignment]  # not dense any more
             continue
         if name not in linear:
             refuse_dense(model, [name])
             raise unmatched(name, linear)
-        if not is_pruned_by_torch(linear[name]):
-            refuse_unready(model, [name])
+        refuse_unready(model, [name], masks=True)
         shape = (linear[name].out_features, linear[name].in_features)
         if topology.shape != shape:
             raise InvalidInput(

@@ -14,7 +14,7 @@ from pollard.formats.topology import Topology
 from pollard.pruning.plan import Plan
 from pollard.selection import (
     LayerFilter,
-    is_pruned_by_torch,
+    masked_by_torch,
     refuse_tied,
     refuse_unready,
     require_prunable,
@@ -49,7 +49,7 @@ def plan_from_zeros(model: nn.Module, *, layers: LayerFilter = None, max_density
     refuse_dense(model, layers)
     names = select(linear, layers)
     refuse_tied(composed(model, names), names)
-    refuse_unready(composed(model, names), [name for name in names if not is_pruned_by_torch(linear[name])])
+    refuse_unready(composed(model, names), names, masks=True)
     found, densities = {}, {}
     for name in names:
         mask = _kept(linear[name])
@@ -96,7 +96,7 @@ def plan_from_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Plan:
 
 
 def _kept(layer: nn.Linear) -> Tensor:
-    mask = layer.get_buffer("weight_mask") if is_pruned_by_torch(layer) else layer.weight.detach()
+    mask = layer.get_buffer("weight_mask") if "weight" in masked_by_torch(layer) else layer.weight.detach()
     return (mask != 0).cpu()
 
 

@@ -23,7 +23,7 @@ from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import sparse_layers
 from pollard.ops.operators import writes
-from pollard.selection import LayerFilter, select
+from pollard.selection import LayerFilter, is_made_anew, refuse_unready, select
 from pollard.training.optimizers import require_stepped
 from pollard.training.passes import Passes, is_finite
 from pollard.training.wrapping import states_of, stray, tensors_in, within
@@ -360,7 +360,9 @@ def sparse_weights(model: nn.Module, optimizer: Optimizer, layers: LayerFilter =
     Raises NothingMatched where there is none, InvalidInput where `optimizer` does not step one of them.
     """
     sparse = sparse_layers(model)
-    weights = {name: _of(name, sparse[name], optimizer) for name in select(sparse, layers)}
+    chosen = select(sparse, layers)
+    refuse_unready(model, [name for name in chosen if is_made_anew(sparse[name])])
+    weights = {name: _of(name, sparse[name], optimizer) for name in chosen}
     trained = {name: weight for name, weight in weights.items() if weight.parameter.requires_grad}
     require_stepped(optimizer, {name: weight.parameter for name, weight in trained.items()})
     return trained
