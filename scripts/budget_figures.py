@@ -51,29 +51,6 @@ def budgets() -> str:
     return markdown(["", "epochs", "dense epochs, all phases", "seconds, all phases", seeds_told(spreads)], rows)
 
 
-def exchanges() -> str:
-    """RigL and SET by how often and how much they exchange; a method and number of steps a row."""
-    found = points("exchange")
-    by_cell: dict[tuple[str, int, float], list[float]] = {}
-    for point in found:
-        recipe = point["recipe"]
-        cell = point["label"].split(",")[0], recipe["update_every"], recipe["drop_fraction"]
-        by_cell.setdefault(cell, []).append(point["test_accuracy"])
-    spreads = {cell: Spread.of(values) for cell, values in by_cell.items()}
-    fractions = sorted({fraction for *_, fraction in spreads if fraction})
-    rows = [
-        [method, f"{every} steps", *(spreads[method, every, fraction].percent() for fraction in fractions)]
-        for method, every in dict.fromkeys((method, every) for method, every, fraction in spreads if fraction)
-    ]
-    still = [["static", "never", *[spreads["static", 0, 0.0].percent()] * len(fractions)]]
-    head = [
-        seeds_told(spreads.values()),
-        "an exchange every",
-        *(f"{100 * each:.0f} % of a layer" for each in fractions),
-    ]
-    return markdown(head, still + rows, left=2)
-
-
 def curves() -> str:
     """Where each curve of the density ends, what it takes, and the accuracy."""
     rows, spreads = [], []

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from budget_figures import basins, budgets, curves, exchanges, moments
+from budget_figures import basins, budgets, curves, moments
+from choice_figures import exchanges, newcomers
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -22,7 +22,7 @@ from pollard.report.accuracy import Spread, cells, grid, markdown_table, seeds_t
 from pollard.report.collapse import collapse_table
 from pollard.report.correlation import correlation_table
 from pollard.report.render import markdown, texts
-from pollard.report.significance import half_width, paired
+from pollard.report.significance import paired
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,27 +189,6 @@ def wide() -> str:
     return markdown(head, [row])
 
 
-def newcomers() -> str:
-    """What counts of steps of one's own change, seed by seed, with intervals."""
-    found = load("newcomers.json")
-    names = {"rigl": "RigL", "set": "SET"}
-    rows = []
-    for method, rate in dict.fromkeys((row["method"], row["rate"]) for row in found):
-        told = [names[method], f"{rate:g}"]
-        for figure, digits in (("test_accuracy", 1), ("test_loss", 3)):
-            ways = [
-                {row["seed"]: row[figure] for row in found if (row["method"], row["rate"], row["own_steps"]) == (method, rate, own)}
-                for own in (False, True)
-            ]  # fmt: skip
-            gained = [ways[1][seed] - value for seed, value in ways[0].items()]
-            every = (*(list(way.values()) for way in ways), gained)
-            told += [f"{mean(values):.{digits}f} ± {half_width(values):.{digits}f}" for values in every]
-        rows.append(told)
-    columns = ["one count", "counts of their own", "difference"]
-    head = [f"{what}: {column}" for what in ("test accuracy", "test loss") for column in columns]
-    return markdown([f"± 95 %, n = {len({row['seed'] for row in found})}", "rate", *head], rows)
-
-
 def other_weights() -> str:
     """An LSTM and attention beside torch's own."""
     rows = [
@@ -332,7 +311,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{name: partial(accuracies, name) for name in ("cifar-resnet-20", "cifar-vgg-16")},
         "critical compression": critical,
     },
-    "docs/how-to/choose-a-pattern.md": {name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
+    "docs/how-to/choose-a-pattern.md": {
+        **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
+    },
     "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
     "docs/how-to/never-dense.md": {
         "never dense": never_dense,

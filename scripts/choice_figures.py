@@ -1,0 +1,60 @@
+"""Tables of settings beside each other, with what held-out training examples say of them."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from records import load, points
+
+from pollard.report.accuracy import cells, seeds_told
+from pollard.report.choice import choices
+from pollard.report.render import markdown
+from pollard.report.significance import half_width
+
+
+def exchanges() -> str:
+    """RigL and SET by how often and how much they exchange; a method and number of steps a row, what held-out examples choose in bold."""
+    found = points("exchange")
+    spreads, held_out = cells(found), cells(found, "validation_accuracy")
+    chosen = {one.label for one in choices(found)}
+    settings = {point["label"]: (point["series"], point["recipe"]) for point in found}
+    told = {}
+    for (label, density), spread in spreads.items():
+        series, recipe = settings[label]
+        text = f"{spread.percent()} ({100 * held_out[label, density].mean:.2f})"
+        told[series, recipe["update_every"], recipe["drop_fraction"]] = f"**{text}**" if label in chosen else text
+    fractions = sorted({fraction for *_, fraction in told if fraction})
+    rows = [
+        [method, f"{every} steps", *(told[method, every, fraction] for fraction in fractions)]
+        for method, every in dict.fromkeys((method, every) for method, every, fraction in told if fraction)
+    ]
+    still = [["static", "never", *[told["static", 0, 0.0]] * len(fractions)]]
+    head = [
+        seeds_told(spreads.values()),
+        "an exchange every",
+        *(f"{100 * each:.0f} % of a layer" for each in fractions),
+    ]
+    return markdown(head, still + rows, left=2)
+
+
+def newcomers() -> str:
+    """What counts of steps of one's own change, seed by seed, with intervals; of test accuracies only what lies between."""
+    found = load("newcomers.json")
+    names = {"rigl": "RigL", "set": "SET"}
+    figures = {"validation_accuracy": 1, "validation_loss": 3, "test_accuracy": 1}
+    rows = []
+    for method, rate in dict.fromkeys((row["method"], row["rate"]) for row in found):
+        told = [names[method], f"{rate:g}"]
+        for figure, digits in figures.items():
+            ways = [
+                {row["seed"]: row[figure] for row in found if (row["method"], row["rate"], row["own_steps"]) == (method, rate, own)}
+                for own in (False, True)
+            ]  # fmt: skip
+            gained = [ways[1][seed] - value for seed, value in ways[0].items()]
+            every = [gained] if figure == "test_accuracy" else [*(list(way.values()) for way in ways), gained]
+            told += [f"{mean(values):.{digits}f} ± {half_width(values):.{digits}f}" for values in every]
+        rows.append(told)
+    columns = ["one count", "counts of their own", "difference"]
+    head = [f"{what}: {column}" for what in ("held-out accuracy", "held-out loss") for column in columns]
+    seeds = len({row["seed"] for row in found})
+    return markdown([f"± 95 %, n = {seeds}", "rate", *head, "test accuracy: difference"], rows)
