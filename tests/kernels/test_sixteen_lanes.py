@@ -12,7 +12,14 @@ import pytest
 from pollard.kernels.code.target import host_isas
 
 TESTS = Path(__file__).parents[1]
-PRODUCTS = ("test_parity.py", "test_half_precision.py", "test_same_bits.py", "test_blocks.py", "test_activations.py")
+PRODUCTS = (
+    "test_parity.py",
+    "test_half_precision.py",
+    "test_same_bits.py",
+    "test_blocks.py",
+    "test_activations.py",
+    "test_pairs.py",
+)
 
 pytestmark = [
     pytest.mark.slow,

@@ -127,3 +127,12 @@ def test_a_torch_without_onednn_is_told(monkeypatch):
 
     monkeypatch.setitem(WITH_WEIGHT, PACKED, missing)
     assert "no oneDNN" in dense_float32()
+
+
+def test_it_says_whether_there_is_an_instruction_for_pairs_of_bfloat16_numbers(monkeypatch):
+    told = {}
+    for found in (False, True):
+        monkeypatch.setattr(doctor.target, "adds_pairs", lambda found=found: found)
+        told[found] = doctor._machine(None)["bfloat16"]
+    assert told[True].startswith("multiplied in pairs")
+    assert "no instruction" in told[False]

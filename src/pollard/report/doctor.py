@@ -217,6 +217,9 @@ def _machine(isa: target.Target | None) -> dict[str, str]:
         "cores": f"{os.cpu_count() or 1} visible, {torch.get_num_threads()} threads in use (torch.set_num_threads)",
         "instruction sets": ", ".join(target.host_isas()) or "none that Pollard generates code for",
         "kernels": f"generated for {isa.isa}" if isa else "plain torch (the reference twin)",
+        "bfloat16": "multiplied in pairs (AVX512_BF16) where that is measured to be faster, else as float32"
+        if target.adds_pairs()
+        else "multiplied as float32: no instruction for pairs (AVX512_BF16)",
         "caches of a core": f"L1 {caches.l1 >> 10} KiB, L2 {caches.l2 >> 10} KiB, L3 {caches.l3 >> 20} MiB",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }

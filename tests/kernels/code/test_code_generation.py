@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,10 +44,7 @@ def specs(isa):
     if serves(TARGETS[isa], 2, 4):
         for numbers in ("float32", "bfloat16", "float16"):
             yield KernelSpec("n_of_m", isa, n=2, m=4, bias=True, activation="relu", numbers=numbers, values=numbers)
-    for numbers in ("bfloat16", "float16"):
-        yield KernelSpec("gather", isa, rows=4, block=4, columns=8, numbers=numbers, ragged=True, tiled=True)
-        yield KernelSpec("sddmm", isa, dots=4, vectors=2, ragged=True, numbers=numbers)
-        yield KernelSpec("pack", isa, numbers=numbers)
+    yield from halves(isa)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
     for operation in (*INDICES, "gather", "matvec", "scatter"):
@@ -57,6 +55,16 @@ def specs(isa):
     yield from convolutions(isa)
     yield KernelSpec("turn", isa, size=2, index=2)
     yield KernelSpec("move", isa, rows=16, size=8)
+
+
+def halves(isa):
+    for numbers in ("bfloat16", "float16"):
+        yield KernelSpec("gather", isa, rows=4, block=4, columns=8, numbers=numbers, ragged=True, tiled=True)
+        yield KernelSpec("sddmm", isa, dots=4, vectors=2, ragged=True, numbers=numbers)
+        yield KernelSpec("pack", isa, numbers=numbers)
+    for operation in ("gather", "sddmm") if isa == "avx512" else ():
+        numbers = {"numbers": "bfloat16", "values": "bfloat16", "pairs": True}
+        yield KernelSpec(operation, isa, dots=4, vectors=2, ragged=True, tiled=True, **numbers)
 
 
 def convolutions(isa):
@@ -98,6 +106,37 @@ def test_code_is_a_pure_function_of_the_spec():
 def test_an_unstructured_avx2_gather_multiplies_straight_from_memory():
     text = jit.assembly(KernelSpec("gather", "avx2", vectors=8))
     assert len(re.findall(r"vfmadd231ps\t(\d+)?\(", text)) >= 16
+
+
+def inner_loops(spec):
+    # Blocks of the assembly that jump back to their own beginning, and multiply.
+    blocks = re.split(r"\n(?=\.LBB)", jit.assembly(spec))
+    return [
+        block
+        for block in blocks
+        if re.search(r"\tj\w+\t" + re.escape(block.partition(":")[0]) + r"\b", block) and "%zmm" in block
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_one_instruction_adds_two_products_and_widens_nothing(block):
+    spec = KernelSpec(
+        "gather", "avx512", rows=block, block=block, vectors=2, numbers="bfloat16", values="bfloat16", pairs=True
+    )
+    loop = next(each for each in inner_loops(spec) if "vdpbf16ps" in each)
+    # Of two columns: their two units of two vectors zipped, and each multiplied by each row.
+    assert loop.count("vdpbf16ps") == 2 * 2 * block
+    assert loop.count("vpunpcklwd\t%zmm") + loop.count("vpunpckhwd\t%zmm") == 2 * 2
+    assert not re.search(r"vfmadd|vpsll|vpsrl|vpand", loop)
+    dots = KernelSpec("sddmm", "avx512", rows=block, block=block, dots=8, numbers="bfloat16", vectors=0, pairs=True)
+    loop = next(each for each in inner_loops(dots) if "vdpbf16ps" in each)
+    assert loop.count("vdpbf16ps") == 8
+    assert not re.search(r"vfmadd|vpsll|vpsrl|vpand|vpunpck", loop)
+
+
+def test_code_for_pairs_is_cached_apart():
+    spec = KernelSpec("sddmm", "avx512", dots=4, numbers="bfloat16")
+    assert jit._path(spec) != jit._path(replace(spec, pairs=True))
 
 
 def test_a_spec_that_makes_no_sense_is_refused():

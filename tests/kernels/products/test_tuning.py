@@ -82,7 +82,15 @@ def test_the_fastest_candidate_is_taken_and_remembered():
     assert not calls
 
 
-GOOD = {"vectors": 2, "width": 0, "packed": True, "transposed": False, "reason": "fastest", "candidates": []}
+GOOD = {
+    "vectors": 2,
+    "width": 0,
+    "packed": True,
+    "transposed": False,
+    "pairs": False,
+    "reason": "fastest",
+    "candidates": [],
+}
 NONSENSE = [
     "",
     "{",

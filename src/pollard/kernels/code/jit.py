@@ -20,7 +20,7 @@ from pollard.kernels.code import disk, openmp
 from pollard.kernels.code.emit import emit
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
-from pollard.kernels.code.target import FEATURES, TRIPLES, host_isas
+from pollard.kernels.code.target import FEATURES, PAIRS, TRIPLES, host_isas
 
 Entry = Any  # a ctypes function: (arguments as bytes, units, threads)
 
@@ -71,7 +71,7 @@ def _made(spec: KernelSpec) -> Kernel:
         openmp.publish(binding)
         code = _cached(spec) or _store(spec, _compile(spec))
         # The engine takes ownership of the machine it is given: a shared one would be freed twice.
-        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(spec.isa))
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(spec))
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
     except RuntimeError as refused:
@@ -86,12 +86,12 @@ def _made(spec: KernelSpec) -> Kernel:
 
 def optimised_ir(spec: KernelSpec) -> str:
     """The LLVM IR of `spec` after optimisation, for people to read."""
-    return str(_optimised(spec, _machine(spec.isa)))
+    return str(_optimised(spec, _machine(spec)))
 
 
 def assembly(spec: KernelSpec) -> str:
     """The assembly of `spec`, whose instruction set need not be this machine's."""
-    machine = _machine(spec.isa)
+    machine = _machine(spec)
     return str(machine.emit_assembly(_optimised(spec, machine)))
 
 
@@ -101,13 +101,17 @@ def _initialise() -> None:
     binding.initialize_all_asmprinters()
 
 
-def _machine(isa: str) -> Any:
+def _machine(spec: KernelSpec) -> Any:
     _initialise()
-    native = isa in host_isas()
-    triple = binding.get_process_triple() if native else TRIPLES[isa]
+    native = spec.isa in host_isas()
+    triple = binding.get_process_triple() if native else TRIPLES[spec.isa]
     return binding.Target.from_triple(triple).create_target_machine(
-        cpu=_cpu(isa), features=FEATURES[isa], opt=2, jit=native
+        cpu=_cpu(spec.isa), features=_features(spec), opt=2, jit=native
     )
+
+
+def _features(spec: KernelSpec) -> str:
+    return f"{FEATURES[spec.isa]},+{PAIRS}" if spec.pairs else FEATURES[spec.isa]
 
 
 def _cpu(isa: str) -> str:
@@ -130,7 +134,7 @@ def _optimised(spec: KernelSpec, machine: Any) -> Any:
 
 
 def _compile(spec: KernelSpec) -> bytes:
-    machine = _machine(spec.isa)
+    machine = _machine(spec)
     return bytes(machine.emit_object(_optimised(spec, machine)))
 
 
@@ -145,7 +149,7 @@ def _toolchain() -> str:
 
 def _path(spec: KernelSpec) -> Path | None:
     folder = disk.folder("kernels")
-    key = hashlib.sha256(f"{_toolchain()} {_cpu(spec.isa)} {FEATURES[spec.isa]} {spec}".encode()).hexdigest()
+    key = hashlib.sha256(f"{_toolchain()} {_cpu(spec.isa)} {_features(spec)} {spec}".encode()).hexdigest()
     return None if folder is None else folder / f"{key[:32]}.o"
 
 

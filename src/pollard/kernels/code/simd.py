@@ -113,6 +113,13 @@ class Code(Flow):
         """left * right + addend, rounded once."""
         return self.call(f"llvm.fma.{_suffix(addend.type)}", addend.type, [left, right, addend])
 
+    def add_pairs(self, left: Value, right: Value, addend: Value) -> Value:
+        """addend + high * high + low * low, rounded after each: of two vectors of words, each of which is two bfloat16 numbers.
+
+        So Intel's manual puts it (VDPBF16PS), subnormal numbers being zero: what `fma` makes of the widened numbers, the high one first.
+        """
+        return self.call("llvm.x86.avx512bf16.dpbf16ps.512", addend.type, [addend, left, right])
+
     def sum_of(self, value: Value) -> Value:
         """The sum of the lanes of `value`: of its halves, of theirs, and so on."""
         lanes = self.lanes_of(value)

@@ -37,7 +37,7 @@ class KernelSpec:
     into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``, and so is an activation, which a finished sum goes through. size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
-    in memory. values: of W, and of the bias. abreast: samples side by side, reach: where vectors of a patch begin in the field and in
+    in memory. values: of W, and of the bias. pairs: of bfloat16 numbers, which one instruction multiplies and adds. abreast: samples side by side, reach: where vectors of a patch begin in the field and in
     what is made or multiplied with it (``convolve``, ``transposed``, ``correlate``).
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)
@@ -59,6 +59,7 @@ class KernelSpec:
     permuted: bool = False
     bias: bool = False
     activation: str = ""
+    pairs: bool = False
     size: int = 4
     chains: int = 1
     numbers: str = "float32"
@@ -85,7 +86,7 @@ class KernelSpec:
         return self.operation == "gather" and self.tiled and self.numbers != "float32"
 
     def __str__(self) -> str:
-        flags = ("wide", "ragged", "tiled", "packed", "permuted", "bias")
+        flags = ("pairs", "wide", "ragged", "tiled", "packed", "permuted", "bias")
         grain = f"v{self.rows}" if self.columns == 1 else f"b{self.rows}x{self.columns}"
         parts = [self.operation, self.isa, grain, f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)

@@ -17,6 +17,7 @@ TRIPLES = {
     "avx2": "x86_64-unknown-linux-gnu",
     "neon": "aarch64-unknown-linux-gnu",
 }
+PAIRS = "avx512bf16"  # as LLVM calls it; Linux: avx512_bf16
 FEATURES = {
     "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+f16c,+bmi,+bmi2,-prefer-256-bit",
     "avx2": "+avx2,+fma,+f16c,+bmi,+bmi2",
@@ -61,6 +62,12 @@ def host_isas() -> tuple[str, ...]:
     if all(features.get(name) for name in ("avx2", "fma", "f16c")):
         found.append("avx2")
     return tuple(found)
+
+
+@cache
+def adds_pairs() -> bool:
+    """Whether this CPU has an instruction that adds products of pairs of bfloat16 numbers, in vectors of AVX-512."""
+    return "avx512" in host_isas() and bool(binding.get_host_cpu_features().get(PAIRS))
 
 
 def current() -> Target | None:

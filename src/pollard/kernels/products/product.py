@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
-from pollard.kernels.code.target import Target
+from pollard.kernels.code.target import Target, adds_pairs
 from pollard.kernels.products import tuning
 from pollard.kernels.products.derived import forget, widths
 from pollard.kernels.products.operand import Operand
@@ -114,6 +114,20 @@ class Product:
         return min(choice.width or most, most)
 
     def _candidates(self) -> list[Choice]:
+        found = self._one_by_one()
+        # The first guess is what every CPU does well. Pairs take half as long on some, twice as long on others.
+        return found + [replace(each, pairs=True) for each in found if self._in_pairs]
+
+    @property
+    def _in_pairs(self) -> bool:
+        # Where an instruction adds products in pairs, in the same order.
+        if self.target.isa != "avx512" or self.operand.dtype != "bfloat16" or not adds_pairs():
+            return False
+        return self.operation == "sddmm" or (
+            self.operation == "gather" and self.values == "bfloat16" and self.chains == 1
+        )
+
+    def _one_by_one(self) -> list[Choice]:
         lanes = self.target.lanes
         if self.operation in ONE_SAMPLE:
             return [Choice(1, 0, packed=False)]
@@ -179,6 +193,7 @@ class Product:
             packed=choice.packed,
             bias=bias,
             activation=activation,
+            pairs=choice.pairs,
             chains=1 if choice.transposed else self.chains,
             n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
             m=self.topology.pattern.m if self.operation == "n_of_m" else 0,

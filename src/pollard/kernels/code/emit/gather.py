@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.emit.numbers import zipped, zipped_splats
 from pollard.kernels.code.emit.panels import Panel, panel_module
 from pollard.kernels.code.emit.rows import Rows
 from pollard.kernels.code.emit.tiles import Tile, each_tile, run_of_groups
@@ -104,7 +107,31 @@ class _Gather(Rows):
             total = [code.ir.fadd(*pair) for pair in zip(total, own, strict=True)]
         return several.index, total
 
+    def several(
+        self, column: Callable[[int], Value], count: int, first: Value, offset: int, sums: list[Value]
+    ) -> list[Value]:
+        """Two at a time, where pairs are multiplied, and the last of an odd number by itself."""
+        if not self.spec.pairs or count == 1:
+            return super().several(column, count, first, offset, sums)
+        sums = self._pair((column(0), column(1)), first, offset, sums)
+        if count == 2:
+            return sums
+        return self.several(lambda each: column(each + 2), count - 2, self.code.add(first, 2), offset, sums)
+
+    def _pair(self, columns: tuple[Value, Value], first: Value, offset: int, sums: list[Value]) -> list[Value]:
+        """`sums` and the products of the first column, which are added first, and of the second."""
+        code, spec = self.code, self.spec
+        units = [self.panel.words(self._row(column), masked=not spec.packed) for column in columns]
+        vectors = [half for pair in zip(*units, strict=True) for half in zipped(code, *pair)]
+        place = code.add(code.mul(first, spec.rows), offset)
+        above = self.values.at(code, self.arguments["values"], place)
+        weights = zipped_splats(code, above, self.values.at(code, above, spec.rows), spec.block, self.lanes)
+        pairs = [(weight, vector) for weight in weights for vector in vectors]
+        return [code.add_pairs(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+
     def vectors(self, column: Value) -> list[Value]:
         """The row of X that it names, in the panel."""
-        row = self.numbers.at(self.code, self.x, self.code.mul(column, self.ldx))
-        return self.panel.load(row, masked=not self.spec.packed)
+        return self.panel.load(self._row(column), masked=not self.spec.packed)
+
+    def _row(self, column: Value) -> Value:
+        return self.numbers.at(self.code, self.x, self.code.mul(column, self.ldx))

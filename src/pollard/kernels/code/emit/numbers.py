@@ -10,7 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from pollard.kernels.code.simd import F32, I32, I64, VOID, Code, Value, vector
+from pollard.kernels.code.simd import BLOCK, F32, I32, I64, VOID, Code, Value, vector
+from pollard.kernels.code.spec import KernelSpec
 
 HALF = ir.HalfType()
 I16 = ir.IntType(16)
@@ -175,6 +176,21 @@ class _BFloat16(_Halves):
         _put(code, code.ir.trunc(upper, I16 if lanes == 1 else ir.VectorType(I16, lanes)), pointer)
 
 
+class _Paired(_BFloat16):
+    """In the order in which `zipped` gives pairs: of each block of 128 bits the first four numbers, then of each the last four."""
+
+    def widened(self, code: Code, words: Value, lanes: int) -> list[Value]:
+        nothing = ir.Constant(words.type, [0] * lanes)
+        return [code.ir.bitcast(half, vector(lanes)) for half in zipped(code, words, nothing)]
+
+    def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
+        first, last = (code.ir.bitcast(_rounded(code, each, lanes), ir.VectorType(I16, 2 * lanes)) for each in values)
+        # Their upper halves, block by block.
+        blocks = [range(start + 1, start + 2 * BLOCK, 2) for start in range(0, 2 * lanes, 2 * BLOCK)]
+        places = [place + vector for block in blocks for vector in (0, 2 * lanes) for place in block]
+        return code.ir.bitcast(code.shuffle(first, last, places), ir.VectorType(I32, lanes))
+
+
 class _Float16(_Halves):
     """What every CPU that kernels are generated for converts to float32 and back."""
 
@@ -201,6 +217,35 @@ class _Float16(_Halves):
 
 
 NUMBERS: dict[str, Numbers] = {"float32": Numbers(), "bfloat16": _BFloat16(), "float16": _Float16()}
+_PAIRED = _Paired()
+
+
+def dense(spec: KernelSpec) -> Numbers:
+    """How dense operands and results of `spec` lie in memory, and in which order their numbers are in registers."""
+    return _PAIRED if spec.pairs else NUMBERS[spec.numbers]
+
+
+def zipped(code: Code, above: Value, below: Value) -> list[Value]:
+    """Of two units, each number of `above` in the upper half of a word, its counterpart of `below` in the lower: two vectors of words.
+
+    Within blocks of 128 bits, of which the first holds the first halves: an instruction each.
+    """
+    lanes = above.type.count
+    lower, upper = (code.ir.bitcast(unit, ir.VectorType(I16, 2 * lanes)) for unit in (below, above))
+    found = []
+    for half in (0, BLOCK):
+        places = [start + half + each for start in range(0, 2 * lanes, 2 * BLOCK) for each in range(BLOCK)]
+        pairs = [place + unit for place in places for unit in (0, 2 * lanes)]
+        found.append(code.ir.bitcast(code.shuffle(lower, upper, pairs), above.type))
+    return found
+
+
+def zipped_splats(code: Code, above: Value, below: Value, count: int, lanes: int) -> list[Value]:
+    """Words in all lanes: each of the `count` numbers at `above` in the upper half, its counterpart at `below` in the lower."""
+    upper, lower = (_get(code, each, ir.VectorType(I16, count)) for each in (above, below))
+    pairs = [place for number in range(count) for place in (number, count + number)]
+    words = code.ir.bitcast(code.shuffle(lower, upper, pairs), ir.VectorType(I32, count))
+    return [code.shuffle(words, words, [number] * lanes) for number in range(count)]
 
 
 def _each(word: Value, lanes: int) -> Value:
@@ -234,4 +279,4 @@ def _bits(code: Code, value: Value, lanes: int) -> Value:
     return code.ir.bitcast(value, I32 if lanes == 1 else ir.VectorType(I32, lanes))
 
 
-__all__ = ["NUMBERS", "QUIET", "Mask", "Numbers", "carried"]
+__all__ = ["NUMBERS", "QUIET", "Mask", "Numbers", "carried", "dense", "zipped", "zipped_splats"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.numbers import NUMBERS, Mask
+from pollard.kernels.code.emit.numbers import NUMBERS, Mask, dense
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -55,7 +55,7 @@ class Panel:
 
     def __init__(self, code: Code, spec: KernelSpec, start: Value, vectors: int, filled: Value | None = None) -> None:
         self.code, self.start, self.vectors = code, start, vectors
-        self.numbers, self.lanes = NUMBERS[spec.numbers], TARGETS[spec.isa].lanes
+        self.numbers, self.lanes = dense(spec), TARGETS[spec.isa].lanes
         self.unit, self.count = self.numbers.unit(self.lanes), vectors * self.numbers.parts
         self._mask = None if filled is None else Mask.of(code, filled, self.numbers, self.lanes)
 
@@ -66,11 +66,16 @@ class Panel:
 
     def load(self, row: Value, *, masked: bool) -> list[Value]:
         """The numbers that start at `row`; with `masked`, nothing is read beyond the batch."""
-        loaded = []
+        words = self.words(row, masked=masked)
+        return [part for each in words for part in self.numbers.widened(self.code, each, self.lanes)]
+
+    def words(self, row: Value, *, masked: bool) -> list[Value]:
+        """They as they lie, a vector of words for each of the panel."""
+        found = []
         for v in range(self.vectors):
             mask = self._mask if masked and v == self.vectors - 1 else None
-            loaded += self.numbers.load(self.code, self._at(row, v), self.lanes, mask)
-        return loaded
+            found.append(self.numbers.words(self.code, self._at(row, v), self.lanes, mask))
+        return found
 
     def store(self, values: list[Value], row: Value, *, masked: bool) -> None:
         """Write `values` from `row` on, rounded once; with `masked`, nothing is written beyond the batch."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments
-from pollard.kernels.code.emit.numbers import NUMBERS
+from pollard.kernels.code.emit.numbers import NUMBERS, dense
 from pollard.kernels.code.emit.tiles import Tile, over_columns
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
-# Grains a turn in a long row: an unstructured one is over in a few cycles. In short runs the rest would cost more.
+# Grains a turn in a long row: an unstructured one is over in a few cycles. In short runs the rest would cost more. A pair is two.
 UNROLL = 2
 
 
@@ -26,7 +27,7 @@ class Rows(ABC):
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments) -> None:
         self.code, self.spec, self.arguments = code, spec, arguments
-        self.lanes, self.numbers, self.values = TARGETS[spec.isa].lanes, NUMBERS[spec.numbers], NUMBERS[spec.values]
+        self.lanes, self.numbers, self.values = TARGETS[spec.isa].lanes, dense(spec), NUMBERS[spec.values]
 
     @abstractmethod
     def vectors(self, column: Value) -> list[Value]:
@@ -80,8 +81,8 @@ class Rows(ABC):
         """`sums` and the products of grains ``start:end``, of the block of rows that is at `offset` of the group."""
         code, spec, (start, end) = self.code, self.spec, grains
         # Values of half precision are read two at a time in any case.
-        unroll = spec.chains == 1 and (not spec.tiled or self.values.parts > 1)
-        if unroll and spec.block == spec.columns == 1:
+        unroll = spec.chains == spec.block == 1 and (not spec.tiled or self.values.parts > 1)
+        if (unroll or spec.pairs) and spec.columns == 1:
             with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
                 several.carry(self.grains(several.index, UNROLL, offset, several.carried))
             start, sums = several.index, several.carried
@@ -93,21 +94,27 @@ class Rows(ABC):
         """`sums` and the products of `count` grains."""
         code, spec = self.code, self.spec
         if spec.columns == 1:
-            weights = self._weights(first, count, offset)
-            for grain in range(count):
-                column = code.index_at(self.arguments["columns"], code.add(first, grain), spec.index)
-                sums = self._column(column, weights[grain * spec.block : (grain + 1) * spec.block], sums)
-            return sums
+
+            def index(grain: int) -> Value:
+                return code.index_at(self.arguments["columns"], code.add(first, grain), spec.index)
+
+            return self.several(index, count, first, offset, sums)
         start = code.mul(code.index_at(self.arguments["columns"], first, spec.index), spec.columns)
 
-        def columns(c: Value, some: int, sums: list[Value]) -> list[Value]:
-            weights = self._weights(code.add(code.mul(first, spec.columns), c), some, offset)
-            for each in range(some):
-                own = weights[each * spec.block : (each + 1) * spec.block]
-                sums = self._column(code.add(start, code.add(c, each)), own, sums)
-            return sums
+        def some(c: Value, count: int, sums: list[Value]) -> list[Value]:
+            kept = code.add(code.mul(first, spec.columns), c)
+            return self.several(lambda each: code.add(start, code.add(c, each)), count, kept, offset, sums)
 
-        return over_columns(code, spec, sums, columns)
+        return over_columns(code, spec, sums, some)
+
+    def several(
+        self, column: Callable[[int], Value], count: int, first: Value, offset: int, sums: list[Value]
+    ) -> list[Value]:
+        """`sums` and the products of `count` columns, kept one after another from the one that is the `first` of all."""
+        block, weights = self.spec.block, self._weights(first, count, offset)
+        for each in range(count):
+            sums = self._column(column(each), weights[each * block : (each + 1) * block], sums)
+        return sums
 
     def _weights(self, first: Value, count: int, offset: int) -> list[Value]:
         """Those of a block of rows of `count` columns, kept one after another, from the one that is the `first` of all."""

@@ -57,8 +57,14 @@ class _Sddmm(Dots):
         self.upstream = [self.numbers.at(code, arguments["dy"], code.mul(row, arguments["LDY"])) for row in rows]
         filled = code.ir.srem(arguments["BATCH"], code.integer(self.numbers.unit(self.lanes))) if spec.ragged else None
         self.panel = Panel(code, spec, code.integer(0), spec.vectors, filled)
-        self.held = [self.panel.load(row, masked=True) for row in self.upstream]
+        self.held = [self._factors(self.panel.words(row, masked=True)) for row in self.upstream]
         return self
+
+    def _factors(self, words: list[Value]) -> list[Value]:
+        """What is multiplied: words of pairs, or their numbers, in the order in which the instruction for pairs adds them."""
+        if self.spec.pairs:
+            return words
+        return [part for each in words for part in reversed(self.numbers.widened(self.code, each, self.lanes))]
 
     def sums(self, columns: list[Value]) -> list[Value]:
         """Summed over those columns of the batch."""
@@ -68,14 +74,14 @@ class _Sddmm(Dots):
 
     def _at_once(self, inputs: list[Value]) -> list[Value]:
         sums = [self.code.zero(self.lanes)] * self.spec.dots
-        return self._multiply(sums, self.held, [self.panel.load(pointer, masked=True) for pointer in inputs])
+        return self._multiply(sums, self.held, [self._factors(self.panel.words(each, masked=True)) for each in inputs])
 
     def _walk(self, inputs: list[Value]) -> list[Value]:
         code, lanes, numbers, unit = self.code, self.lanes, self.numbers, self.panel.unit
 
         def multiply(sums: list[Value], index: Value, mask: Mask | None) -> list[Value]:
             upstream, loaded = (
-                [numbers.load(code, numbers.at(code, pointer, index), lanes, mask) for pointer in each]
+                [self._factors([numbers.words(code, numbers.at(code, row, index), lanes, mask)]) for row in each]
                 for each in (self.upstream, inputs)
             )
             return self._multiply(sums, upstream, loaded)
@@ -91,7 +97,8 @@ class _Sddmm(Dots):
 
     def _multiply(self, sums: list[Value], upstream: list[list[Value]], inputs: list[list[Value]]) -> list[Value]:
         # Of each row, its vectors one after another.
+        add = self.code.add_pairs if self.spec.pairs else self.code.fma
         for held, loaded in zip(zip(*upstream, strict=True), zip(*inputs, strict=True), strict=True):
             pairs = [(vector, row) for vector in loaded for row in held]
-            sums = [self.code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+            sums = [add(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
         return sums
