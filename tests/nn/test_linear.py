@@ -294,4 +294,39 @@ def test_it_prints_what_it_is():
 def test_a_dense_state_is_told_apart_from_a_missing_one(strict):
     with pytest.raises(RuntimeError, match="dense weight for a sparse layer"):
         nn.Sequential(layer()).load_state_dict(nn.Sequential(nn.Linear(20, 16)).state_dict(), strict=strict)
-    assert nn.Sequential(layer()).load_state_dict({}, strict=False).missing_keys[0] == "0.values"
+    assert "0.values" in nn.Sequential(layer()).load_state_dict({}, strict=False).missing_keys
+
+
+def test_a_state_without_a_layer_s_weight_brings_the_rest():
+    model, other = nn.Sequential(layer()), torch.arange(16.0)
+    found = model.load_state_dict({"0.bias": other}, strict=False)
+    assert set(found.missing_keys) == {"0.values", "0.row_pointers", "0.columns"}
+    assert torch.equal(model[0].bias, other)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({"0.bias": other})
+
+
+@pytest.mark.parametrize("left_out", [["row_pointers", "columns", "pattern"], ["columns"], ["values"]])
+def test_values_are_not_loaded_without_saying_where_they_stand(left_out):
+    model, before = nn.Sequential(layer()), copy.deepcopy(layer().state_dict())
+    state = {f"0.{name}": tensor + 1 for name, tensor in before.items() if name not in left_out}
+    with pytest.raises(RuntimeError, match=r"got .* alone; expected values, row_pointers, columns"):
+        model.load_state_dict(state, strict=False)
+    assert torch.equal(model[0].values, before["values"])
+
+
+def test_values_that_a_hook_makes_are_loaded_as_what_they_are_made_of():
+    state = {}
+    for seed in (0, 1):
+        model = nn.Sequential(layer())
+        torch.nn.utils.prune.random_unstructured(model[0], "values", amount=0.5)
+        with torch.no_grad():
+            model[0].values_orig.add_(seed)
+        state[seed] = model.state_dict()
+    model.load_state_dict(state[0])
+    assert torch.equal(model[0].values_orig, state[0]["0.values_orig"])
+    other = SparseLinear.random(20, 16, 0.3, generator=torch.Generator().manual_seed(9))
+    with pytest.raises(RuntimeError, match="a topology for values that a hook makes"):
+        model.load_state_dict(
+            state[0] | {f"0.{name}": other.state_dict()[name] for name in ("row_pointers", "columns")}
+        )

@@ -17,7 +17,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import derived
 from pollard.kernels.products.backend import tell_untuned
-from pollard.nn import initialise
+from pollard.nn import initialise, states
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
 from pollard.nn.watched import is_watched
@@ -311,10 +311,7 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Copies: checkpoint readers write into a state in place, and queues move its memory.
-        topology = self.topology
-        destination.update({prefix + name: getattr(topology, name) for name in _ARRAYS})
-        destination[prefix + _PATTERN] = torch.tensor(list(str(self.pattern).encode()), dtype=torch.uint8, device="cpu")
+        destination.update({prefix + name: tensor for name, tensor in states.of(self.topology).items()})
 
     def _load_from_state_dict(  # noqa: PLR0917 - torch's own hook
         self,
@@ -326,33 +323,31 @@ class SparseLinear(ReadableWeight, nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        indices = [prefix + name for name in _ARRAYS]
-        names = [prefix + "values", *indices]
-        absent = [name for name in names if name not in state_dict]
-        if absent and prefix + "weight" in state_dict:
-            # An error even where strict=False passes over what is missing: the values would stay as they were.
-            error_msgs.append(
-                f"{prefix or 'the layer'}: got a dense weight for a sparse layer; expected values, row_pointers and columns. "
-                "Load it into the dense model before sparsify_, or call densify_ first."
-            )
-            return
-        if absent:
-            missing_keys.extend(absent)
-            return
         try:
-            values, row_pointers, columns = (state_dict[name] for name in names)
-            self._adopt(values, row_pointers, columns, state_dict.get(prefix + _PATTERN))
+            if states.has_weight(state_dict, prefix, own_values="values" in self._parameters):
+                held: list[Any] = [state_dict.get(prefix + name) for name in ("values", *states.ARRAYS, states.PATTERN)]
+                self._adopt(*held)
+            else:
+                missing_keys.extend(prefix + name for name in states.ARRAYS)
         except PollardError as refused:
             error_msgs.append(f"{prefix or 'the layer'}: {refused}")
             return
         # Torch's loader copies the rest; what the signature stands for is in place already.
-        own = {*indices, prefix + _PATTERN}
+        own = {prefix + name for name in (*states.ARRAYS, states.PATTERN)}
         rest = {name: tensor for name, tensor in state_dict.items() if name not in own}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
-    def _adopt(self, values: Tensor, row_pointers: Tensor, columns: Tensor, pattern: Tensor | None) -> None:
+    def _adopt(self, values: Tensor | None, row_pointers: Tensor, columns: Tensor, pattern: Tensor | None) -> None:
         # Makes room for another topology; the parameter stays the same object, so that optimizers keep pointing at it.
-        topology = stated((self.out_features, self.in_features), row_pointers, columns, pattern)
+        topology = states.topology_of((self.out_features, self.in_features), row_pointers, columns, pattern)
+        if values is None:
+            values = self.values
+            if not topology.same_as(self._topology):
+                raise TopologyError(
+                    "a topology for values that a hook makes of another parameter",
+                    repr(self._topology),
+                    "Undo the hook, load, and set it again.",
+                )
         if values.shape != (topology.nnz,):
             raise TopologyError(
                 f"values of shape {tuple(values.shape)}",
@@ -365,26 +360,6 @@ class SparseLinear(ReadableWeight, nn.Module):
             self.keep_(topology, values.detach().to(self.values.device, self.values.dtype, copy=True))
 
 
-# What stands for the topology in a state: its arrays, and the name of its pattern as bytes.
-_ARRAYS, _PATTERN = ("row_pointers", "columns"), "pattern"
-
-
-def stated(shape: tuple[int, int], row_pointers: Tensor, columns: Tensor, pattern: Tensor | None) -> Topology:
-    """The topology of a weight of `shape` that a state holds; raises TopologyError, PatternError where it is no such thing.
-
-    States of earlier versions name no pattern: theirs was `vN` or unstructured, as the number of row groups says.
-    """
-    groups = len(row_pointers) - 1
-    if groups < 1 or shape[0] % groups:
-        raise TopologyError(
-            f"{groups} row groups", f"a divisor of {shape[0]} rows", "Load the file into the layer it came from."
-        )
-    kind = Pattern(shape[0] // groups)
-    if pattern is not None:
-        kind = Pattern.parse(bytes(int(each) % 256 for each in pattern.flatten().tolist()).decode(errors="replace"))
-    return Topology(shape, kind, row_pointers.cpu(), columns.cpu())
-
-
 def _numbers(buffer: Tensor) -> list[float]:
     if torch._C._functorch.is_functorch_wrapped_tensor(buffer):  # noqa: SLF001 - no public name
         # Stacked for an ensemble: right where all its members agree.
@@ -395,4 +370,4 @@ def _numbers(buffer: Tensor) -> list[float]:
     return numbers
 
 
-__all__ = ["SparseLinear", "stated"]
+__all__ = ["SparseLinear"]

@@ -15,15 +15,16 @@ from pollard.composites import matrices
 from pollard.errors import InvalidInput, NothingMatched, StoreError
 from pollard.formats.entries import files_of
 from pollard.formats.store import load_any
-from pollard.nn.linear import SparseLinear, stated
+from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
+from pollard.nn.states import ARRAYS, topology_of
 from pollard.nn.surgery import composing, replaceable, swap
 from pollard.references import references
 from pollard.selection import listed, refuse_tied, unmatched
 
 Model = TypeVar("Model", bound=nn.Module)
 State = Mapping[str, Any] | str | PathLike[str]
-PARTS = ("values", "row_pointers", "columns")
+PARTS = ("values", *ARRAYS)
 
 
 def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Model:
@@ -124,7 +125,7 @@ def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear
         )
     out_features, in_features = dense.weight.shape
     values, row_pointers, columns = (held[f"{name}.{part}"] for part in PARTS)
-    topology = stated((out_features, in_features), row_pointers, columns, held.get(f"{name}.pattern"))
+    topology = topology_of((out_features, in_features), row_pointers, columns, held.get(f"{name}.pattern"))
     dtype = values.dtype if dense.weight.is_meta else dense.weight.dtype
     layer = SparseLinear(
         in_features,
