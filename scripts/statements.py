@@ -80,6 +80,10 @@ class Study:
         """The same so many epochs into the last training; of 0 right after pruning."""
         return Study(after(self.points, epochs))
 
+    def of_seeds(self, *seeds: int) -> Study:
+        """The same of these seeds alone."""
+        return Study([point for point in self.points if point["seed"] in seeds])
+
     def lead(self, label: str, against: str, density: float) -> float:
         """How far the test accuracy of `label` is above that of `against`, over the seeds of both."""
         return 100 * self._pair(label, against, density).mean
