@@ -6,7 +6,7 @@ from statistics import mean
 
 from records import load, points
 
-from pollard.report.accuracy import cells, seeds_told
+from pollard.report.accuracy import cells, grid, seeds_told
 from pollard.report.choice import choices
 from pollard.report.render import markdown
 from pollard.report.significance import half_width
@@ -35,6 +35,16 @@ def exchanges() -> str:
         *(f"{100 * each:.0f} % of a layer" for each in fractions),
     ]
     return markdown(head, still + rows, left=2)
+
+
+def equal_time() -> str:
+    """Test accuracy by grain and density of equal seconds of training, and the epochs that those are."""
+    found = points("grain-time")
+    epochs = {(point["label"], point["density"]): point["epochs"] for point in found}
+    spreads = cells(found)
+    told = {cell: f"{spread.percent()}, {epochs[cell]} epochs" for cell, spread in spreads.items()}
+    (_, *columns), rows = grid(found, told)
+    return markdown([seeds_told(spreads.values()), *columns], rows)
 
 
 def newcomers() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
-from choice_figures import exchanges, newcomers
+from choice_figures import equal_time, exchanges, newcomers
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -313,6 +313,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/how-to/choose-a-pattern.md": {
         **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
+        "grain-time": equal_time,
     },
     "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
     "docs/how-to/never-dense.md": {

@@ -118,6 +118,7 @@ PICTURES = {
         choices=BOUGHT,
         layout={"yaxis.range": [93.5, 99]},
     ),
+    "grain-time": Picture("grain-time", "accuracy", layout={"yaxis.range": [95, 99]}),
     "grain-convolutions": Picture(
         "grain-convolutions",
         "costs",
