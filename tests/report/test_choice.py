@@ -43,6 +43,13 @@ def test_of_equal_settings_the_first_is_chosen():
     assert [one.label for one in choices([a_point(lr, 0.5, lr) for lr in (0.3, 0.1, 0.2)])] == ["SNIP, lr 0.3"]
 
 
+def test_settings_are_compared_over_the_seeds_that_all_of_them_have():
+    under_way = [*POINTS[:2], a_point(0.2, 0.79, 0.99), a_point(0.2, 0.99, 0.99, seed=7)]
+    (found,) = choices(under_way)
+    assert (found.label, found.candidates, found.test.count) == ("SNIP, lr 0.1", 2, 1)
+    assert choices([a_point(0.1, 0.8, 0.8, seed=0), a_point(0.2, 0.9, 0.9, seed=1)]) == []
+
+
 def test_without_held_out_examples_there_is_nothing_to_choose_by():
     unsaid = [{**point, "validation_accuracy": None} for point in POINTS]
     assert choices(unsaid) == []

@@ -91,7 +91,12 @@ def test_a_choice_on_held_out_examples_can_be_asked_for(tmp_path):
 
 def test_some_seeds_can_be_asked_for_alone():
     assert wrong('a is at 90.5. <!-- from points.json: of_seeds(0, 1).accuracy("a", 0.1) -->') == []
-    assert wrong('It is 5.0. <!-- from points.json: of_seeds(0).lead("b", "a", 0.1); not of_seeds(0).shows("b", "a", 0.1) -->') == []
+    assert (
+        wrong(
+            'It is 5.0. <!-- from points.json: of_seeds(0).lead("b", "a", 0.1); not of_seeds(0).shows("b", "a", 0.1) -->'
+        )
+        == []
+    )
 
 
 def test_correlations_and_aims_can_be_asked_for(tmp_path):

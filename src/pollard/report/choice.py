@@ -17,7 +17,7 @@ VALIDATION = "validation_accuracy"
 class Choice:
     """Of the settings of one series at one density that with the highest mean validation accuracy.
 
-    label: its own. candidates: how many there were. validation, test: accuracies of it over its seeds.
+    label: its own. candidates: how many there were. validation, test: accuracies of it over the seeds that all of them have.
     """
 
     series: str
@@ -31,9 +31,11 @@ class Choice:
 def choices(points: Sequence[Point]) -> list[Choice]:
     """One of each series and density of several settings; of equal ones the first. Points without a validation accuracy do not compete.
 
+    Settings are compared over the seeds that all of them have, so that none of a study under way wins by the seeds it lacks.
+
     >>> runs = [("SNIP", 0.1, 0.8, 0.7), ("SNIP", 0.2, 0.7, 0.9)]
     >>> points = [
-    ...     {"series": name, "label": f"{name}, lr {lr}", "density": 0.1, "validation_accuracy": held_out, "test_accuracy": test}
+    ...     {"series": name, "label": f"{name}, lr {lr}", "density": 0.1, "seed": 0, "validation_accuracy": held_out, "test_accuracy": test}
     ...     for name, lr, held_out, test in runs
     ... ]
     >>> [(one.label, one.test.mean) for one in choices(points)]
@@ -44,7 +46,8 @@ def choices(points: Sequence[Point]) -> list[Choice]:
         if point.get(VALIDATION) is not None:
             own = found.setdefault((_series(point), point["density"]), {})
             own.setdefault(point["label"], []).append(point)
-    return [_best(series, density, own) for (series, density), own in found.items() if len(own) > 1]
+    compared = {cell: _shared(own) for cell, own in found.items()}
+    return [_best(series, density, own) for (series, density), own in compared.items() if len(own) > 1]
 
 
 def choice_table(points: Sequence[Point]) -> Table:
@@ -66,6 +69,12 @@ def validation_tables(points: Sequence[Point]) -> list[Table]:
         return []
     chosen = [choice_table(validated)] if choices(validated) else []
     return [accuracy_table(validated, "", VALIDATION), *chosen]
+
+
+def _shared(own: dict[str, list[Point]]) -> dict[str, list[Point]]:
+    """The points of each setting, of the seeds that all settings have; none where they share no seed."""
+    seeds = set.intersection(*({point["seed"] for point in runs} for runs in own.values()))
+    return {label: [point for point in runs if point["seed"] in seeds] for label, runs in own.items() if seeds}
 
 
 def _best(series: str, density: float, own: dict[str, list[Point]]) -> Choice:
