@@ -113,7 +113,16 @@ def test_a_chain_of_layers_reads_features_first_without_transposing():
     assert second(hidden).stride() == (1, 9)
 
 
-@pytest.mark.skipif(current() is None, reason="plain torch leaves features first")
+@pytest.mark.parametrize("width", [16, 13])
+def test_outputs_of_more_dimensions_can_be_viewed_as_torch_s_can(width):
+    block, x = SparseLinear.random(32, width, 0.3), torch.randn(3, 5, 32)
+    for way in (block, torch.compile(block, backend="eager"), torch.export.export(block, (x,)).module()):
+        torch.testing.assert_close(way(x).view(3, -1), block.to_dense()(x).view(3, -1))
+    with torch.profiler.profile():
+        assert block(x).is_contiguous()
+
+
+@pytest.mark.skipif(current() is None, reason="plain torch leaves gradients features first")
 def test_outputs_of_more_dimensions_and_their_gradients_have_contiguous_rows():
     block, x = SparseLinear.random(32, 16, 0.3), torch.randn(3, 5, 32)
     inner = x.clone().requires_grad_()
@@ -330,3 +339,27 @@ def test_values_that_a_hook_makes_are_loaded_as_what_they_are_made_of():
         model.load_state_dict(
             state[0] | {f"0.{name}": other.state_dict()[name] for name in ("row_pointers", "columns")}
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [([[1.0]], "an input that is a list"), (None, "an input that is a NoneType"), (torch.tensor(1.0), "no dimensions")],
+)
+def test_what_is_no_tensor_of_features_is_named(given, told):
+    with pytest.raises(InvalidInput, match=told):
+        layer()(given)
+
+
+@pytest.mark.parametrize("kind", [SparseLinear, pollard.nn.MaskedLinear])
+def test_the_input_goes_by_the_name_that_torch_gives_it(kind):
+    dense, x = nn.Linear(20, 16), torch.randn(3, 20)
+    made = kind.from_dense(dense, Topology.full((16, 20)))
+    torch.testing.assert_close(made(input=x), dense(input=x))
+
+
+def test_a_layer_is_made_on_a_device_and_in_a_dtype():
+    made = SparseLinear.random(20, 16, 0.3, device="meta", dtype=torch.bfloat16)
+    assert {(each.device.type, each.dtype) for each in made.parameters()} == {("meta", torch.bfloat16)}
+    skipped = nn.utils.skip_init(SparseLinear, 20, 16, layer().topology)
+    skipped.load_state_dict(layer().state_dict())
+    assert torch.equal(skipped(torch.ones(2, 20)), layer()(torch.ones(2, 20)))

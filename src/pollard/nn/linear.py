@@ -7,7 +7,6 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from pollard.activations import require_activation
 from pollard.errors import InvalidInput, PollardError, TopologyError
@@ -38,7 +37,8 @@ class SparseLinear(ReadableWeight, nn.Module):
 
     topology: which weights are kept, of shape (out_features, in_features). initialiser: (topology, generator) to values,
     by default U(-b, b) with b = 1 / sqrt(kept fan-in). activation: "relu", "gelu", "gelu_tanh" or "silu", of the output, fused
-    into the kernel; in training ReLU is, the others run behind it. It may be set at any time.
+    into the kernel; in training ReLU is, the others run behind it. It may be set at any time. device: where values and bias
+    go, by default the CPU, on which they are drawn.
     Raises InvalidInput when the topology has another shape.
 
     >>> layer = SparseLinear.random(6, 4, density=0.5, generator=torch.Generator().manual_seed(0))
@@ -63,6 +63,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         *,
         initialiser: Initialiser = initialise.uniform,
         activation: str | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -81,6 +82,8 @@ class SparseLinear(ReadableWeight, nn.Module):
         self.bias = nn.Parameter(initialise.uniform_bias(topology, generator).to(dtype)) if bias else None
         self.register_buffer("topology_signature", None, persistent=False)
         self._stand_on(topology)
+        if device is not None:
+            self.to(device)
 
     @classmethod
     def from_dense(
@@ -134,6 +137,8 @@ class SparseLinear(ReadableWeight, nn.Module):
         *,
         initialiser: Initialiser = initialise.uniform,
         activation: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """A layer born sparse: a random topology of `density`, values drawn straight for it.
 
@@ -147,6 +152,8 @@ class SparseLinear(ReadableWeight, nn.Module):
             bias,
             initialiser=initialiser,
             activation=activation,
+            device=device,
+            dtype=dtype,
             generator=generator,
         )
 
@@ -192,8 +199,8 @@ class SparseLinear(ReadableWeight, nn.Module):
         """Fraction of weights kept."""
         return self.values.numel() / max(self.in_features * self.out_features, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The product, for x of shape `(..., in_features)`."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """The product, for an input of shape `(..., in_features)`; contiguous, but for one of two dimensions."""
         # What compilers trace is checked where they call it: they would take these attributes for constants.
         topology = self._topology if torch.compiler.is_compiling() else self.topology
         # Where torch keeps them: attributes of a module cost as much as allocating the result.
@@ -206,12 +213,13 @@ class SparseLinear(ReadableWeight, nn.Module):
         if self.active is not None:
             values = straight_through(values, self.active)
         # Of a symbol nobody knows the dimensions: they are flattened in any case.
-        if not isinstance(x, Proxy) and x.dim() == 2:
-            return matmul.linear(x, values, topology, bias, activation=self.activation)
-        matmul.refuse(x)
+        if isinstance(input, Tensor) and input.dim() == 2:
+            return matmul.linear(input, values, topology, bias, activation=self.activation)
+        matmul.refuse(input)
         # Who has more dimensions than a batch works on rows next: norms, attention, what goes past a layer.
-        y = matmul.linear(x.reshape(-1, x.shape[-1]), values, topology, bias, activation=self.activation, rows=True)
-        return y.reshape(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - a symbol cannot be unpacked
+        x = input.reshape(-1, input.shape[-1])
+        y = matmul.linear(x, values, topology, bias, activation=self.activation, rows=True)
+        return y.reshape(input.shape[:-1] + (self.out_features,)).contiguous()  # noqa: RUF005 - a symbol cannot be unpacked
 
     def convolve(
         self, x: Tensor, bias: Tensor | None, window: tuple[Any, ...], *, activation: str | None = None

@@ -108,13 +108,13 @@ class MaskedLinear(nn.Module):
             linear.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return linear
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """`x (weight * mask)^T + bias`: `(..., in)` to `(..., out)`, features-first in memory for a 2-D x, as of `SparseLinear`."""
         weight = self._kept()
         if self.active is not None:
             weight = straight_through(weight, self.active)
-        y = functional.linear(x, weight, self.bias)
-        if isinstance(x, Proxy) or x.dim() != 2 or torch.compiler.is_compiling():
+        y = functional.linear(input, weight, self.bias)
+        if isinstance(input, Proxy) or input.dim() != 2 or torch.compiler.is_compiling():
             return y
         # Dropout draws number by number as they lie in memory: both storages are to drop the same.
         return y.t().contiguous().t()

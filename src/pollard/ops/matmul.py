@@ -183,7 +183,14 @@ def _plain_keys() -> frozenset[int]:
 
 def refuse(x: Tensor) -> None:
     """Raises InvalidInput for an input of a kind that no product takes."""
-    if isinstance(x, torch.fx.Proxy) or not (x.is_nested or x.layout is not torch.strided):
+    if isinstance(x, torch.fx.Proxy):
+        return
+    if not isinstance(x, Tensor) or not x.dim():
+        got = "a tensor of no dimensions" if isinstance(x, Tensor) else f"an input that is a {type(x).__name__}"
+        raise InvalidInput(
+            got, "a tensor (..., in_features)", "Make it one: torch.as_tensor(x), and x[None] for one number."
+        )
+    if not x.is_nested and x.layout is torch.strided:
         return
     raise InvalidInput(
         f"an input that is {'a nested tensor' if x.is_nested else str(x.layout)}",
