@@ -37,6 +37,7 @@ CASES = {
         {},
     ),
     "LSTM, packed": lambda: (nn.LSTM(5, 6, 2, bidirectional=True), (packed(5), (draw(4, 3, 6), draw(4, 3, 6))), {}),
+    "LSTM, a batch of none": lambda: (nn.LSTM(5, 6, 2), (draw(4, 0, 5),), {}),
     "GRU": lambda: (nn.GRU(5, 6, 2, bidirectional=True, batch_first=True), (draw(3, 4, 5),), {}),
     "GRU, packed": lambda: (nn.GRU(5, 6, 2, bidirectional=True), (packed(5),), {}),
     "RNNCell": lambda: (nn.RNNCell(5, 6), (draw(3, 5),), {}),
@@ -262,3 +263,8 @@ def test_a_kind_of_ones_own_joins_by_a_class():
         torch.testing.assert_close(kind_for(whole)(whole)(x), whole(x))
     finally:
         del COMPOSITES[dotted(Doubled)]
+
+
+def test_a_sequence_of_no_steps_is_refused():
+    with pytest.raises(InvalidInput, match="a sequence of no steps"):
+        kind_for(nn.GRU(3, 4))(nn.GRU(3, 4))(torch.zeros(0, 2, 3))

@@ -432,3 +432,12 @@ def test_arguments_of_other_types_are_refused(wrong):
 def test_pruning_works_in_inference_mode():
     with torch.inference_mode():
         assert prune(lenet(), "magnitude", 0.5).density == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+def test_a_layer_without_weights_is_named(method):
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 0))
+    with pytest.raises(InvalidInput, match=r"an empty weight of shape \(0, 4\) in layer '1'.*layers="):
+        pollard.prune(model, method, density=0.5)
+    assert list(pollard.prune(model, method, density=0.5, layers="0")) == ["0"]

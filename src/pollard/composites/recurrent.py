@@ -91,11 +91,13 @@ class _Sequence(_Gated):
             )
         alone, along = input.dim() == 2, int(self.batch_first)
         x = input.unsqueeze(1) if alone else input.transpose(0, along)
-        steps, samples = x.shape[:2]
+        steps, samples, features = x.shape
+        if not steps:
+            raise InvalidInput("a sequence of no steps", "at least one", "Leave empty sequences out of the batch.")
         first = None if hx is None else self._stated(hx)
         first = tuple(part.unsqueeze(1) for part in first) if first and alone else first
-        outputs, last = self._run(x.reshape(steps * samples, -1), [samples] * steps, first)
-        made = outputs.reshape(steps, samples, -1)
+        outputs, last = self._run(x.reshape(steps * samples, features), [samples] * steps, first)
+        made = outputs.reshape(steps, samples, outputs.shape[-1])
         if alone:
             return made.squeeze(1), self._given_back(tuple(part.squeeze(1) for part in last))
         return made.transpose(0, along), self._given_back(last)

@@ -20,8 +20,8 @@ class Layer:
 
     shape: `(out, in)` of a linear weight, `(out, in, height, width)` of a convolution.
     scores: one per grain, `(grains,)`, for allocations that look at them; minus infinity for what may not be kept.
-    min_density, max_density: bounds, held in whole grains. Raises InvalidInput unless 0 <= min <= max <= 1 with a whole
-    number of grains between, PatternError where the pattern does not divide the rows.
+    min_density, max_density: bounds, held in whole grains. Raises InvalidInput without weights, or unless 0 <= min <= max <= 1
+    with a whole number of grains between, PatternError where the pattern does not divide the rows.
 
     >>> Layer((8, 5), Pattern.parse("v4"), min_density=0.25).least
     3
@@ -34,6 +34,10 @@ class Layer:
     scores: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not self.weights:
+            raise InvalidInput(
+                f"an empty weight of shape {self.shape}", "at least one number", "Leave the layer out with layers=."
+            )
         self.pattern.grid(self.matrix)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise InvalidInput(
