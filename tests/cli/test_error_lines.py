@@ -22,6 +22,7 @@ def labels(text: str) -> list[str]:
         ["train", "--model", "resnet"],
         ["train", "--precision", "bf16"],
         ["train", "--recipe", "nowhere.toml"],
+        ["train", "--out", "/dev/null"],
         ["prune", "--method", "dense"],
         ["prune", "--pattern", "v3"],
         ["prune", "--save", "no/such/folder/plan"],
@@ -82,3 +83,9 @@ def test_an_unknown_option_is_a_usage_error():
     result = CliRunner().invoke(app, ["doctor", "--sparsely"])
     assert result.exit_code == 2
     assert "--sparsely" in result.stderr
+
+
+def test_a_command_that_is_nearly_right_is_suggested():
+    result = CliRunner().invoke(app, ["trian"])
+    assert result.exit_code == 2
+    assert "Did you mean 'train'?" in result.stderr

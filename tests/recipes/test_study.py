@@ -178,7 +178,7 @@ def test_a_folder_is_of_one_study(study, tmp_path):
 
 def test_an_out_that_cannot_be_a_folder_is_told(study, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="another --out"):
+    with pytest.raises(StoreError, match="another output folder"):
         study.save(tmp_path / "file")
 
 

@@ -36,13 +36,13 @@ class LazyCommand(TyperCommand):
 class PollardGroup(TyperGroup):
     """All commands: errors that Pollard raises on purpose become three lines, and an interrupt says how to go on."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands = {name: LazyCommand(name, help=told) for name, told in COMMANDS.items()}
+
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  the signature is typer's
         """Names of the commands, in the order that a newcomer needs them."""
         return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  the signature is typer's
-        """The command of that name."""
-        return LazyCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, with ``--debug`` understood wherever it stands."""

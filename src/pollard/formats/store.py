@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pollard.errors import InvalidInput, StoreError
-from pollard.formats.tensorfile import EXPECTED, FIX, NAMES, Digest, damaged, digest_of, memory_of, read_tensors
+from pollard.formats.tensorfile import FIX, NAMES, Digest, damaged, digest_of, memory_of, read_tensors
 from pollard.formats.topology import Topology
 from pollard.reading import DEEPEST, is_shallow, parse_json
 
@@ -265,6 +265,7 @@ def load_topologies(path: str | os.PathLike[str]) -> tuple[dict[str, Topology], 
 
 
 _ARRAYS, _VALUES = ("row_pointers", "columns"), "values"
+_OURS = "a whole file that Pollard wrote"
 
 
 def _sync(path: Path) -> None:
@@ -293,16 +294,16 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _metadata(path: str | os.PathLike[str], text: object) -> tuple[int, dict[str, Any]]:
     """Version and metadata in `text`, which is what the header has of ours."""
     try:
-        held = parse_json(text, str(path), EXPECTED, FIX) if isinstance(text, str) else None
+        held = parse_json(text, str(path), _OURS, FIX) if isinstance(text, str) else None
         version, metadata = held["version"], held["metadata"]  # type: ignore[index]  # a TypeError like any other
     except (StoreError, KeyError, TypeError) as error:
-        raise damaged(path, "no metadata of ours") from error
+        raise damaged(path, "no metadata of ours", _OURS) from error
     if version not in (1, VERSION):
         raise StoreError(
             f"{path} of version {version!r}", f"version {VERSION}", "Write it again, or use the Pollard that wrote it."
         )
     if not isinstance(metadata, dict):
-        raise damaged(path, "no metadata of ours")
+        raise damaged(path, "no metadata of ours", _OURS)
     return version, metadata
 
 

@@ -25,8 +25,8 @@ DTYPES = {
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-EXPECTED = "a whole file that Pollard wrote"
-FIX = "Write it again: it is truncated, damaged or foreign."
+EXPECTED = "a whole safetensors file"
+FIX = "Write or fetch it again: it is truncated, damaged or of another kind."
 _PREFIX = 8  # bytes that say how long the header is
 
 
@@ -108,9 +108,9 @@ class Digest:
         return self._made.hexdigest()
 
 
-def damaged(path: str | PathLike[str], found: str) -> StoreError:
+def damaged(path: str | PathLike[str], found: str, expected: str = EXPECTED) -> StoreError:
     """The error for a file in which `found` was found."""
-    return StoreError(f"{path} with {found}", EXPECTED, FIX)
+    return StoreError(f"{path} with {found}", expected, FIX)
 
 
 def header_of(path: str | PathLike[str], file: BufferedReader) -> tuple[dict[str, str], list[Place]]:

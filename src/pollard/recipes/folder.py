@@ -37,8 +37,8 @@ def locked_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[
     Raises StoreError when it cannot be written, or when another process holds it, unless it is to `wait` for that one.
     """
     folder = out / recipe.digest
+    writable_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK).acquire(blocking=wait)
     except filelock.Timeout as error:
         raise StoreError(
@@ -47,7 +47,7 @@ def locked_folder(recipe: Recipe, out: Path, *, wait: bool = False) -> Iterator[
             "Wait for that run, or give another output folder.",
         ) from error
     except OSError as error:
-        raise StoreError(f"{folder}: {error}", "a folder that can be written", "Give another output folder.") from error
+        raise _unwritable(folder, error) from error
     with lock:
         if not (folder / RECIPE).exists():
             write_json(folder / RECIPE, recipe.to_dict())
@@ -93,7 +93,11 @@ def writable_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{folder}: {error}", "a folder that can be written", "Give another --out.") from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> StoreError:
+    return StoreError(f"{folder}: {error.strerror}", "a folder that can be written", "Give another output folder.")
 
 
 def write_json(path: Path, value: object) -> None:
