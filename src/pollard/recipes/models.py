@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pollard import networks
 from pollard.composites import composable, composed, matrices
@@ -19,19 +19,7 @@ from pollard.selection import linear_layers
 from pollard.streamed.birth import never_dense
 from pollard.streamed.tensor import StreamedTensor
 
-INITIALISERS: dict[str, Initialiser] = {
-    "lecun": initialise.lecun_normal,
-    "kaiming": initialise.kaiming_normal,
-    "xavier": initialise.xavier_normal,
-    "torch": initialise.uniform,
-}
-# The same laws, in place, for a weight that knows its fan-in and its fan-out.
-_LAWS: dict[str, Callable[[Tensor, int, int], object]] = {
-    "lecun": lambda weight, fan_in, _: nn.init.trunc_normal_(weight, 0.0, *_cut(fan_in)),
-    "kaiming": lambda weight, fan_in, _: weight.normal_(0.0, (2.0 / fan_in) ** 0.5),
-    "xavier": lambda weight, fan_in, fan_out: weight.normal_(0.0, (2.0 / (fan_in + fan_out)) ** 0.5),
-    "torch": lambda weight, fan_in, _: weight.uniform_(-(fan_in**-0.5), fan_in**-0.5),
-}
+INITIALISERS: dict[str, Initialiser] = {name: law.kept for name, law in initialise.LAWS.items()}
 # The network's own initial weights: what its modules draw for themselves.
 OWN = "own"
 
@@ -91,18 +79,12 @@ def prunable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (layer.out_features, layer.in_features) for name, layer in matrices(model).items()}
 
 
-def _cut(fan_in: int) -> tuple[float, float, float]:
-    """The deviation before the cut and the bounds of a normal cut at two deviations, of variance 1 / fan-in after it."""
-    deviation = fan_in**-0.5 / initialise.TRUNCATED_STD
-    return deviation, -2 * deviation, 2 * deviation
-
-
 @torch.no_grad()
 def _draw_(model: nn.Module, initialiser: str, generator: torch.Generator) -> None:
     # What it is composed of are views of its weights.
     for layer in linear_layers(composed(model)).values():
         if isinstance(layer.weight, StreamedTensor):
-            _LAWS[initialiser](layer.weight, layer.in_features, layer.out_features)
+            initialise.LAWS[initialiser].fill_(layer.weight, layer.in_features, layer.out_features)
             continue
         drawn = INITIALISERS[initialiser](Topology.full((layer.out_features, layer.in_features)), generator)
         layer.weight.copy_(drawn.view_as(layer.weight))

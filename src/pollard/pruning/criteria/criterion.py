@@ -64,6 +64,7 @@ CRITERIA: dict[str, Criterion] = {}
 def own_allocation(criterion: Criterion) -> str:
     """The allocation that suits `criterion`: global where its scores compare across layers, else what it declares.
 
+    >>> from pollard.pruning.criteria import CRITERIA
     >>> [own_allocation(CRITERIA[name]) for name in ("snip", "magnitude", "wanda")]
     ['global', 'erk', 'uniform']
     """
