@@ -9,7 +9,7 @@ from compatibility.piece import PIECES, Piece
 from compatibility.trial import METHODS
 from pollard.report.render import markdown
 
-MODULES = ("optimizing", "transforming", "tracing", "modules", "processes", "libraries")
+MODULES = ("optimizing", "loops", "transforming", "tracing", "modules", "processes", "libraries")
 
 HEAD = """\
 # What works with what

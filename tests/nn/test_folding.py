@@ -6,76 +6,12 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import pollard
+from folded import IMAGES, convolutional, folds, norms_of, seeded, settled, stays, wired
 from pollard import networks
 from pollard.errors import InvalidInput
-from pollard.nn import SparseLinear
-from pollard.nn.activations import activation_of
 from pollard.nn.folding import FoldedNorm
-
-IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-def settled(model: nn.Module, density: float = 0.3, storage: str = "compressed", **options) -> nn.Module:
-    """In eval mode, with norms that do something, and sparse."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for norm in model.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-                norm.running_mean.normal_(generator=generator)
-                norm.running_var.uniform_(0.5, 2, generator=generator)
-                if norm.affine:
-                    norm.weight.normal_(1, 0.3, generator=generator)
-                    norm.bias.normal_(generator=generator)
-    pollard.sparsify_(model, pollard.prune(model, "magnitude", density, **options), storage=storage)
-    return model.eval()
-
-
-def seeded(make) -> nn.Module:
-    torch.manual_seed(0)
-    return make()
-
-
-def folds(model: nn.Module, x: torch.Tensor, **tolerance: float):
-    """What folding did to the model, whose outputs it did not change."""
-    with torch.no_grad():
-        expected = model(x)
-        folding = pollard.fold_norms_(model)
-        torch.testing.assert_close(model(x), expected, **tolerance)
-    return folding
-
-
-def stays(model: nn.Module, x: torch.Tensor, why: str) -> None:
-    before, state = str(model), copy.deepcopy(model.state_dict())
-    folding = folds(model, x, rtol=0, atol=0)
-    assert not folding.norms
-    assert not folding.activations
-    assert all(why in told for told in folding.left.values()), folding
-    assert str(model) == before
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
-def norms_of(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-def convolutional() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3),
-        nn.BatchNorm2d(8, affine=False),
-        nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, 16),
-        nn.BatchNorm1d(16),
-        nn.ReLU(),
-        nn.Linear(16, 4),
-    )
 
 
 @pytest.mark.parametrize(
@@ -170,23 +106,6 @@ def test_what_would_overflow_stays():
     stays(model, torch.zeros(2, 6, dtype=torch.float16), "would overflow")
 
 
-class Wired(nn.Module):
-    """Two norms behind two layers, called as a function says."""
-
-    def __init__(self, forward):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.norm, self.relu = nn.BatchNorm1d(6), nn.ReLU()
-        self.wiring = forward
-
-    def forward(self, x):
-        return self.wiring(self, x)
-
-
-def wired(forward) -> nn.Module:
-    return settled(seeded(lambda: Wired(forward)))
-
-
 @pytest.mark.parametrize(
     ("forward", "why"),
     [
@@ -204,90 +123,6 @@ def wired(forward) -> nn.Module:
 )
 def test_a_norm_that_is_not_fed_by_one_layer_alone_stays(forward, why):
     stays(wired(forward), torch.randn(4, 6), why)
-
-
-def test_a_relu_of_two_places_stays_and_the_norm_is_folded():
-    model = wired(lambda m, x: m.relu(m.fc2(m.relu(m.norm(m.fc1(x))))))
-    folding = folds(model, torch.randn(4, 6))
-    assert folding.norms == {"norm": "fc1"}
-    assert not folding.activations
-    assert type(model.relu) is nn.ReLU
-
-
-@pytest.mark.parametrize(
-    "forward",
-    [
-        lambda m, x: m.relu(y := m.norm(m.fc1(x))) + y,
-        lambda m, x: m.relu(m.norm(m.fc1(x)) + x),
-        lambda m, x: F.relu(m.norm(m.fc1(x))),
-    ],
-)
-def test_a_relu_that_is_not_alone_behind_a_layer_stays(forward):
-    folding = folds(wired(forward), torch.randn(4, 6))
-    assert folding.norms == {"norm": "fc1"}
-    assert not folding.activations
-
-
-class Wrapped(nn.Module):
-    """An activation as libraries write it: a module of theirs around torch's function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        (nn.ReLU(inplace=True), "relu"),
-        (nn.GELU(), "gelu"),
-        (nn.GELU(approximate="tanh"), "gelu_tanh"),
-        (nn.SiLU(), "silu"),
-        (Wrapped(F.gelu), "gelu"),
-        (Wrapped(lambda x: F.gelu(x, approximate="tanh")), "gelu_tanh"),
-        (Wrapped(F.silu), "silu"),
-        (Wrapped(lambda x: x.relu()), "relu"),
-        (Wrapped(lambda x: F.relu(x, inplace=False)), "relu"),
-        (nn.Tanh(), None),
-        (Wrapped(lambda x: 2 * F.gelu(x)), None),
-        (Wrapped(lambda x: F.gelu(2 * x)), None),
-        (Wrapped(lambda x: F.gelu(x) if x.sum() > -1e9 else x), None),
-        (Wrapped(torch.tanh), None),
-        (Wrapped(lambda x: x), None),
-    ],
-)
-def test_activations_are_fused_whoever_wrote_them(module, name):
-    model = settled(seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), module, nn.Linear(8, 2))))
-    folding = folds(model, torch.randn(4, 6))
-    assert folding.activations == ({} if name is None else {"2": "0"})
-    assert model[0].activation == name
-    assert type(model[2]) is (type(module) if name is None else nn.Identity)
-
-
-def test_an_activation_with_something_of_its_own_is_none_that_kernels_know():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
-
-        def forward(self, x):
-            return F.gelu(x)
-
-    class Two(nn.Module):
-        def forward(self, x, y=None):
-            return F.gelu(x)
-
-    assert activation_of(Scaled()) is None
-    assert activation_of(Two()) is None
-
-
-def test_a_norm_behind_a_fused_relu_stays():
-    model = wired(lambda m, x: m.fc2(m.norm(m.fc1(x))))
-    model.fc1.activation = "relu"
-    stays(model, torch.randn(4, 6), "an activation is fused into 'fc1'")
 
 
 def test_two_norms_in_a_row_are_one():
@@ -339,81 +174,6 @@ def test_no_running_statistics_and_tied_or_masked_parameters_stay():
 def test_transposed_convolutions_keep_their_norms():
     model = settled(seeded(lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())))
     stays(model, IMAGES, "nothing folds into '0', a ComposedConvTranspose")
-
-
-class Looking(nn.Module):
-    """Looks at sizes, so that it cannot be traced, and calls `inner`."""
-
-    def __init__(self, *inner):
-        super().__init__()
-        self.inner = nn.ModuleList(inner)
-
-    def forward(self, x):
-        for module in self.inner if x.shape[0] > 1 else ():
-            x = module(x)
-        return x
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-
-    def forward(self, x):
-        return self.norm(self.conv(x)) + x
-
-
-def test_where_the_whole_cannot_be_traced_its_parts_are():
-    model = Looking(
-        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Looking(nn.BatchNorm2d(3)), nn.ReLU()),
-        Block(),
-        nn.BatchNorm2d(3),
-    )
-    folding = folds(settled(seeded(lambda: model)), IMAGES)
-    assert folding.norms == {"inner.0.1": "inner.0.0", "inner.1.norm": "inner.1.conv"}
-    assert all("its call is not seen: TraceError" in folding.left[name] for name in ("inner.0.2.inner.0", "inner.2"))
-    assert not pollard.fold_norms_(model).norms
-
-
-def test_what_the_untraced_may_call_elsewhere_stays():
-    inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    model = settled(seeded(lambda: Looking(inner, inner[0])))
-    stays(model, IMAGES, "held in several places")
-    model = settled(seeded(lambda: Looking(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))))
-    model.probes = [model.inner[0][1]]
-    stays(model, IMAGES, "held in several places")
-
-
-def test_a_model_of_which_nothing_can_be_traced_is_refused():
-    model = settled(seeded(lambda: Looking(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))))
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(InvalidInput, match=r"no part can be traced symbolically: .*nn\.Sequential"):
-        pollard.fold_norms_(model)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_arguments_with_defaults_are_taken_to_be_left_out():
-    class Optional(Block):
-        def forward(self, x, mask=None, *, scale=1.0):
-            y = self.conv(x) if mask is None else self.conv(x) * mask
-            return self.norm(y) * scale if scale != 1.0 else self.norm(y)
-
-    assert folds(settled(seeded(Optional)), IMAGES).norms == {"norm": "conv"}
-
-
-def test_tracing_writes_nothing_and_draws_nothing():
-    class Remembering(Block):
-        last = None
-
-        def forward(self, x):
-            self.last = x
-            torch.rand(3)
-            return super().forward(x)
-
-    model, state = settled(seeded(Remembering)), torch.get_rng_state()
-    pollard.fold_norms_(model)
-    assert model.last is None
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("part", ["", "1"])
@@ -503,13 +263,3 @@ def test_in_inference_mode_and_afterwards_it_can_be_trained():
         pollard.fold_norms_(model)
     model(IMAGES).sum().backward()
     assert all(each.grad is not None for each in model.parameters())
-
-
-def test_activations_alone_are_fused_and_densify_tells():
-    model = settled(seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))))
-    folding = folds(model, torch.randn(3, 6))
-    assert folding.activations == {"1": "0"}
-    assert isinstance(model[0], SparseLinear)
-    assert str(folding) == "folded 0 of 0 batch norms, fused 1 activation"
-    with pytest.raises(InvalidInput, match="a fused activation in '0'"):
-        pollard.densify_(model)

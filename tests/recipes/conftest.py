@@ -1,4 +1,4 @@
-"""A data set of a few pixels, so that a run takes a moment."""
+"""A data set of a few pixels, so that a run takes a moment, and a study of such runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from pollard.recipes.study import Study
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,48 @@ def tiny_data(tmp_path_factory) -> Path:
             header = bytes([0, 0, 8, tensor.ndim]) + struct.pack(f">{tensor.ndim}I", *tensor.shape)
             (folder / f"{part}-{kind}-ubyte").write_bytes(header + tensor.numpy().tobytes())
     return folder
+
+
+STUDY = """
+title = "Halves"
+
+[recipe]
+data = "{data}"
+model = "mlp-16-32-2"
+batch_size = 8
+epochs = 2
+
+[grid]
+density = [0.5, 0.25]
+seed = [0, 1]
+
+[[series]]
+label = "dense"
+method = "dense"
+
+[[series]]
+label = "SNIP"
+
+[[series]]
+label = "after training"
+method = "magnitude"
+score_at = 2
+
+[[published]]
+label = "SNIP"
+density = 0.5
+test_accuracy = 0.9
+source = "a paper"
+"""
+
+
+@pytest.fixture
+def file(tiny_data, tmp_path):
+    path = tmp_path / "halves.toml"
+    path.write_text(STUDY.format(data=tiny_data))
+    return path
+
+
+@pytest.fixture
+def study(file):
+    return Study.read(file)
