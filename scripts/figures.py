@@ -299,7 +299,10 @@ SNIP = {"snip": "snip-mnist", "snip-lenet-5": "snip-lenet-5"}
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed, "memory": memory, "snip": partial(snip, "snip-mnist.json")},
     "docs/folk-knowledge.md": {
-        **{name: partial(accuracies, name) for name in ("mnist", "fashion", "scratch", "ablations", "collapse")},
+        **{
+            name: partial(accuracies, name)
+            for name in ("mnist", "fashion", "before-mnist", "scratch", "ablations", "collapse")
+        },
         "scratch losses": partial(losses, "scratch"),
         "values": crossed,
         "budgets": budgets,
