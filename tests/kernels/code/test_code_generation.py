@@ -62,9 +62,10 @@ def halves(isa):
         yield KernelSpec("gather", isa, rows=4, block=4, columns=8, numbers=numbers, ragged=True, tiled=True)
         yield KernelSpec("sddmm", isa, dots=4, vectors=2, ragged=True, numbers=numbers)
         yield KernelSpec("pack", isa, numbers=numbers)
-    for operation in ("gather", "sddmm") if isa == "avx512" else ():
+    yield KernelSpec("order", isa, numbers="bfloat16", values="bfloat16")
+    for operation in ("gather", "scatter", "sddmm") if isa == "avx512" else ():
         numbers = {"numbers": "bfloat16", "values": "bfloat16", "pairs": True}
-        yield KernelSpec(operation, isa, dots=4, vectors=2, ragged=True, tiled=True, **numbers)
+        yield KernelSpec(operation, isa, rows=2, block=2, dots=4, vectors=2, ragged=True, tiled=True, **numbers)
 
 
 def convolutions(isa):

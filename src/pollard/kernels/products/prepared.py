@@ -102,7 +102,7 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
     out, width = topology.shape[::-1] if choice.transposed else topology.shape
     if choice.transposed:
         turned = by_columns(topology, product.width(choice))
-        walk, arrange = _walk_by_columns(product, turned, choice), _ordering(product, turned)
+        walk, arrange = _walk_by_columns(product, turned, choice), _ordering(product, turned, choice)
     else:
         walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
     kind = product.panels(choice).kind
@@ -140,12 +140,12 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
     return fit
 
 
-def _ordering(product: Product, turned: ByColumns) -> Callable[[Tensor], Tensor]:
+def _ordering(product: Product, turned: ByColumns, choice: Choice) -> Callable[[Tensor], Tensor]:
     # Values as the transpose is walked. To take each from its place for every panel would cost more than to move all once.
     threads, grains = product.threads, product.topology.grains
     bounds = torch.tensor(equal_runs(grains, threads), dtype=torch.int32, device="cpu")
     launch = Launch(
-        KernelSpec("order", product.target.isa, values=product.values),
+        KernelSpec("order", product.target.isa, values=product.values, numbers=product.multiplied(choice)),
         threads,
         threads,
         permutation=turned.permutation,

@@ -116,16 +116,23 @@ class Product:
     def _candidates(self) -> list[Choice]:
         found = self._one_by_one()
         # The first guess is what every CPU does well. Pairs take half as long on some, twice as long on others.
-        return found + [replace(each, pairs=True) for each in found if self._in_pairs]
+        return found + [replace(each, pairs=True) for each in found if self._in_pairs(each)]
 
-    @property
-    def _in_pairs(self) -> bool:
+    def _in_pairs(self, choice: Choice) -> bool:
         # Where an instruction adds products in pairs, in the same order.
         if self.target.isa != "avx512" or self.operand.dtype != "bfloat16" or not adds_pairs():
             return False
+        if self.operation == "scatter":
+            # Pairs of rows, or where W is taken by columns, of what are columns there.
+            return self.values == "bfloat16" and (choice.transposed or self.block > 1)
         return self.operation == "sddmm" or (
             self.operation == "gather" and self.values == "bfloat16" and self.chains == 1
         )
+
+    def multiplied(self, choice: Choice) -> str:
+        """The dtype of values as a kernel for `choice` multiplies or writes them."""
+        # Values of a transpose are put in order as float32, unless pairs are read; sums of several steps are rounded after the last.
+        return "float32" if (choice.transposed and not choice.pairs) or self.in_steps else self.values
 
     def _one_by_one(self) -> list[Choice]:
         lanes = self.target.lanes
@@ -198,7 +205,6 @@ class Product:
             n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
             m=self.topology.pattern.m if self.operation == "n_of_m" else 0,
             numbers=self.operand.dtype,
-            # Values of a transpose are put in order as float32; sums of several steps are rounded after the last.
-            values="float32" if choice.transposed or self.in_steps else self.values,
+            values=self.multiplied(choice),
             index=index_dtype(across).itemsize,
         )

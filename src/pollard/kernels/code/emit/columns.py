@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from pollard.kernels.code.emit.frame import Arguments
-from pollard.kernels.code.emit.numbers import NUMBERS
+from pollard.kernels.code.emit.numbers import NUMBERS, dense
 from pollard.kernels.code.emit.tiles import Tile, over_columns
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
@@ -20,7 +20,7 @@ class Columns(ABC):
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments) -> None:
         self.code, self.spec, self.arguments = code, spec, arguments
-        self.lanes, self.numbers, self.values = TARGETS[spec.isa].lanes, NUMBERS[spec.numbers], NUMBERS[spec.values]
+        self.lanes, self.numbers, self.values = TARGETS[spec.isa].lanes, dense(spec), NUMBERS[spec.values]
 
     @abstractmethod
     def vectors(self, group: Value, row: int) -> list[Value]:
@@ -34,9 +34,19 @@ class Columns(ABC):
         """What grains ``start:end`` of `group` add to their columns."""
         spec = self.spec
         for offset in range(0, spec.rows, spec.block):
-            held = [self.vectors(group, offset + r) for r in range(spec.block)]
+            held = self.held(group, offset)
             with self.code.loop(*grains) as grain:
                 self._grain(grain.index, offset, held)
+
+    def held(self, group: Value, offset: int) -> list[list[Value]]:
+        """What weights of a block of rows are multiplied with."""
+        return [self.vectors(group, offset + r) for r in range(self.spec.block)]
+
+    def added(self, at: Value, sums: list[Value], held: list[list[Value]]) -> list[Value]:
+        """`sums` and the products of what is held with the weights at `at`."""
+        for weight, vectors in zip(self.values.splats(self.code, at, self.spec.block, self.lanes), held, strict=True):
+            sums = [self.code.fma(weight, vector, total) for vector, total in zip(vectors, sums, strict=True)]
+        return sums
 
     def _grain(self, position: Value, offset: int, held: list[list[Value]]) -> None:
         code, spec = self.code, self.spec
@@ -55,7 +65,5 @@ class Columns(ABC):
         code, lanes, places = self.code, self.lanes, self.places(column)
         at = self.values.at(code, self.arguments["values"], place)
         sums = [code.load(there, lanes) for there in places]
-        for weight, vectors in zip(self.values.splats(code, at, self.spec.block, lanes), held, strict=True):
-            sums = [code.fma(weight, vector, total) for vector, total in zip(vectors, sums, strict=True)]
-        for total, there in zip(sums, places, strict=True):
+        for total, there in zip(self.added(at, sums, held), places, strict=True):
             code.store(total, there)

@@ -1,4 +1,4 @@
-"""Values laid out in the order in which a kernel reads them, as float32."""
+"""Values laid out in the order in which a kernel reads them, as float32 or as they are."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def order(spec: KernelSpec) -> ir.Module:
             source = values.at(code, arguments["values"], code.index_at(arguments["permutation"], each.index))
             # By columns, as many values are taken from each row in turn as it has: its next line is soon needed.
             code.prefetch(code.offset(source, LINE))
-            code.store_one(values.one(code, source), code.floats(arguments["ordered"], each.index))
+            if spec.numbers == "float32":
+                code.store_one(values.one(code, source), code.floats(arguments["ordered"], each.index))
+            else:
+                values.copy_one(code, source, values.at(code, arguments["ordered"], each.index))
 
     return kernel_module(ORDER, unit, x86=spec.isa != "neon")

@@ -9,6 +9,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.columns import Columns
 from pollard.kernels.code.emit.frame import Arguments
+from pollard.kernels.code.emit.numbers import zipped, zipped_splats
 from pollard.kernels.code.emit.panels import Panel, panel_module
 from pollard.kernels.code.emit.tiles import each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
@@ -56,8 +57,31 @@ class _Scatter(Columns):
 
     def vectors(self, group: Value, row: int) -> list[Value]:
         """That row of dY, in the panel."""
+        return self.panel.load(self._upstream(group, row), masked=False)
+
+    def held(self, group: Value, offset: int) -> list[list[Value]]:
+        """Pairs of rows, where these are multiplied."""
+        if not self.spec.pairs:
+            return super().held(group, offset)
+        units = [self.panel.words(self._upstream(group, offset + r), masked=False) for r in range(self.spec.block)]
+        return [
+            [half for pair in zip(*rows, strict=True) for half in zipped(self.code, *pair)]
+            for rows in zip(units[::2], units[1::2], strict=True)
+        ]
+
+    def added(self, at: Value, sums: list[Value], held: list[list[Value]]) -> list[Value]:
+        """The products of the first row of a pair are added first."""
+        if not self.spec.pairs:
+            return super().added(at, sums, held)
+        for pair, vectors in enumerate(held):
+            above, below = (self.values.at(self.code, at, 2 * pair + each) for each in (0, 1))
+            (weights,) = zipped_splats(self.code, above, below, 1, self.lanes)
+            sums = [self.code.add_pairs(weights, vector, total) for vector, total in zip(vectors, sums, strict=True)]
+        return sums
+
+    def _upstream(self, group: Value, row: int) -> Value:
         place = self.code.mul(self.code.add(self.code.mul(group, self.spec.rows), row), self.panel.width)
-        return self.panel.load(self.numbers.at(self.code, self.upstream, place), masked=False)
+        return self.numbers.at(self.code, self.upstream, place)
 
     def places(self, column: Value) -> list[Value]:
         """In the scratch copy of dX."""
