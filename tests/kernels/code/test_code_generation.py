@@ -135,6 +135,15 @@ def test_one_instruction_adds_two_products_and_widens_nothing(block):
     assert not re.search(r"vfmadd|vpsll|vpsrl|vpand|vpunpck", loop)
 
 
+@pytest.mark.skipif(not host_isas(), reason="no generator for this CPU")
+def test_code_for_this_cpu_uses_nothing_that_it_does_not_tell_of():
+    features = jit._features(KernelSpec("pack", host_isas()[0])).split(",")
+    hidden = [name for name, there in jit.binding.get_host_cpu_features().items() if not there]
+    assert hidden
+    assert {f"-{name}" for name in hidden} <= set(features)
+    assert not {f"+{name}" for name in hidden} & set(features)
+
+
 def test_code_for_pairs_is_cached_apart():
     spec = KernelSpec("sddmm", "avx512", dots=4, numbers="bfloat16")
     assert jit._path(spec) != jit._path(replace(spec, pairs=True))
