@@ -101,6 +101,10 @@ class LeftDense(PollardWarning):
     """Layers stay dense beside those that a density was asked of; or most of a model does."""
 
 
+class OtherDensity(PollardWarning):
+    """Layers that are sparse already keep another density than was asked of them."""
+
+
 class LayerCollapse(PollardWarning):
     """A layer keeps no weight at all."""
 

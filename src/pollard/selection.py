@@ -115,6 +115,17 @@ def _holds_weight(module: nn.Module) -> bool:
     )
 
 
+def require_module(model: object) -> None:
+    """Raises InvalidInput for a model that is none.
+
+    >>> require_module(nn.Linear(4, 3))
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(
+            f"a model that is a {type(model).__name__}", "an nn.Module", "Pass the model itself, as the first argument."
+        )
+
+
 def require_prunable(model: nn.Module) -> dict[str, nn.Linear]:
     """`linear_layers(model)`; raises NothingMatched, which says what there is instead, where there is none."""
     linear = linear_layers(model)
@@ -178,15 +189,14 @@ def select(modules: Mapping[str, nn.Module], layers: LayerFilter) -> list[str]:
     >>> select({"fc1": nn.Linear(4, 3), "fc2": nn.Linear(3, 2), "head": nn.Linear(2, 2)}, ["fc*"])
     ['fc1', 'fc2']
     """
-    if isinstance(layers, str):
-        layers = [layers]
     if layers is None:
         names = list(modules)
-    elif callable(layers):
+    elif callable(layers) and not isinstance(layers, type):
         names = [name for name, module in modules.items() if layers(name, module)]
     else:
-        require_matches(layers, modules)
-        names = [name for name in modules if any(matches(name, pattern) for pattern in layers)]
+        patterns = name_patterns(layers)
+        require_matches(patterns, modules)
+        names = [name for name in modules if any(matches(name, pattern) for pattern in patterns)]
     if not names:
         raise NothingMatched(
             f"a selection of none of {len(modules)} layers: {listed(modules)}",
@@ -194,6 +204,22 @@ def select(modules: Mapping[str, nn.Module], layers: LayerFilter) -> list[str]:
             "Name the layers as model.named_modules() does, or leave layers= out to take all.",
         )
     return names
+
+
+def name_patterns(layers: object) -> list[str]:
+    """The patterns that `layers` is, or holds; raises InvalidInput where it is something else.
+
+    >>> name_patterns("fc*"), name_patterns(["fc1", "fc2"])
+    (['fc*'], ['fc1', 'fc2'])
+    """
+    patterns = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else []
+    if not all(isinstance(pattern, str) for pattern in patterns) or not isinstance(layers, Iterable):
+        raise InvalidInput(
+            f"layers={layers!r}",
+            "names or name patterns of layers, or a callable (name, module) -> bool",
+            "Name them as model.named_modules() does.",
+        )
+    return patterns
 
 
 def matches(name: str, pattern: str) -> bool:

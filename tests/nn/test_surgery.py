@@ -170,7 +170,7 @@ def test_an_unknown_storage_is_refused():
 
 
 def test_there_must_be_something_to_make_dense():
-    with pytest.raises(NothingMatched, match="none of 0 layers"):
+    with pytest.raises(NothingMatched, match="a model without sparse layers"):
         densify_(network())
     with pytest.raises(NothingMatched, match="'1'"):
         densify_(sparsify_(network(), plan()), layers="1")

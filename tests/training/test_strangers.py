@@ -129,10 +129,10 @@ def test_values_that_a_rule_by_dimensions_passes_over():
     plan = pollard.prune(model, "magnitude", 0.3)
     pollard.sparsify_(model, plan, layers="0")
     with pytest.warns(NoDecay, match=r"the values of 1 sparse layers .* pollard\.decay_groups"):
-        pollard.rigl(model, AdamW(by_dimensions(model)), density=0.3, steps=100, layers="0")
+        pollard.rigl(model, AdamW(by_dimensions(model)), steps=100, layers="0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sparse = pollard.rigl(model, AdamW(pollard.decay_groups(model, 0.1)), density=0.3, steps=100, layers="0")
+        sparse = pollard.rigl(model, AdamW(pollard.decay_groups(model, 0.1)), steps=100, layers="0")
     decays = {id(p): group["weight_decay"] for group in sparse.param_groups for p in group["params"]}
     assert [decays[id(p)] for p in (model[0].values, model[3].weight)] == [0.1, 0.1]
     assert [decays[id(p)] for p in (model[0].bias, model[2].weight, model[2].bias)] == [0.0, 0.0, 0.0]

@@ -13,7 +13,16 @@ from pollard.composites.composite import COMPOSITES, Composite, dotted, kind_for
 from pollard.copies import copied
 from pollard.errors import NothingMatched
 from pollard.references import Reference, references, replace
-from pollard.selection import LayerFilter, is_sparse, kind_of, linear_layers, listed, matches, weight_layers
+from pollard.selection import (
+    LayerFilter,
+    is_sparse,
+    kind_of,
+    linear_layers,
+    listed,
+    matches,
+    name_patterns,
+    weight_layers,
+)
 
 Heir = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
@@ -44,7 +53,7 @@ def refuse_dense(model: nn.Module, layers: LayerFilter) -> None:
     linear, held, owners = linear_layers(model), weight_layers(model), _owners(model)
     dense = {name: module for name, module in held.items() if name not in linear and not is_sparse(module)}
     why = {name: _refusal(module, owners) for name, module in dense.items()}
-    for pattern in [layers] if isinstance(layers, str) else layers:
+    for pattern in name_patterns(layers):
         matched = [name for name in held if matches(name, pattern)]
         if matched and all(why.get(name) for name in matched):
             raise NothingMatched(

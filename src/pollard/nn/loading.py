@@ -185,6 +185,8 @@ def _file(path: Path) -> Mapping[str, Any]:
         return load_any(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: No such file", "a file that can be read", "Check the path.") from error
     except Exception as error:  # torch and pickle do not say what they raise on damage
         reason = str(error).partition("\n")[0]
         raise StoreError(f"{path}: {reason}", "a file of torch.save or safetensors", "Save it again.") from error

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from pollard.composites import Composing, composed, holders, put, put_together, refuse_dense
 from pollard.composites.convolution import ComposedConv
 from pollard.coverage import Coverage
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, NothingMatched
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.carried import carry, carry_marks, refuse_bound, refuse_hooked, refuse_in_the_way
@@ -28,6 +28,7 @@ from pollard.selection import (
     listed,
     refuse_tied,
     refuse_unready,
+    require_module,
     require_prunable,
     select,
     unmatched,
@@ -72,6 +73,13 @@ def sparsify_(
     if storage not in get_args(Storage):
         raise InvalidInput(
             f"storage={storage!r}", "one of " + ", ".join(get_args(Storage)), "Leave storage= out for 'compressed'."
+        )
+    require_module(model)
+    if not isinstance(plan, Mapping):
+        raise InvalidInput(
+            f"a plan that is a {type(plan).__name__}",
+            "layer name to topology",
+            "Decide first: plan = pollard.prune(model, ...).",
         )
     _refuse_root(model, nn.Linear, "SparseLinear.from_dense(linear, topology)")
     names = select(_planned(composed(model, plan), plan), layers)
@@ -137,9 +145,15 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
       (0): Linear(in_features=4, out_features=3, bias=True)
     )
     """
+    require_module(model)
     _refuse_root(model, (SparseLinear, MaskedLinear), "its to_dense()")
     streamed = streamed_layers(model)
-    chosen = select({**sparse_layers(model), **streamed}, layers)
+    there = {**sparse_layers(model), **streamed}
+    if not there:
+        raise NothingMatched(
+            "a model without sparse layers", "at least one", "It is dense already: leave this call out."
+        )
+    chosen = select(there, layers)
     names = [name for name in chosen if name not in streamed]
     refuse_unready(model, names, masks=True)
     refuse_tied(model, names)

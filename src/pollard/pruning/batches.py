@@ -129,7 +129,7 @@ def checked(pair: object, device: torch.device) -> Pair:
         raise InvalidInput(
             f"inputs of shape {_shapes(inputs)} with targets of shape {_shapes(targets)}",
             "as many inputs as targets along the first axis, at least one",
-            "Pass matching samples.",
+            "Pass matching samples; a data set goes into a DataLoader, which makes batches of it.",
         )
     if any(part.device != device for part in parts):
         places = " and ".join(str(tensors(part)[0].device) for part in (inputs, targets))

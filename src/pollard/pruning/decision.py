@@ -34,7 +34,16 @@ from pollard.pruning.rounds import Finished, round_densities
 from pollard.pruning.scoring import Batches, Rounds, Scoring
 from pollard.pruning.streaming import Forecast, StreamedDecision, is_streamed
 from pollard.pruning.ties import comparable, ranked, tie_message, ties_at_zero, unreached_message
-from pollard.selection import LayerFilter, listed, per_layer, refuse_tied, refuse_unready, require_prunable, select
+from pollard.selection import (
+    LayerFilter,
+    listed,
+    per_layer,
+    refuse_tied,
+    refuse_unready,
+    require_module,
+    require_prunable,
+    select,
+)
 
 Bound = float | Mapping[str, float] | None
 Member = TypeVar("Member")
@@ -106,6 +115,7 @@ def prune(
     """
     density = density_of(pattern) or DENSITY if density is None else density
     check_density(density)
+    require_module(model)
     rule = _declared(_member(criterion, CRITERIA, "criterion"))
     view, names, pattern, within = opened(model, layers, pattern, within)
     chosen = _prunable(view, names)

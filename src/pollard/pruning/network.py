@@ -59,7 +59,11 @@ class Network:
         names = list(names)
         # Weights that are no linear layer's are seen as one: in a copy that shares all tensors.
         self.model, self.scoring = composed(model, names), scoring or Scoring()
-        self.generator = generator or torch.default_generator
+        if not isinstance(generator, torch.Generator | None):
+            raise InvalidInput(
+                f"generator={generator!r}", "a torch.Generator", "torch.Generator().manual_seed(0) is one."
+            )
+        self.generator = torch.default_generator if generator is None else generator
         self.wide = any(parameter.dtype in HALVES for parameter in model.parameters())
         self.weights = {name: self.widened(_weight(self.model, name).detach()) for name in names}
         own = {f"{name}.weight".lstrip(".") for name in self.weights}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pollard.composites import matrices
-from pollard.errors import InvalidInput, LeftDense
+from pollard.errors import InvalidInput, LeftDense, OtherDensity
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import PatternChoice, density_of, patterns_of
 from pollard.formats.topology import Topology
@@ -21,7 +22,7 @@ from pollard.nn.masked import MaskedLinear
 from pollard.nn.surgery import Storage, composing, sparse_layers, sparsify_
 from pollard.pruning.decision import prune
 from pollard.pruning.plan import Plan
-from pollard.selection import LayerFilter, linear_layers, listed, select
+from pollard.selection import LayerFilter, linear_layers, listed, require_module, select
 from pollard.training import processes
 from pollard.training.methods import METHODS
 from pollard.training.methods.method import Method, options_of, require_options
@@ -50,7 +51,8 @@ def sparse_training(
     """Makes the linear layers of `model` sparse and moves their topology by `method`: then call `step()` of what is returned.
 
     `optimizer` keeps its settings and whatever state it has: it steps the kept values from now on. Layers that are sparse
-    already stay as they are, and `density` may be left out, as it may where an N:M pattern says it.
+    already stay as they are, and `density` may be left out, as it may where an N:M pattern says it; one that they do not keep
+    warns OtherDensity where the method holds what there is.
 
     method: a member of `METHODS` with its `options`, or a Method. density: the fraction of weights to keep, in (0, 1].
     steps: how many there will be; schedules are laid out over them. criterion: of the first topology, any member of
@@ -70,6 +72,13 @@ def sparse_training(
     >>> model[0]
     SparseLinear(in_features=20, out_features=30, density=0.1433, pattern=unstructured, bias=True)
     """
+    require_module(model)
+    if not hasattr(optimizer, "param_groups"):
+        raise InvalidInput(
+            f"an optimizer that is a {type(optimizer).__name__}",
+            "a torch optimizer",
+            "Make it of model.parameters(): it comes second.",
+        )
     sparse = _chosen_sparse(model, layers, density)
     if sparse and density is None:
         density = Plan({name: layer.topology for name, layer in sparse.items()}).density
@@ -101,6 +110,9 @@ def sparse_training(
         dense = {name: held[name].weight.detach().clone() for name in plan if made.remembers}
         _make_sparse(model, optimizer, plan, storage)
         return Sparsifier(model, optimizer, made, layers=list(plan), seed=seed, dense=dense, own_steps=own_steps)
+    if made.density is None:
+        assert density is not None
+        _tell_density(sparse, density)
     return Sparsifier(model, optimizer, made, layers=layers, seed=seed, own_steps=own_steps)
 
 
@@ -121,6 +133,17 @@ def _chosen_sparse(
         )
         warnings.warn(message, LeftDense, stacklevel=4)
     return sparse
+
+
+def _tell_density(sparse: Mapping[str, SparseLinear | MaskedLinear], asked: float) -> None:
+    """Warns OtherDensity where layers that stay as they are keep clearly another share of their weights than was `asked`."""
+    kept = Plan({name: layer.topology for name, layer in sparse.items()}).density
+    if not math.isclose(kept, asked, rel_tol=0.05):
+        message = (
+            f"layers that are sparse already stay as they are, at density {kept:.4g}, where {asked:g} was asked. Leave density= out, "
+            "or prune them to it first: pollard.sparsify_(model, pollard.prune(model, ...))."
+        )
+        warnings.warn(message, OtherDensity, stacklevel=4)
 
 
 def _made(method: str | Method, density: float | None, steps: int, options: dict[str, Any]) -> Method:
