@@ -57,11 +57,20 @@ def _(method):
 
 OTHERS = [
     lambda parameters, kind=kind: kind(parameters, lr=0.01)
-    for kind in (optim.Adadelta, optim.Adagrad, optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam, optim.RMSprop)
+    for kind in (
+        optim.Adadelta,
+        optim.Adagrad,
+        optim.Adamax,
+        optim.ASGD,
+        optim.NAdam,
+        optim.RAdam,
+        optim.RMSprop,
+        optim.Rprop,
+    )
 ]
 
 
-@piece(FAMILY, "Adadelta, Adagrad, Adamax, ASGD, NAdam, RAdam, RMSprop")
+@piece(FAMILY, "Adadelta, Adagrad, Adamax, ASGD, NAdam, RAdam, RMSprop, Rprop")
 def _(method):
     for make in OTHERS:
         follows(method, make)
@@ -110,6 +119,23 @@ def _(method):
             assert training.optimizer.state[values]["variance"].shape == values.shape
     assert training.sparse.updates == UPDATES[method]
     assert training.model[0].topology.same_as(first) == (method == "static")
+
+
+def sparse_adam(parameters):
+    return optim.SparseAdam(list(parameters), lr=0.01)
+
+
+@piece(
+    FAMILY,
+    "SparseAdam",
+    refused=Refused(
+        "does not support dense gradients",
+        "it wants gradients that are torch's sparse tensors: Adam instead",
+        by=RuntimeError,
+    ),
+)
+def _(method):
+    Training(method, sparse_adam).go()
 
 
 def muon(parameters):
