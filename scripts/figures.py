@@ -13,6 +13,7 @@ from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
 from choice_figures import equal_time, exchanges, newcomers
+from convolution_figures import convolution_steps, convolutions
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -197,44 +198,6 @@ def other_weights() -> str:
         for record in load("other_weights.json")
     ]
     return markdown(["module", "kept", "threads", "forward", "forward+backward"], rows)
-
-
-def convolutions() -> str:
-    """Layers of convolutional networks beside the best of torch's own."""
-    rows = [
-        [
-            f"{record['channels']} to {record['out']}, {record['side']} x {record['side']}",
-            record["pattern"],
-            f"{100 * record['density']:g} %",
-            *(f"{record['speedup'][name]:.1f}x" for name in ("forward", "input gradient", "value gradient")),
-            f"{record['speedup_of_all']:.1f}x",
-        ]
-        for record in load("convolutions.json")
-        if record["threads"] == 1
-    ]
-    head = ["channels, images", "pattern", "kept", "forward", "gradient in input", "in values", "all"]
-    return markdown(head, rows, left=2)
-
-
-def convolution_steps() -> str:
-    """Training steps of convolutional networks beside dense torch's."""
-    rows = []
-    for record in load("convolution-steps.json"):
-        if record["threads"] == 1:
-            best = min(time for way, time in record["ms"].items() if way.startswith("dense"))
-            sparse = {way: time for way, time in record["ms"].items() if not way.startswith("dense")}
-            rows += [
-                [
-                    record["network"],
-                    way.split()[0],
-                    f"{100 * float(way.split()[1]):g} %",
-                    f"{best:.0f} ms",
-                    f"{time:.0f} ms",
-                    f"{best / time:.2f}x",
-                ]
-                for way, time in sparse.items()
-            ]
-    return markdown(["network", "pattern", "kept", "best dense", "sparse", "as fast"], rows, left=2)
 
 
 def _beside_torch(found: Mapping[str, Any]) -> str:

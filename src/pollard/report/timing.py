@@ -28,15 +28,17 @@ def on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, long: float = LONG_SECONDS
+) -> dict[str, list[float]]:
     """Milliseconds a call, `rounds` samples for each of `calls`, taken in turns so that a noisy moment hits all alike.
 
-    Short calls are repeated until a sample lasts 2 ms; a call of over a second is timed once, before the others. Each sample
+    Short calls are repeated until a sample lasts 2 ms; a call of over `long` seconds is timed once, before the others. Each sample
     follows one call of its own that is not timed: what is measured is a product in use, not the caches its neighbour left
     behind. The order is drawn anew in each round, the same in every process. The garbage collector waits.
     """
     once = {name: seconds_once(call) for name, call in calls.items()}
-    samples = {name: [1e3 * seconds] if seconds > LONG_SECONDS else [] for name, seconds in once.items()}
+    samples = {name: [1e3 * seconds] if seconds > long else [] for name, seconds in once.items()}
     repeats = {name: max(1, round(SAMPLE_SECONDS / max(seconds, 1e-9))) for name, seconds in once.items()}
     order, draw = [name for name in calls if not samples[name]], random.Random(0)  # noqa: S311  an order is no secret
     collecting = gc.isenabled()
