@@ -13,7 +13,7 @@ from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
 from pollard.kernels.code.target import host_isas
-from pollard.kernels.convolutions import dispatch, passes, scattered
+from pollard.kernels.convolutions import calls, dispatch, passes, scattered
 from pollard.kernels.convolutions.calls import Convolution
 from pollard.kernels.convolutions.tuned import Tuned
 from pollard.kernels.convolutions.window import Window
@@ -203,6 +203,22 @@ def test_every_choice_gives_the_same_bits(isa, monkeypatch, pattern, samples, si
     check(topology, window, samples, sizes)
     check(topology, window, samples, sizes, DTYPES[1])
     assert min(tried) >= 2
+
+
+@pytest.mark.parametrize("sizes", [(21, 34), (3, 3)])
+def test_tiles_of_channels_leave_dot_products_as_they_are(isa, monkeypatch, sizes):
+    monkeypatch.setattr(passes, "caches", lambda: target.Caches(4096, 1 << 18, 1 << 20))
+    topology = Topology.random((16, 24 * 9), 0.3, "unstructured", torch.Generator().manual_seed(0))
+    window, found, widths = Window(*SIDE), [], []
+    x, _, _, grad = made(topology, window, 18, sizes)
+    tiling = calls.tiling
+    monkeypatch.setattr(calls, "tiling", lambda topology, width: widths.append(width) or tiling(topology, width))
+    for run in (1, 2, 1000):
+        monkeypatch.setattr(calls, "RUN", run)
+        found.append(Convolution(topology, window, target.current(), 1).value_grad(grad, x)(grad, x))
+    assert widths[0] < widths[1] < widths[2] == topology.width
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
 
 
 def test_what_is_measured_is_remembered(isa, monkeypatch, tmp_path):

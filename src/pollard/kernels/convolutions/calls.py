@@ -12,18 +12,20 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.launch import Launch
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.convolutions.passes import BLOCK, Pass, fitting, runs, together, useful
+from pollard.kernels.convolutions.passes import BLOCK, Pass, fitting, runs, tile_width, together, useful
 from pollard.kernels.convolutions.plan import Dots, Field
 from pollard.kernels.convolutions.scattered import Layout, Scatter
 from pollard.kernels.convolutions.tuned import Call, Tuned
 from pollard.kernels.convolutions.turned import turned
 from pollard.kernels.convolutions.window import Window, still
+from pollard.kernels.products.derived import tiling
 from pollard.kernels.products.operand import name_of
 from pollard.kernels.products.workspace import workspace
 
 # Runs of samples whose dot products are summed apart: a number of its own, so that no bit depends on the number of threads.
 SLICES = 4
 DOTS, GRAINS = 8, 4  # dot products at a time: enough additions under way, and enough grains that share the loads of dY
+RUN = 2  # as many at least are a row's in a tile of columns
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class Convolution:
             made, abreast=abreast, reach=dots.reach(), dots=max(made.block, min(max(DOTS, GRAINS * made.block), lanes))
         )
         groups, table = -(-samples // abreast), dots.table()
+        # Where rows share what they load, shorter runs of columns cost more than they save.
+        width = tile_width(topology, 4 * field.plane, x.shape[1], RUN * spec.dots) if spec.block == 1 else 0
+        tiles = tiling(topology, width or topology.width)
         slices = min(SLICES, groups)
         threads = useful(self.threads, topology.nnz * samples * grad.shape[2] * grad.shape[3] // lanes)
         parts = max(1, min(-(-threads // slices), topology.groups))
@@ -98,9 +103,9 @@ class Convolution:
         there = upstream.arguments("dy", grad.stride()) | ({"DY_SLABS": 0, "DY_PLANE": grad.stride(1)} if lie else {})
         launch = Launch(
             spec, units, threads, PARTS=parts,
-            columns=topology.indices.columns, pointers=topology.indices.row_pointers, offsets=field.offsets(), tiles=table,
-            bounds=runs(groups, slices), **field.arguments("x", x.stride()), **there,
-            PASSES=1, TILES=len(table), SAMPLES=samples, GROUPS=topology.groups, VALUES=topology.nnz,
+            columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
+            offsets=field.offsets(), patches=table, bounds=runs(groups, slices), **field.arguments("x", x.stride()), **there,
+            PASSES=1, PATCHES=len(table), SAMPLES=samples, GROUPS=topology.groups, VALUES=topology.nnz,
         ).at(units)  # fmt: skip
         nnz = topology.nnz
 

@@ -140,7 +140,7 @@ class Pass(Tuned):
         return list(found.values())
 
     def _width(self, patches: Patches) -> int:
-        return tile_width(self.topology, patches, self.images.shape[1])
+        return tile_width(self.topology, patches.window, self.images.shape[1])
 
     def _patches(self, choice: Choice) -> Patches:
         return Patches.best(self._field(choice.packed), self.topology.groups // self._phases, choice.vectors)
@@ -151,10 +151,10 @@ class Pass(Tuned):
         return fitting(Field(*self.axes, self.images.shape[1], count, lanes))
 
 
-def tile_width(topology: Topology, patches: Patches, channels: int) -> int:
-    """Columns of grains of so many channels that what a patch meets of them stays in L1, and a row has some grains there; 0: all."""
-    held = caches().l1 * 7 // 8 // patches.window * (topology.shape[1] // channels) // topology.pattern.columns
-    filled = math.ceil(RUN * topology.groups * topology.width / max(topology.grains, 1))
+def tile_width(topology: Topology, window: int, channels: int, run: int = RUN) -> int:
+    """Columns of grains of so many channels that `window` bytes of each stay in L1, and a row has `run` grains there; 0: all."""
+    held = caches().l1 * 7 // 8 // window * (topology.shape[1] // channels) // topology.pattern.columns
+    filled = math.ceil(run * topology.groups * topology.width / max(topology.grains, 1))
     width = max(held, filled, 1)
     return width if width < topology.width else 0
 

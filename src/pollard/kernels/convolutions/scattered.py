@@ -94,7 +94,7 @@ class Scatter(Tuned):
     def options(self) -> list[Choice]:
         """Choices worth measuring, the best guess first."""
         patches = self.layout.patches
-        width = tile_width(self.topology, patches, patches.field.channels)
+        width = tile_width(self.topology, patches.window, patches.field.channels)
         return [Choice(patches.vectors, each) for each in dict.fromkeys((width, 0))]
 
     def spec_of(self, choice: Choice) -> KernelSpec:

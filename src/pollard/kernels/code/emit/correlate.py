@@ -10,15 +10,16 @@ from pollard.kernels.code.emit import field
 from pollard.kernels.code.emit.convolve import part_of
 from pollard.kernels.code.emit.dots import Dots
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.tiles import Tile, each_tile
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
-# As for a convolution. Values are a copy of their own for each run of samples, which are added up there. tiles: where each begins in
-# the field of X and in that of dY.
+# As for a convolution. Values are a copy of their own for each run of samples, which are added up there. patches: of each tile of
+# pixels, where it begins in the field of X and in that of dY.
 ARGUMENTS = (
     "values", "x", "dy", "x_field", "dy_field",
-    "columns", "pointers", "offsets", "tiles", "bounds", *field.names("x"), *field.names("dy"),
-    "PASSES", "PARTS", "TILES", "SAMPLES", "GROUPS", "VALUES",
+    "columns", "tiles", "offsets", "patches", "bounds", *field.names("x"), *field.names("dy"),
+    "PASSES", "PARTS", "TILES", "STRIDE", "END", "PATCHES", "SAMPLES", "GROUPS", "VALUES",
 )  # fmt: skip
 
 
@@ -36,14 +37,16 @@ def correlate(spec: KernelSpec) -> ir.Module:
             sample = code.mul(group.index, spec.abreast)
             for images in (x, dy):
                 images.take(sample, arguments["SAMPLES"], code.equal(group.index, first))
-            upstream = dy.at(sample), dy["PLANE"]
-            with code.loop(*groups) as each:
-                grains = [code.index_at(arguments["pointers"], code.add(each.index, end)) for end in (0, 1)]
+            upstream, adds = (dy.at(sample), dy["PLANE"]), code.less(first, group.index)
+
+            def row_group(_: Tile, each: Value, grains: tuple[Value, Value]) -> None:
                 start, end = (code.mul(grain, spec.columns) for grain in grains)
                 for offset in range(0, spec.rows, spec.block):
                     dots = _Correlate(code, spec, arguments, offset, values)
-                    row = code.add(code.mul(each.index, spec.rows), offset)
-                    dots.among(x.field, upstream, row).run((start, end), code.less(first, group.index))
+                    row = code.add(code.mul(each, spec.rows), offset)
+                    dots.among(x.field, upstream, row).run((start, end), adds)
+
+            each_tile(code, spec, arguments, groups, row_group)
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
 
@@ -60,14 +63,14 @@ class _Correlate(Dots):
         """Summed over all pixels of the samples at hand."""
         code, arguments, lanes = self.code, self.arguments, self.lanes
         inputs = [code.floats(self.field, code.index_at(arguments["offsets"], column)) for column in columns]
-        with code.loop(0, arguments["TILES"], carried=[code.zero(lanes)] * self.spec.dots) as tile:
-            place = code.mul(tile.index, 2)
-            x, y = (code.index_at(arguments["tiles"], code.add(place, i)) for i in (0, 1))
-            sums = tile.carried
+        with code.loop(0, arguments["PATCHES"], carried=[code.zero(lanes)] * self.spec.dots) as patch:
+            place = code.mul(patch.index, 2)
+            x, y = (code.index_at(arguments["patches"], code.add(place, i)) for i in (0, 1))
+            sums = patch.carried
             for there, here in self.spec.reach:
                 held = [code.load(code.floats(row, code.add(y, here)), lanes) for row in self.upstream]
                 loaded = [code.load(code.floats(start, code.add(x, there)), lanes) for start in inputs]
                 pairs = [(vector, row) for vector in loaded for row in held]
                 sums = [code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
-            tile.carry(sums)
-        return tile.carried
+            patch.carry(sums)
+        return patch.carried
