@@ -259,6 +259,7 @@ def rounding() -> str:
 
 
 SNIP = {"snip": "snip-mnist", "snip-lenet-5": "snip-lenet-5"}
+AIMS = ("before", "after", "convolutions")
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed, "memory": memory, "snip": partial(snip, "snip-mnist.json")},
     "docs/folk-knowledge.md": {
@@ -272,8 +273,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "when": moments,
         "basins": basins,
         "collapse layers": partial(collapse, "collapse"),
-        **{f"{name} aims": partial(correlations, f"aims-{name}") for name in ("before", "after")},
-        **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in ("before", "after")},
+        **{f"{name} aims": partial(correlations, f"aims-{name}") for name in AIMS},
+        **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in AIMS},
         **{name: partial(accuracies, name) for name in ("cifar-resnet-20", "cifar-vgg-16")},
         "critical compression": critical,
     },

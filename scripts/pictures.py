@@ -128,7 +128,7 @@ PICTURES = {
     ),
     **{name: Picture(name, "accuracy") for name in ("cifar-resnet-20", "cifar-vgg-16")},
     "aims-before": Picture("aims-before", "aims", choices={"aims-choice": "singular_value"}),
-    "aims-after": Picture("aims-after", "aims", choices={"aims-choice": "loss"}),
+    **{name: Picture(name, "aims", choices={"aims-choice": "loss"}) for name in ("aims-after", "aims-convolutions")},
 }
 
 
