@@ -29,24 +29,22 @@ ROOT = Path(__file__).parents[1]
 
 
 def speed() -> str:
-    """Ratios to dense torch of single layers and of whole training steps, on one thread; a record without `best_dense` is an older one."""
-    found: dict[tuple[str, str, str, str], dict[float, str]] = {}
+    """Ratios to the fastest of dense torch's ways, of single layers and of whole training steps, on one thread."""
+    found: dict[tuple[str, str, str], dict[float, str]] = {}
     for record in load("layers_1_threads.json") + load("networks_1_threads.json"):
         if record["op"] in ("input_grad", "value_grad"):
             continue  # the parts of a backward pass: in the record, too many for a page
         shape = "-".join(map(str, record["network"])) or "x".join(map(str, record["shape"]))
         op = f"step, {record['optimizer']}" if record["network"] else record["op"]
-        over = "best dense" if "best_dense" in record else "nn.Linear"
-        found.setdefault((op, shape, record["pattern"], over), {})[record["density"]] = f"{record['speedup']:.1f}x"
+        found.setdefault((op, shape, record["pattern"]), {})[record["density"]] = f"{record['speedup']:.1f}x"
     kept = sorted({density for each in found.values() for density in each}, reverse=True)
     head = [
         "operation",
         "out x in x batch, or network",
         "pattern",
-        "times as fast as",
         *(f"{100 * d:g} % kept" for d in kept),
     ]
-    return markdown(head, [[*key, *(each.get(d, "") for d in kept)] for key, each in found.items()], left=4)
+    return markdown(head, [[*key, *(each.get(d, "") for d in kept)] for key, each in found.items()], left=3)
 
 
 def snip(record: str) -> str:
