@@ -16,6 +16,7 @@
     |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
     |-- CacheNotTrusted             others could have written what is kept on disk: it is made anew
     |-- LeftDense                   layers stay dense beside those that a density was asked of
+    |-- OtherDensity                layers that are sparse already keep another density than was asked of them
     |-- SteppedPast                 an optimizer steps past the Sparsifier that waits, or past the layers of now
     |-- NoDecay                     values of sparse layers do not decay, where other weights do
     |-- LayerCollapse               a layer keeps no weight at all
