@@ -151,7 +151,7 @@ def refuse_unready(model: nn.Module, names: Iterable[str], *, masks: bool = Fals
     """
     for name in names:
         module = model.get_submodule(name)
-        found = None if masks and masked_by_torch(module) else _not_own(module)
+        found = _not_own(module, masked_by_torch(module) if masks else [])
         if found is not None:
             what, fix = found
             raise InvalidInput(
@@ -161,8 +161,8 @@ def refuse_unready(model: nn.Module, names: Iterable[str], *, masks: bool = Fals
             )
 
 
-def _not_own(module: nn.Module) -> tuple[str, str] | None:
-    """What is the matter with a layer's weight, and what to do about it; None for nothing."""
+def _not_own(module: nn.Module, masked: Sequence[str]) -> tuple[str, str] | None:
+    """What is the matter with a layer's weight, and what to do about it; None for nothing. masked: parameters whose masks are all right."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "that is lazy and has seen no input yet", "Call the model once on a batch: its weight is made then"
     for name, chain in getattr(module, "parametrizations", {}).items():
@@ -171,11 +171,11 @@ def _not_own(module: nn.Module) -> tuple[str, str] | None:
         return f"whose {name} is parametrized by {by}: it is made anew at each call", fix
     for hook in module._forward_pre_hooks.values():  # noqa: SLF001 - torch has no other way to see them
         for home in (base.__module__ for base in type(hook).__mro__):
-            if home in _REMOVERS:
-                made = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+            made = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+            if home in _REMOVERS and made not in masked:
                 fix = f"Call {_REMOVERS[home]}(layer, {made!r}) first, with layer = the module"
                 return f"under {home}, which makes its {made} anew at each call", fix
-    if is_made_anew(module):
+    if is_made_anew(module) and not {"weight", "values"} & set(masked):
         return "whose weight is no parameter", "Give it one: layer.weight = torch.nn.Parameter(weight)"
     return None
 

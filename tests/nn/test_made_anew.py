@@ -94,3 +94,17 @@ def test_the_fix_names_the_parameter_that_is_masked():
     bias = model[0].bias.detach().clone()
     pollard.sparsify_(model, pollard.plan_from_zeros(model))
     assert torch.equal(model[0].bias, bias)
+
+
+@pytest.mark.parametrize("made", [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_mask_over_a_bias_does_not_hide_what_makes_the_weight(made):
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    plan = pollard.prune(model, "magnitude", density=0.5)
+    made(model[0])
+    prune.l1_unstructured(model[0], "bias", 0.5)
+    before = dict(model[0].named_parameters())
+    with pytest.raises(InvalidInput, match=r"remove_.*first"):
+        pollard.sparsify_(model, plan)
+    after = dict(model[0].named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
