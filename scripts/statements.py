@@ -6,7 +6,7 @@ A marker stands behind what it speaks for, which goes back to the marker before 
     Published is 98.4. <!-- source: Lee et al. 2019 -->
     Momentum is 0.9. <!-- given: the recipe -->
 
-Several in a row speak for the same text.
+Several in a row speak for the same text. Behind a table whose cells have no marker, in a paragraph of its own, it speaks for the whole table.
 
 Expressions, parted by `;`, are Python over the file: `record` is its content, `rows(...)` and `row(...)` are those of its rows that have these
 fields, `differ(...)` says whether the 95 % interval of what lies between two lists of values by seed leaves out zero, and of a study there are the
@@ -44,6 +44,8 @@ SILENT = re.compile(
     r"^```.*?^```|^    \S[^\n]*|<!-- figures:.*?<!-- /figures -->|^#[^\n]*|!\[[^\]]*\]\([^)]*\)|(?<=\])\([^)]*\)|`[^`\n]*`",
     re.DOTALL | re.MULTILINE,
 )
+# A table that a marker follows and none is in: one text.
+TABLE = re.compile(r"(?<!\|\n)(?:^\|(?:(?!<!--)[^\n])*\|\n)+\s*(?=<!-- (?:from|source|given)\b)", re.MULTILINE)
 BREAK = re.compile(r"\n\s*\n|\n(?=\s*\* )|\|")
 NUMBER = re.compile(r"(?<![\w.])(?P<sign>[+-])?(?P<digits>\d[\d,]*(?:\.\d+)?)(?![\w]|\.\d)")
 
@@ -214,9 +216,10 @@ def statements(page: str, text: str) -> list[Statement]:
     said = SILENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     markers = list(MARKER.finditer(said))
     hidden = MARKER.sub(lambda match: re.sub(r"[^\n]", "\0", match[0]), said)
-    ends = sorted(
-        {0, len(text), *(match.end() for match in markers), *(match.start() for match in BREAK.finditer(hidden))}
-    )
+    tables = [match.span() for match in TABLE.finditer(said)]
+    breaks = [match.start() for match in BREAK.finditer(hidden)]
+    breaks = [at for at in breaks if not any(start < at < end for start, end in tables)]
+    ends = sorted({0, len(text), *(match.end() for match in markers), *breaks})
     by_end = {match.end(): match for match in markers}
     found: list[Statement] = []
     for start, end in pairwise(ends):

@@ -46,10 +46,12 @@ def wrong(text, page="README.md"):
         'One expression, two records: 1234.56 and 7.5. <!-- from rows.json: record[0]["speedup"] --> <!-- from more.json: record[0]["speedup"] -->',
         "As published, 98.4. <!-- source: a paper -->",
         "Momentum 0.9 and version 2.13.1. <!-- given: the recipe -->",
+        "Before.\n\n| 1.5 | 2.5 |\n| --- | --- |\n| 3.5 | |\n\n<!-- source: a paper -->\n",
+        'a, b:\n\n| 0.1 | 0.2 |\n| 91.0 | 96.0 |\n\n<!-- from points.json: [accuracy(each, 0.1) for each in ("a", "b")]; 0.2 -->',
         "Nothing measured: 5 % of 300-100, v4, `0.5`, [a link](page-1.5.md), file-1.json.",
         "```\n0.25\n```\n\n    0.25\n\n<!-- figures:x -->\n| 0.25 |\n<!-- /figures -->\n\n# 0.25\n![0.25](0.25.svg)",
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_holds_is_not_complained_of(text):
     assert wrong(text) == []
@@ -66,8 +68,12 @@ def test_what_holds_is_not_complained_of(text):
         ('* First: 0.5\n* second: 5.0. <!-- from points.json: lead("b", "a", 0.1) -->', ["nothing carries 0.5"]),
         ('| 0.5 | 5.0 <!-- from points.json: lead("b", "a", 0.1) --> |', ["nothing carries 0.5"]),
         ('5.0. <!-- from points.json: lead("b", "a", 0.1) --> Then 0.5', ["nothing carries 0.5"]),
+        ("It is 0.5.\n\n| 1.5 |\n\n<!-- source: a paper -->", ["nothing carries 0.5"]),
+        ("| 1.5 |\n\nIt is 0.5. <!-- source: a paper -->", ["nothing carries 1.5"]),
+        ("| 1.5 | 0.5 <!-- given: so --> |\n| 2.5 | 3.5 |\n\n<!-- source: a paper -->", ["carries 1.5", "carries 2.5"]),
+        ('| 1.5 | 5.0 |\n\n<!-- from points.json: lead("b", "a", 0.1) -->', ["nothing carries 1.5"]),
     ],
-    ids=range(8),
+    ids=range(12),
 )
 def test_what_does_not_hold_is_named(text, told):
     found = wrong(text)
