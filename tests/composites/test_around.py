@@ -5,8 +5,12 @@ import io
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
+from transformers.pytorch_utils import Conv1D
 
 import pollard
 from kinds import KINDS, X, Y, network
@@ -98,3 +102,45 @@ def test_it_gives_the_numbers_of_the_dense_network(kind, name):
     # Fused attention has no second derivative, in torch's own module.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         WAYS[name](model, twin)
+
+
+def precisions(modules, *given):
+    """The dtypes of all that is given back under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        made = [tree_leaves(module(*given)) for module in modules]
+    return [[each.dtype for each in leaves if each is not None and each.is_floating_point()] for leaves in made]
+
+
+ROWS = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+LAYERS = {
+    "Conv3d": (nn.Conv3d(5, 4, (2, 2, 1)), ROWS[..., None]),
+    "ConvTranspose1d": (nn.ConvTranspose1d(3, 4, 2), ROWS),
+    "RNN": (nn.RNN(8, 4), ROWS),
+    "RNN packed": (nn.RNN(8, 4), pack_sequence([*ROWS])),
+    "LSTM": (nn.LSTM(8, 4, 2, bidirectional=True), ROWS),
+    "LSTM projected": (nn.LSTM(8, 4, proj_size=2), ROWS),
+    "LSTM packed": (nn.LSTM(8, 4), pack_sequence([*ROWS])),
+    "GRU": (nn.GRU(8, 4), ROWS),
+    "RNNCell": (nn.RNNCell(8, 4), ROWS[0]),
+    "LSTMCell": (nn.LSTMCell(8, 4), ROWS[0]),
+    "GRUCell": (nn.GRUCell(8, 4), ROWS[0]),
+    "Conv1D of transformers": (Conv1D(4, 8), ROWS),
+}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_autocast_gives_the_precision_of_the_module_it_was_made_of(name, trained):
+    module, given = LAYERS[name]
+    model = nn.ModuleList([copy.deepcopy(module)])
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.5))
+    with torch.set_grad_enabled(trained):
+        sparse, dense = precisions([*model, module], given)
+    assert sparse == dense
+
+
+@pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16])
+def test_bilinear_layers_give_the_precision_of_their_inputs_under_autocast(inputs):
+    model = nn.ModuleList([nn.Bilinear(8, 8, 4), nn.Bilinear(8, 8, 4, bias=False)])
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.5))
+    assert precisions(model, ROWS.to(inputs), ROWS.to(inputs)) == [[inputs]] * 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pollard.composites.composite import Composite, composite
+from pollard.composites.composite import Composite, biased, composite
 from pollard.errors import InvalidInput
 
 
@@ -71,8 +71,7 @@ class ComposedMultiheadAttention(Composite):
         biases = [None] * 3 if bias is None else bias.chunk(3)
         made = []
         for x, name, own in zip(given, ("q_proj", "k_proj", "v_proj"), biases, strict=True):
-            product = getattr(self, name)(x)
-            product = product if own is None else product + own
+            product = biased(getattr(self, name)(x), own)
             added = self._parameters.get(f"bias_{name[0]}") if name != "q_proj" else None
             if added is not None:
                 product = torch.cat([product, added.expand(len(product), 1, -1)], 1)

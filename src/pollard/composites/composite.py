@@ -167,6 +167,11 @@ def dotted(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def biased(y: Tensor, bias: Tensor | None) -> Tensor:
+    """`y` with `bias`, if there is one, in the precision of `y`: under autocast that is not the bias's own."""
+    return y if bias is None else y + bias.to(y.dtype)
+
+
 def kind_for(module: nn.Module) -> type[Composite] | None:
     """What rebuilds `module`: by its class, or by one that it derives from without another forward."""
     own = type(module)
@@ -177,4 +182,4 @@ def kind_for(module: nn.Module) -> type[Composite] | None:
     return None
 
 
-__all__ = ["COMPOSITES", "Composite", "composite", "kind_for"]
+__all__ = ["COMPOSITES", "Composite", "biased", "composite", "kind_for"]

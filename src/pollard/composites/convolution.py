@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from pollard.activations import activated
-from pollard.composites.composite import Composite, composite
+from pollard.composites.composite import Composite, biased, composite
 from pollard.errors import InvalidInput
 
 BLOCK = 1 << 22  # numbers of an unfolded input that are held at once, 16 MB
@@ -137,7 +137,7 @@ class ComposedConv(_Convolution):
             made.append(product_.t().unflatten(1, (len(block), *extents)).transpose(0, 1))
         y = torch.cat(made) if len(made) > 1 else made[0]
         bias = self._parameters.get("bias")
-        return (y if bias is None else y + bias.view(-1, *[1] * len(extents))).contiguous()
+        return biased(y, bias if bias is None else bias.view(-1, *[1] * len(extents))).contiguous()
 
 
 @composite(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -163,7 +163,7 @@ class ComposedConvTranspose(_Convolution):
         )
         y = self._spread(x, added)
         bias = self._parameters.get("bias")
-        y = y if bias is None else y + bias.view(-1, *[1] * spatial)
+        y = biased(y, bias if bias is None else bias.view(-1, *[1] * spatial))
         return y if input.dim() == spatial + 2 else y.squeeze(0)
 
     def _spread(self, x: Tensor, added: list[int]) -> Tensor:
@@ -185,7 +185,7 @@ class ComposedConvTranspose(_Convolution):
                 ...,
                 *(slice(cut, size - cut) for cut, size in zip(self.padding, sizes, strict=True)),
             )
-            made.append(y[inner].transpose(0, 1))
+            made.append(y[inner].transpose(0, 1).to(product_.dtype))
         return torch.cat(made).contiguous()
 
 

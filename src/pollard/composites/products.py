@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from pollard.composites.composite import Composite, composite
+from pollard.composites.composite import Composite, biased, composite
 
 
 @composite(nn.Bilinear)
@@ -16,8 +16,8 @@ class ComposedBilinear(Composite):
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
         """As the module it was made of, for `(..., in1)` and `(..., in2)`."""
         y: Tensor = self.linear((input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2))
-        bias = self._parameters.get("bias")
-        return y if bias is None else y + bias
+        # torch's autocast leaves it alone.
+        return biased(y.to(input1.dtype), self._parameters.get("bias"))
 
 
 @composite("transformers.pytorch_utils.Conv1D")
@@ -36,9 +36,7 @@ class ComposedConv1D(Composite):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the module it was made of, for `(..., in)`."""
-        y: Tensor = self.linear(x)
-        biased: Tensor = y + self.bias
-        return biased
+        return biased(self.linear(x), self.bias)
 
 
 __all__ = ["ComposedBilinear", "ComposedConv1D"]

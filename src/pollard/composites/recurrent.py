@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from pollard.composites.composite import Composite, composite
+from pollard.composites.composite import Composite, biased, composite
 from pollard.errors import InvalidInput
 
 # Of one layer and direction, or of all: h, and for an LSTM c.
@@ -29,15 +29,11 @@ class _Gated(Composite):
 
     def from_inputs(self, x: Tensor, own: str) -> Tensor:
         """What inputs `(..., in)` bring to the gates: `(..., gates * hidden)`."""
-        return self._biased(getattr(self, f"ih{own}")(x), f"bias_ih{own}")
+        return biased(getattr(self, f"ih{own}")(x), self._parameters.get(f"bias_ih{own}"))
 
     def from_state(self, h: Tensor, own: str) -> Tensor:
         """What the state brings to the gates."""
-        return self._biased(getattr(self, f"hh{own}")(h), f"bias_hh{own}")
-
-    def _biased(self, product: Tensor, name: str) -> Tensor:
-        bias = self._parameters.get(name)
-        return product if bias is None else product + bias
+        return biased(getattr(self, f"hh{own}")(h), self._parameters.get(f"bias_hh{own}"))
 
 
 class _Plain(_Gated):
@@ -189,6 +185,15 @@ class ComposedRNN(_Plain, _Sequence):
 @composite(nn.LSTM)
 class ComposedLSTM(_Long, _Sequence):
     """`nn.LSTM` of linear layers, projections and all."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:  # noqa: A002 - torch's own name
+        """As the module it was made of, precision and all: under autocast torch rounds what it gives, where it does not loop."""
+        outputs, state = super().forward(input, hx)
+        loops = isinstance(outputs, PackedSequence) or self.proj_size
+        if loops or outputs.dtype != torch.float32 or not torch.is_autocast_enabled(outputs.device.type):
+            return outputs, state
+        dtype = torch.get_autocast_dtype(outputs.device.type)
+        return outputs.to(dtype), tuple(part.to(dtype) for part in state)
 
 
 @composite(nn.GRU)
