@@ -128,6 +128,8 @@ LAYERS = {
 }
 
 
+# Which says that it loops, instead.
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
 def test_autocast_gives_the_precision_of_the_module_it_was_made_of(name, trained):

@@ -61,6 +61,29 @@ def test_a_file_has_the_permissions_of_any_new_file():
     assert stat.S_IMODE(Path("kept").stat().st_mode) == stat.S_IMODE(Path("plain").stat().st_mode)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("content", [b"bytes", lambda beside: beside.write_bytes(b"bytes")])
+def test_what_is_no_file_is_not_renamed_over(make, content):
+    make("kept")
+    before = Path("kept").stat().st_mode
+    with pytest.raises(StoreError, match="kept, which is no ordinary file"):
+        write_atomic("kept", content)
+    assert Path("kept").stat().st_mode == before
+    assert names() == ["kept"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_the_file_behind_it_is_written(there):
+    Path("disk").mkdir()
+    Path("kept").symlink_to("disk/file")
+    if there:
+        Path("disk/file").write_bytes(b"old")
+    write_atomic("kept", b"new")
+    assert Path("kept").is_symlink()
+    assert Path("disk/file").read_bytes() == b"new"
+    assert [*Path("disk").iterdir()] == [Path("disk/file")]
+
+
 def test_file_and_folder_are_synced_around_the_renaming(monkeypatch):
     events = []
     sync, replace = os.fsync, Path.replace

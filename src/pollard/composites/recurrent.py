@@ -186,14 +186,13 @@ class ComposedRNN(_Plain, _Sequence):
 class ComposedLSTM(_Long, _Sequence):
     """`nn.LSTM` of linear layers, projections and all."""
 
-    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:  # noqa: A002 - torch's own name
-        """As the module it was made of, precision and all: under autocast torch rounds what it gives, where it does not loop."""
-        outputs, state = super().forward(input, hx)
-        loops = isinstance(outputs, PackedSequence) or self.proj_size
-        if loops or outputs.dtype != torch.float32 or not torch.is_autocast_enabled(outputs.device.type):
-            return outputs, state
+    def _run(self, data: Tensor, sizes: list[int], first: State | None) -> tuple[Tensor, State]:
+        """In autocast's precision, as torch gives all but projections, and packed sequences unless they are of one length."""
+        outputs, last = super()._run(data, sizes, first)
+        if self.proj_size or outputs.dtype == torch.float64 or not torch.is_autocast_enabled(outputs.device.type):
+            return outputs, last
         dtype = torch.get_autocast_dtype(outputs.device.type)
-        return outputs.to(dtype), tuple(part.to(dtype) for part in state)
+        return outputs.to(dtype), tuple(part.to(dtype) for part in last)
 
 
 @composite(nn.GRU)

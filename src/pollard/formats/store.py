@@ -40,15 +40,17 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     """Put `content` at `path`, or leave what was there: no reader and no crash ever meets half a file.
 
     content: the bytes, or a function that writes them to the path it is given. They go to a new name in the same
-    folder, are synced, renamed over `path`, and the folder is synced. Raises StoreError where that fails (full disk,
-    read-only folder), with the old file intact and nothing left behind.
+    folder, are synced, renamed over `path`, or over the file that it links to, and the folder is synced. Raises StoreError where
+    that fails (full disk, read-only folder) or `path` is a device or a pipe, with what was there intact and nothing left behind.
 
     >>> write_atomic("note.txt", b"kept")
     >>> Path("note.txt").read_bytes()
     b'kept'
     """
-    path = Path(path)
-    beside = path.parent / f".{os.getpid()}-{os.urandom(8).hex()}.tmp"
+    if Path(path).exists() and not Path(path).is_file():  # as root, /dev/null would be renamed over
+        raise StoreError(f"{path}, which is no ordinary file", "a file that can be written", "Give the name of a file.")
+    target = Path(os.path.realpath(path))
+    beside = target.parent / f".{os.getpid()}-{os.urandom(8).hex()}.tmp"
     try:
         beside.touch()
         mode = beside.stat().st_mode
@@ -58,8 +60,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
             content(beside)
         beside.chmod(mode)  # some writers keep their files to themselves: the user's umask decides
         _sync(beside)
-        beside.replace(path)
-        _sync(path.parent)
+        beside.replace(target)
+        _sync(target.parent)
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "Check the path and the disk.")
         raise StoreError(f"{path}: {error.strerror or error}", "a file that can be written", advice) from error
