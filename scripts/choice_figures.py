@@ -68,3 +68,31 @@ def newcomers() -> str:
     head = [f"{what}: {column}" for what in ("held-out accuracy", "held-out loss") for column in columns]
     seeds = len({row["seed"] for row in found})
     return markdown([f"± 95 %, n = {seeds}", "rate", *head, "test accuracy: difference"], rows)
+
+
+def forms() -> str:
+    """Held-out accuracy of both forms of Top-KAST, and what lies between, seed by seed."""
+    found = load("top-kast-forms.json")
+    rows = []
+    for density in dict.fromkeys(row["density"] for row in found):
+        own, published = (
+            [row["validation_accuracy"] for row in found if (row["density"], row["dense_memory"]) == (density, dense)]
+            for dense in (False, True)
+        )
+        between = [there - here for here, there in zip(own, published, strict=True)]
+        told = [f"{mean(each):.1f} ± {half_width(each):.1f}" for each in (own, published, between)]
+        rows.append([f"{100 * density:g} %", *told])
+    seeds = len({row["seed"] for row in found})
+    head = ["random newcomers (default)", "`dense_memory=True`", "difference"]
+    return markdown([f"kept; ± 95 %, n = {seeds}", *head], rows)
+
+
+def windows() -> str:
+    """What the gradients of the last steps grow of what the mean of all steps would."""
+    found = load("snfs-window.json")
+    head = ["steps in the window", *(f"{row['window']}" for row in found)]
+    told = [
+        [name, *(f"{row[key]:.0f} %" for row in found)]
+        for name, key in (("same positions", "same_percent"), ("in the worst update", "worst_percent"))
+    ]
+    return markdown(head, told)

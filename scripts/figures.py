@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
-from choice_figures import equal_time, exchanges, newcomers
+from choice_figures import equal_time, exchanges, forms, newcomers, windows
 from convolution_figures import convolution_steps, convolutions
 from loss_figures import crossed, predicted
 from memory_figures import memory, moving_memory, never_dense
@@ -299,7 +299,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how-to/sparse-training.md": {"newcomers": newcomers},
     "docs/methods/gmp.md": {"curves": curves},
     "docs/methods/snip.md": {name: partial(snip, f"{record}.json") for name, record in SNIP.items()},
+    "docs/methods/snfs.md": {"windows": windows},
     "docs/methods/taylor.md": {"predicted": predicted},
+    "docs/methods/top-kast.md": {"forms": forms},
     "docs/moving-topologies.md": {
         "dynamic": partial(accuracies, "dynamic"),
         "dynamic explored": partial(explored, "dynamic"),
