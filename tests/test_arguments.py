@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import pollard
 from pollard.errors import InvalidInput, NothingMatched, OtherDensity, StoreError
+from pollard.kernels.products.explanation import explain
+from pollard.recipes.moving import Span, moving_method
+from pollard.recipes.recipe import Recipe
+from pollard.training.options import TrainingOptions
+from pollard.training.schedules import between
 
 
 def network():
@@ -97,3 +103,57 @@ def test_a_density_that_sparse_layers_do_not_keep_is_told():
     for method, density in (("rigl", 0.3), ("rigl", None), ("gmp", 0.1)):
         model = sparse()
         pollard.sparse_training(model, sgd(model), method, density=density, steps=10, every=2)
+
+
+def born(density):
+    return pollard.nn.SparseLinear.random(12, 24, density)
+
+
+def decided(density):
+    return pollard.prune(network(), "magnitude", density)
+
+
+def moved(density):
+    model = network()
+    return pollard.rigl(model, sgd(model), density=density, steps=10)
+
+
+def explained(density):
+    return moving_method("rigl", density, Span(100, 10), {})
+
+
+@pytest.mark.parametrize("density", [0, 10, -0.1, float("nan"), "0.1", [0.1], torch.tensor(0.1)])
+@pytest.mark.parametrize("take", [born, decided, moved, explained, lambda density: Recipe(density=density)])
+def test_what_is_no_density_is_told_in_one_way(take, density):
+    with pytest.raises(InvalidInput, match="density"):
+        take(density)
+
+
+@pytest.mark.parametrize("take", [born, decided, moved, explained])
+@pytest.mark.parametrize("density", [1, np.float32(0.25)])
+def test_any_number_is_a_density(take, density):
+    take(density)
+
+
+@pytest.mark.parametrize("steps", [0, -5, None, "100", float("nan")])
+def test_steps_are_a_number(steps):
+    model = network()
+    with pytest.raises(InvalidInput, match="how many steps training will take"):
+        pollard.set_(model, sgd(model), density=0.1, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (lambda: pollard.prune(network(), "SNIP", 0.1), "snip"),
+        (lambda: pollard.prune(network(), "magnitude", 0.1, allocation="ERK"), "erk"),
+        (lambda: pollard.sparse_training(network(), sgd(network()), "RigL", density=0.1, steps=10), "rigl"),
+        (lambda: TrainingOptions(optimizer="AdamW"), "adamw"),
+        (lambda: explain("forward", (8, 8, 8), 0.5, "unstructured", dtype="bfloat"), "bfloat16"),
+        (lambda: between("Cosin", 0.3, steps=10, end=0.0), "cosine"),
+    ],
+    ids=["criterion", "allocation", "method", "optimizer", "dtype", "schedule"],
+)
+def test_a_name_that_is_nearly_right_is_suggested(call, meant):
+    with pytest.raises(InvalidInput, match=rf"expected one of .*Did you mean '{meant}'\?"):
+        call()

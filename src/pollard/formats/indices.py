@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pollard.arguments import require_density
 from pollard.errors import InvalidInput, PatternError, TopologyError
 from pollard.formats.pattern import Pattern
 
@@ -95,8 +96,7 @@ def checked_frame(shape: tuple[int, int], pattern: str | Pattern) -> tuple[tuple
 
 def check_density(density: float, pattern: Pattern | None = None) -> None:
     """Raises InvalidInput unless `density` is in (0, 1], PatternError where it is not what `pattern` keeps in any case."""
-    if not 0 < density <= 1:
-        raise InvalidInput(f"density {density!r}", "a density in (0, 1]", "Density is the fraction of weights kept.")
+    require_density(density)
     kept = None if pattern is None else pattern.density
     if kept is not None and not math.isclose(density, kept, rel_tol=1e-6):
         raise PatternError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pollard.arguments import require_density
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
 
@@ -90,16 +91,6 @@ class Layer:
         return self.grains // self.pattern.m * self.pattern.n if self.pattern.m else None
 
 
-def check_density(density: float) -> None:
-    """Raises InvalidInput unless `density` is in (0, 1]."""
-    if not isinstance(density, int | float) or not 0 < density <= 1:
-        raise InvalidInput(
-            f"density {density!r}",
-            "a density in (0, 1]",
-            "Density is the fraction kept: 95 % sparsity is density=0.05.",
-        )
-
-
 def smallest_grain(layers: Mapping[str, Layer]) -> int:
     """Weights of the smallest grain, of which every other is a multiple."""
     return min(layer.pattern.size for layer in layers.values())
@@ -107,7 +98,7 @@ def smallest_grain(layers: Mapping[str, Layer]) -> int:
 
 def weights_to_keep(layers: Mapping[str, Layer], density: float) -> int:
     """Weights to keep in all, in whole smallest grains; raises InvalidInput where the layers' bounds forbid it."""
-    check_density(density)
+    require_density(density)
     total = sum(layer.weights for layer in layers.values())
     asked, least, most = asked_least_most(layers, density)
     if not least <= asked <= most:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pollard.arguments import require_density, require_one_of
 from pollard.composites import axes_of, composed, matrices, refuse_dense
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, LayerCollapse, LeftDense, PatternError, ScoresTie
@@ -23,7 +24,7 @@ from pollard.pruning.allocation import (
     on_the_way,
     whole_grains,
 )
-from pollard.pruning.budget import Layer, check_density
+from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA, Criterion, own_allocation
 from pollard.pruning.deciding import Decision, Measured, Told, kept_positions, topologies_of
 from pollard.pruning.masks import best_grains
@@ -114,7 +115,7 @@ def prune(
     Plan(2 layers, 50 of 250 weights kept, density 0.2)
     """
     density = density_of(pattern) or DENSITY if density is None else density
-    check_density(density)
+    require_density(density)
     require_module(model)
     rule = _declared(_member(criterion, CRITERIA, "criterion"))
     view, names, pattern, within = opened(model, layers, pattern, within)
@@ -283,10 +284,7 @@ def _scored_as(layer: Layer, other: Layer) -> Layer:
 def _member(choice: str | Member, members: Mapping[str, Member], kind: str) -> Member:
     if not isinstance(choice, str):
         return choice
-    if choice not in members:
-        raise InvalidInput(
-            f"{kind} {choice!r}", "one of " + ", ".join(members), "Name a member, or pass a function of your own."
-        )
+    require_one_of(kind, choice, members, "Name a member, or pass a function of your own.")
     return members[choice]
 
 

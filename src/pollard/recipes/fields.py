@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,3 @@ def typed(name: str, value: object, kind: type) -> Value:
 
 
 _ARTICLES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises InvalidInput, naming the nearest, unless the `value` of field `name` is among those that are `allowed`."""
-    if value not in allowed:
-        near = difflib.get_close_matches(value, allowed, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Use {allowed[0]!r} if in doubt."
-        raise InvalidInput(f"{name} {value!r}", "one of " + ", ".join(filter(None, allowed)), fix)

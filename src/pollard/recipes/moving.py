@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pollard.arguments import require_density
 from pollard.errors import InvalidInput
 from pollard.training.methods import METHODS
 from pollard.training.methods.method import Method, options_of, require_options
@@ -30,6 +31,7 @@ def moving_method(
     >>> moving_method("set", 0.1, Span(1000, 100), {"fraction": 0.2, "every": 0}, "signed=false").every
     100
     """
+    require_density(density)
     builder = METHODS[name]
     known = options_of(builder)
     chosen: dict[str, Any] = {option: value for option, value in given.items() if value}

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pollard import networks
+from pollard.arguments import require_density, require_one_of
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.nn.surgery import Storage
 from pollard.pruning.allocation import ALLOCATIONS, reads
 from pollard.pruning.criteria import CRITERIA, own_allocation
 from pollard.pruning.scoring import Mode
-from pollard.recipes.fields import Value, read_fields, require_one_of, typed
+from pollard.recipes.fields import Value, read_fields, typed
 from pollard.recipes.models import INITIALISERS, OWN, own_initialiser
 from pollard.recipes.moving import Span, moving_method
 from pollard.training.methods import METHODS as MOVING
@@ -162,10 +163,7 @@ class Recipe:
         require_one_of("storage", self.storage, STORAGES)
         require_one_of("allocation", self.allocation or "global", tuple(ALLOCATIONS))
         Pattern.parse(self.pattern)
-        if not 0.0 < self.density <= 1.0:
-            raise InvalidInput(
-                f"density {self.density}", "a density in (0, 1]", "Density is the fraction kept: 95 % sparsity is 0.05."
-            )
+        require_density(self.density)
         if not 0.0 <= self.validation < 1.0:
             raise InvalidInput(f"validation {self.validation}", "a fraction in [0, 1)", "0.1 holds out a tenth.")
         self.options()

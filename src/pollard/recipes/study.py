@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pollard.arguments import require_one_of
 from pollard.errors import InvalidInput, StoreError
 from pollard.reading import fits, read_toml
 from pollard.recipes.folder import read_json, writable_folder, write_json
@@ -229,7 +229,4 @@ def _published(path: Path, table: Mapping[str, Any]) -> Published:
 
 def _known(where: str, table: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in table:
-        if name not in names:
-            near = get_close_matches(name, names, n=1)
-            fix = f"Did you mean {near[0]!r}?" if near else "Leave it out."
-            raise InvalidInput(f"{where}: {name!r}", "one of " + ", ".join(names), fix)
+        require_one_of(f"{where}:", name, names, "Leave it out.")

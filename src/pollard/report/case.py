@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pollard.arguments import require_density, require_one_of
 from pollard.errors import InvalidInput, KernelError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
@@ -49,24 +50,16 @@ class Case:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        _require_one_of(OPERATIONS, "operation", self.op)
-        _require_one_of(tuple(OPTIMIZERS), "optimizer", self.optimizer)
-        _require_one_of(tuple(DTYPES), "dtype", self.dtype)
-        if not 0 < self.density <= 1:
-            raise InvalidInput(
-                f"density {self.density}", "a density in (0, 1]", "Density is the fraction kept: 0.1 is 90 % sparse."
-            )
+        require_one_of("operation", self.op, OPERATIONS)
+        require_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        require_one_of("dtype", self.dtype, DTYPES)
+        require_density(self.density)
         if min(*self.shape, *self.network, self.threads) < 1:
             sizes = "-".join(map(str, self.network)) or "x".join(map(str, self.shape))
             raise InvalidInput(f"{sizes} on {self.threads} threads", "sizes of at least 1", "Shapes read OUTxINxBATCH.")
         pattern = Pattern.parse(self.pattern)
         if not self.network:
             pattern.grid(self.shape[:2])
-
-
-def _require_one_of(allowed: tuple[str, ...], what: str, got: str) -> None:
-    if got not in allowed:
-        raise InvalidInput(f"{what} {got!r}", "one of " + ", ".join(allowed), f"Choose the {what} from that list.")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pollard.errors import InvalidInput
+from pollard.arguments import require_one_of
 from pollard.report.accuracy import Point, labels
 from pollard.report.render import plain_table
 from pollard.report.significance import Difference, Interval, paired
@@ -53,8 +53,7 @@ def after(points: Sequence[Point], epochs: int) -> list[Point]:
 
 def difference_table(points: Sequence[Point], against: str) -> Table:
     """A series a row, a density a column: how far it is above `against`, with half of Student's interval; raises InvalidInput for no series of that name."""
-    if against not in labels(points):
-        raise InvalidInput(f"series {against!r}", "one of " + ", ".join(labels(points)), "Give a label of the study.")
+    require_one_of("series", against, labels(points), "Give a label of the study.")
     found = differences(points, against)
     told = {(one.label, one.density): one.told for one in found}
     densities = sorted({one.density for one in found}, reverse=True)

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pollard.arguments import require_one_of
 from pollard.composites import matrices, put, shared_copy
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, KernelError
@@ -121,10 +122,7 @@ def silent(_: str) -> None:
 def require_dtypes(dtypes: Iterable[str]) -> None:
     """Raises InvalidInput for a precision that networks are not measured in."""
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise InvalidInput(
-                f"dtype {dtype!r} of a network", "one of " + ", ".join(DTYPES), "Choose the dtype from that list."
-            )
+        require_one_of("dtype of a network", dtype, DTYPES)
 
 
 def dense_ways(dense: Workload, dtype: str, *, compiled: bool = False) -> tuple[DenseWays, dict[str, Workload]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pollard.arguments import require_one_of
 from pollard.errors import InvalidInput
 from pollard.training import schedules
 from pollard.training.augmentation import changes_of
@@ -49,8 +50,8 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
+        require_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        require_one_of("schedule", self.schedule, SCHEDULES)
         if self.precision not in PRECISIONS:
             raise InvalidInput(
                 f"precision {self.precision!r}",
@@ -89,8 +90,3 @@ class TrainingOptions:
         }
         schedule = rates[self.schedule]()
         return schedules.warmed_up(schedule, self.warmup) if self.warmup else schedule
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidInput(f"{name} {value!r}", "one of " + ", ".join(allowed), f"Use {allowed[0]!r} if in doubt.")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from pollard.arguments import require_one_of
 from pollard.errors import InvalidInput
 
 Schedule = Callable[[int], float]
@@ -142,8 +143,7 @@ def between(name: str, start: float, steps: int, end: float) -> Schedule:
     >>> between("cosine", 0.3, steps=10, end=0.0)(5)
     0.15
     """
-    if name not in SHAPES:
-        raise InvalidInput(f"schedule {name!r}", "one of " + ", ".join(SHAPES), "cosine is common for fractions.")
+    require_one_of("schedule", name, SHAPES, "cosine is common for fractions.")
     return SHAPES[name](start, steps, end)
 
 

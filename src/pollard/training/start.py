@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pollard.arguments import require_density, require_one_of
 from pollard.composites import matrices
 from pollard.errors import InvalidInput, LeftDense, OtherDensity
 from pollard.formats.matrix import SparseMatrix
@@ -149,15 +151,12 @@ def _tell_density(sparse: Mapping[str, SparseLinear | MaskedLinear], asked: floa
 def _made(method: str | Method, density: float | None, steps: int, options: dict[str, Any]) -> Method:
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
-        raise InvalidInput(f"method {method!r}", "one of " + ", ".join(METHODS), "rigl is a good start.")
-    if density is None or not 0.0 < density <= 1.0:
+    require_one_of("method", method, METHODS, "rigl is a good start.")
+    require_density(density)
+    assert density is not None
+    if not isinstance(steps, Real) or not steps >= 1:
         raise InvalidInput(
-            f"density {density}", "a density in (0, 1]", "Density is the fraction kept: 95 % sparsity is density=0.05."
-        )
-    if steps < 1:
-        raise InvalidInput(
-            f"steps={steps}", "how many steps training will take, at least 1", "Pass epochs * len(loader)."
+            f"steps={steps!r}", "how many steps training will take, at least 1", "Pass epochs * len(loader)."
         )
     require_options(method, options, options_of(METHODS[method]))
     return replace(METHODS[method](density, steps, **options), steps=steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput
+from pollard.arguments import require_one_of
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import current
@@ -32,14 +32,8 @@ def explain(
 
     operation: forward or input_grad; the gradient in values has nothing to be chosen. Raises InvalidInput on others.
     """
-    if operation not in OPERATIONS:
-        raise InvalidInput(
-            f"operation {operation!r} of a convolution",
-            "one of " + ", ".join(OPERATIONS),
-            "Name the product to explain.",
-        )
-    if dtype not in DTYPES:
-        raise InvalidInput(f"dtype {dtype!r}", "one of " + ", ".join(DTYPES), "Name the dtype of the layer.")
+    require_one_of("operation of a convolution", operation, OPERATIONS, "Name the product to explain.")
+    require_one_of("dtype", dtype, DTYPES, "Name the dtype of the layer.")
     out, channels, *kernel = shape
     around = [(size // 2, (size - 1) // 2) for size in kernel]
     window = Window((kernel[0], kernel[1]), (1, 1), (1, 1), (around[0], around[1]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pollard.activations import require_activation
+from pollard.arguments import require_one_of
 from pollard.errors import InvalidInput
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
@@ -59,10 +60,8 @@ def explain(
     operation: forward, input_grad or value_grad. dtype: float32, float64, bfloat16 or float16. device: as torch names it.
     activation: fused into a forward product. Raises InvalidInput on others.
     """
-    if operation not in KERNELS:
-        raise InvalidInput(f"operation {operation!r}", "one of " + ", ".join(KERNELS), "Name the product to explain.")
-    if dtype not in DTYPES:
-        raise InvalidInput(f"dtype {dtype!r}", "one of " + ", ".join(DTYPES), "Name the dtype of the layer.")
+    require_one_of("operation", operation, KERNELS, "Name the product to explain.")
+    require_one_of("dtype", dtype, DTYPES, "Name the dtype of the layer.")
     try:
         place = torch.device(device)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.errors import InvalidInput
+from pollard.arguments import require_one_of
 from pollard.formats.pattern import Pattern
 from pollard.formats.sampling import sample_absent
 from pollard.formats.topology import Topology
@@ -106,8 +106,7 @@ def gse(
     (True, False)
     """
     del density
-    if guide not in {"uniform", "grabo", "graest"}:
-        raise InvalidInput(f"guide {guide!r}", "one of uniform, grabo, graest", "grabo is a good start.")
+    require_one_of("guide", guide, ("uniform", "grabo", "graest"), "grabo is a good start.")
     end = round(until * steps)
     every = often(every, 1000, end)
     return GuidedExploration(
