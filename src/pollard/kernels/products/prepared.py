@@ -12,6 +12,7 @@ from torch import Tensor
 from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
 from pollard.kernels.code.emit.panels import Panels
+from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
@@ -22,6 +23,9 @@ from pollard.kernels.products.operand import Operand, Packing
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.tuning import Choice, near_batch
 from pollard.kernels.products.workspace import workspace
+
+# Uses of each row of a tile of the dense operand in a block of rows of W: at least, and where what rows leave between tiles still fits.
+SELDOM, OFTEN = 16, 64
 
 # Takes the tensors of the product, contiguous vectors and matrices of the layouts it was made for.
 Call = Callable[..., Tensor]
@@ -64,9 +68,9 @@ def prepared(
     return call
 
 
-def _walk(topology: Topology, tiles: Tiling, chunks: int) -> dict[str, Tensor | int]:
-    # What most kernels want to know of the topology.
-    passes = _passes(topology.groups, chunks, _block(topology))
+def _walk(topology: Topology, tiles: Tiling, chunks: int, *, longer: float = 0) -> dict[str, Tensor | int]:
+    # What most kernels want to know of the topology. longer: row groups that a block may have, where that is more than it needs.
+    passes = _passes(topology.groups, chunks, max(_block(topology), min(longer, _block(topology, OFTEN))))
     return {
         "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes), "PASSES": passes, **_tiles(tiles)
     }  # fmt: skip
@@ -87,10 +91,15 @@ def _tiles(tiles: Tiling) -> dict[str, Tensor | int]:
     return {"tiles": tiles.pointers, "TILES": tiles.tiles, "STRIDE": tiles.stride, "END": tiles.end}
 
 
-def _block(topology: Topology) -> float:
-    # A block of rows is so long that a tile of the dense operand, once in cache, is used about 16 times a row of it, and so
+def _block(topology: Topology, uses: int = SELDOM) -> float:
+    # A block of rows is so long that a tile of the dense operand, once in cache, is used about so many times a row of it, and so
     # short that its grains stay in cache for all panels.
-    return 16 / max(topology.density, 1e-6)
+    return uses / max(topology.density, 1e-6)
+
+
+def _returning(topology: Topology, tiles: Tiling, row: int) -> float:
+    # Row groups whose rows, of `row` bytes, fill a quarter of L2, where each tile comes back to them.
+    return caches().l2 // 4 / (row * topology.pattern.rows) if tiles.tiles > 1 else math.inf
 
 
 def _passes(groups: int, chunks: int, block: float) -> int:
@@ -104,7 +113,9 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
         turned = by_columns(topology, product.width(choice))
         walk, arrange = _walk_by_columns(product, turned, choice), _ordering(product, turned, choice)
     else:
-        walk, arrange = _walk(topology, tiling(topology, product.width(choice)), threads), None
+        tiles = tiling(topology, product.width(choice))
+        longer = _returning(topology, tiles, 4 * product.unit * choice.vectors)
+        walk, arrange = _walk(topology, tiles, threads, longer=longer), None
     kind = product.panels(choice).kind
     packing = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
     spec = product.spec(choice, bias=bias, activation=activation)
@@ -227,11 +238,9 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
         None if each.features_first else Packing(target, each, (1, False, False), threads, purpose=purpose)
         for each, purpose in ((upstream, "upstream"), (product.operand, "operand"))
     ]
-    spec = product.spec(choice)
-    launch = Launch(
-        spec, threads, threads,
-        **_walk(topology, tiling(topology, choice.width or topology.width), threads),
-    )  # fmt: skip
+    spec, tiles = product.spec(choice), tiling(topology, choice.width or topology.width)
+    longer = _returning(topology, tiles, product.numbers.bytes * min(product.batch, BATCH_STEP))
+    launch = Launch(spec, threads, threads, **_walk(topology, tiles, threads, longer=longer))
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
         batch = matrices[0].batch
