@@ -26,6 +26,7 @@ Axes = tuple[Axis, Axis]
 MOST = 1 << 31  # numbers of a field, in which a place is 32 bits
 BLOCK = 4  # rows of a grain that are worked on at a time
 RUN = 8  # grains of a row in a tile, below which its beginning and end cost more than it saves
+CHAINS = 8  # sums under way at once, enough for additions to follow one another without a pause
 SPARE = 3  # registers beside the sums of single rows, which are multiplied straight from memory: for values
 
 
@@ -125,15 +126,15 @@ class Pass(Tuned):
             self.target.lanes,
             self.spec.block,
         )
-        # For each vector a sum for each row of the block, which share it; and there is a value.
-        most = registers - SPARE if block == 1 else (registers - 1) // (block + 1)
+        # For each vector a sum for each row of the block, which share it; and there is a value. A wider patch leaves room for fewer channels.
+        most = min(2 * CHAINS, registers - SPARE) if block == 1 else (registers - 1) // (block + 1)
         usual = together(self.axes, samples, lanes) > 1
         # What comes to the same patches is tried once.
         found: dict[tuple[bool, int, int, int], Choice] = {}
         for abreast in [True] if usual else [False, True] if samples >= lanes else [False]:
-            for vectors in (most, max(1, most * 2 // 3)):
+            for vectors in (most, max(1, min(CHAINS, most * 2 // 3))):
                 patches = Patches.best(self._field(abreast), 1, vectors)
-                for width in (self._width(patches), 0) if vectors == most else (self._width(patches),):
+                for width in (self._width(patches), 0):
                     found.setdefault(
                         (abreast, patches.down, patches.along, width), Choice(vectors, width, packed=abreast)
                     )
