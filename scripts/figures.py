@@ -15,7 +15,7 @@ from budget_figures import basins, budgets, curves, moments
 from choice_figures import equal_time, exchanges, forms, newcomers, windows
 from convolution_figures import convolution_steps, convolutions
 from loss_figures import crossed, predicted
-from memory_figures import memory, moving_memory, never_dense
+from memory_figures import checkpoints, memory, moving_memory, never_dense
 from records import STUDIES, load, points
 
 from pollard.recipes.study import Study
@@ -276,6 +276,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{name: partial(accuracies, name) for name in ("cifar-resnet-20", "cifar-vgg-16")},
         "critical compression": critical,
     },
+    "docs/how-to/checkpoints-that-do-not-fit.md": {"checkpoints": checkpoints},
     "docs/how-to/choose-a-pattern.md": {
         **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
         "grain-time": equal_time,

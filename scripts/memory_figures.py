@@ -69,3 +69,19 @@ def moving_memory() -> str:
         "ratio",
     ]
     return markdown(head, rows, left=3)
+
+
+def checkpoints() -> str:
+    """Peaks and seconds of pruning checkpoints from file to file."""
+    rows = [
+        [
+            f"{told['bytes'] / 1e9:.2f} GB",
+            told["allocation"],
+            f"{100 * told['density']:g} %",
+            *(f"{size / 1e6:,.0f} MB" for size in (8 * told["kept"], told["peak_above_baseline"])),
+            f"{1e9 * told['seconds'] / told['bytes']:.1f}",
+        ]
+        for told in load("checkpoints.json")["rows"]
+    ]
+    head = ["file", "allocation", "kept", "what is kept, in the file", "peak memory above the start"]
+    return markdown([*head, "seconds of a core a GB"], rows, left=2)

@@ -1,4 +1,4 @@
-"""What carries each measured figure in the sentences of README.md and docs/: a table of page, sentence, file, expression and number.
+"""What carries each measured figure in the sentences of README.md, benchmarks/README.md and docs/: a table of page, sentence, file, expression and number.
 
 A marker stands behind what it speaks for, which goes back to the marker before it, or to where its paragraph, list item or cell begins:
 
@@ -11,8 +11,8 @@ Several in a row speak for the same text. Behind a table whose cells have no mar
 Expressions, parted by `;`, are Python over the file: `record` is its content, `rows(...)` and `row(...)` are those of its rows that have these
 fields, `differ(...)` says whether the 95 % interval of what lies between two lists of values by seed leaves out zero, and of a study there are the
 methods of `Study`, below. Each value must stand in the sentence, rounded as it is there, its sign where it has
-one; what is no number must be true. And in the pages that are held (`HELD`), each number with a decimal point must be such a value, an argument of
-an expression (a density, as a fraction or in percent), or under `source:` or `given:`.
+one; what is no number must be true. And each number with a decimal point must be such a value, an argument of an expression (a density, as a fraction
+or in percent), or under `source:` or `given:`; but in notes of decisions, which say what was measured when it was decided.
 
     python scripts/statements.py [--check] [PAGE ...]
 """
@@ -37,7 +37,8 @@ from pollard.report.correlation import rank_correlation
 from pollard.report.significance import Difference, paired
 
 ROOT = Path(__file__).parents[1]
-HELD = ("README.md", "docs/folk-knowledge.md", "docs/moving-topologies.md", "docs/how-to/choose-a-pattern.md")
+PAGES = ("README.md", "benchmarks/README.md", "docs/**/*.md")
+NOT_HELD = "docs/decisions/"
 MARKER = re.compile(r"<!-- (?P<kind>from|source|given)(?:(?<=from) (?P<file>[\w./-]+))?: (?P<told>.+?) -->", re.DOTALL)
 # What says nothing by itself: code, tables made from records, headings, pictures, targets of links, code spans.
 SILENT = re.compile(
@@ -235,14 +236,14 @@ def statements(page: str, text: str) -> list[Statement]:
 
 
 def of_pages(pages: Sequence[str] = ()) -> list[Statement]:
-    """The statements of these pages, by default all of README.md and docs/."""
-    chosen = pages or ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+    """The statements of these pages, by default of all."""
+    chosen = pages or [str(path.relative_to(ROOT)) for each in PAGES for path in sorted(ROOT.glob(each))]
     return [each for page in chosen for each in statements(page, (ROOT / page).read_text(encoding="utf-8"))]
 
 
 def complaints(found: Sequence[Statement]) -> list[str]:
-    """What does not hold, a line each: of pages that are held everything, of the others what has a marker."""
-    asked = [each for each in found if each.markers or each.page in HELD]
+    """What does not hold, a line each; of notes of decisions what has a marker."""
+    asked = [each for each in found if each.markers or not each.page.startswith(NOT_HELD)]
     return [f"{each.page}:{each.line}: {told}: {each.text[-70:]}" for each in asked for told in each.wrong()]
 
 

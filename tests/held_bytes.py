@@ -11,6 +11,7 @@ from pollard.kernels.products import derived, dispatch, tuning
 from pollard.kernels.products.tuning import Choice, Decision
 from pollard.report.render import markdown
 
+SOURCE = "\n<!-- source: tests/held_bytes.py, which counts them -->\n"
 HEAD = """\
 # Bytes a kept weight
 
@@ -63,4 +64,4 @@ def page() -> str:
         totals = [size + each for size in (4, 2) for each in found[1:]]
         lines.append([f"`{pattern}`", f"{shape[0]} x {shape[1]}", *(f"{each:.2f}" for each in (*found, *totals))])
     names = ["indices", "forward", "backward", "float32, forward", "backward", "bfloat16, forward", "backward"]
-    return HEAD + markdown(["pattern", "layer", *names], lines, left=2)
+    return HEAD + markdown(["pattern", "layer", *names], lines, left=2) + SOURCE

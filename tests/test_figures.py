@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from statements import HELD, complaints, of_pages
+from statements import complaints, of_pages
 
 
 def test_pages_say_what_records_and_results_say():
@@ -17,5 +17,5 @@ def test_pages_say_what_records_and_results_say():
 def test_every_sentence_with_a_measured_figure_says_what_its_record_says():
     found = of_pages()
     assert complaints(found) == [], "see the head of scripts/statements.py"
-    for page in HELD:
-        assert any(marker.kind == "from" for each in found if each.page == page for marker in each.markers)
+    carried = {each.page for each in found for marker in each.markers if marker.kind == "from"}
+    assert carried >= {"README.md", "docs/folk-knowledge.md", "docs/moving-topologies.md", "docs/methods/snip.md"}

@@ -115,14 +115,18 @@ def test_correlations_and_aims_can_be_asked_for(tmp_path):
     assert wrong(text) == []
 
 
-def test_pages_that_are_not_held_answer_for_their_markers_only(tmp_path):
-    (tmp_path / "docs").mkdir()
+def test_notes_of_decisions_answer_for_their_markers_only(tmp_path):
+    text = 'Free 0.5.\n\nIt is 5.1. <!-- from points.json: lead("b", "a", 0.1) -->\n'
+    for page in ("docs/decisions/note.md", "docs/page.md", "benchmarks/README.md"):
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text(text)
     (tmp_path / "README.md").write_text("Fine.")
-    page = tmp_path / "docs" / "page.md"
-    page.write_text('Free 0.5.\n\nIt is 5.1. <!-- from points.json: lead("b", "a", 0.1) -->\n')
-    assert [told.split(": ")[0] for told in complaints(of_pages())] == ["docs/page.md:3"] * 2
-    (tmp_path / "README.md").write_text("Free 0.5.")
-    assert complaints(of_pages(["README.md"])) == ["README.md:1: nothing carries 0.5: Free 0.5."]
+    assert [each.split(": ")[0] for each in complaints(of_pages())] == [
+        *(f"benchmarks/README.md:{line}" for line in (1, 3, 3)),
+        *(f"docs/decisions/note.md:{line}" for line in (3, 3)),
+        *(f"docs/page.md:{line}" for line in (1, 3, 3)),
+    ]
+    assert complaints(of_pages(["docs/page.md"]))[0] == "docs/page.md:1: nothing carries 0.5: Free 0.5."
 
 
 def test_the_table_names_sentence_file_expression_and_number(tmp_path, monkeypatch, capsys):
