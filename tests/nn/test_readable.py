@@ -51,6 +51,12 @@ def test_what_it_says_of_itself_costs_no_dense_memory():
 WRITES = {
     "in place": lambda sparse: sparse.weight.zero_(),
     "an initialiser": lambda sparse: nn.init.xavier_uniform_(sparse.weight),
+    "uniform_": lambda sparse: nn.init.uniform_(sparse.weight),
+    "normal_": lambda sparse: nn.init.normal_(sparse.weight),
+    "constant_": lambda sparse: nn.init.constant_(sparse.weight, 3.0),
+    "kaiming_uniform_": lambda sparse: nn.init.kaiming_uniform_(sparse.weight),
+    "several at once": lambda sparse: torch._foreach_mul_([sparse.weight], 2.0),
+    "a mask of torch": lambda sparse: nn.utils.prune.l1_unstructured(sparse, "weight", 0.5),
     "data": lambda sparse: sparse.weight.data.normal_(),
     "an entry": lambda sparse: sparse.weight.__setitem__(0, 1.0),
     "an operator": lambda sparse: sparse.weight.__imul__(2),

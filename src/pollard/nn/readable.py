@@ -51,8 +51,8 @@ class ReadableWeight:
         return LazyWeight(self)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As torch does, but for a `weight`."""
-        if name == "weight":
+        """As torch does, but for a `weight`, or what torch.nn.utils.prune would keep of it."""
+        if name in {"weight", "weight_orig"}:
             raise _not_written("an assignment")
         super().register_parameter(name, param)  # type: ignore[misc]  # of nn.Module, which comes after
 
@@ -99,13 +99,14 @@ class LazyWeight(Tensor):
         if (name in _SAID or name.startswith("is_")) and args and isinstance(args[0], LazyWeight):
             with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - what torch's own documentation gives for this
                 return func(*args, **kwargs)
-        written = args[0] if args else None
-        if isinstance(written, LazyWeight):
-            if name == "grad":
-                gradient = written.layer.values.grad
-                return None if gradient is None else _spread(gradient, written.layer.topology)
-            if name in _OF_A_PARAMETER or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
-                raise _not_written(name)
+        # By name where torch.nn.init hands it over, in a list where several are written at once.
+        first = next(iter((*args, *kwargs.values())), None)
+        if isinstance(first, LazyWeight) and name == "grad":
+            gradient = first.layer.values.grad
+            return None if gradient is None else _spread(gradient, first.layer.topology)
+        written = first if isinstance(first, tuple | list) else (first,)
+        if _writes(name) and any(isinstance(each, LazyWeight) for each in written):
+            raise _not_written(name)
         if isinstance(kwargs.get("out"), LazyWeight):
             raise _not_written("out=")
         return func(*_dense(args), **_dense(kwargs))
@@ -146,6 +147,11 @@ def _name(func: Callable[..., Any]) -> str:
     """What is asked for: of a property, its name; `__set__` for setting one."""
     name = getattr(func, "__name__", "")
     return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
+
+
+def _writes(name: str) -> bool:
+    """Whether what is called so changes what it is called on, or reaches for its memory."""
+    return name in _OF_A_PARAMETER or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
 def _dense(value: Any) -> Any:
