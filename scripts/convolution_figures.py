@@ -17,6 +17,8 @@ def convolutions() -> str:
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in _single("convolutions.json"):
         layer = f"{record['channels']} to {record['out']}, {record['side']} x {record['side']}"
+        if "bare" in record:
+            found.setdefault((layer, "a single weight", ""), {})[_cpu(record)] = _bare(record)
         found.setdefault((layer, record["pattern"], _percent(record["density"])), {})[_cpu(record)] = record
     cpus = sorted({cpu for each in found.values() for cpu in each})
     head = ["channels, images", "pattern", "kept", *(f"{name}, {cpu}" for cpu in cpus for name in ("forward", "all"))]
@@ -41,6 +43,16 @@ def convolution_steps() -> str:
             rows.append([record["network"], _cpu(record), pattern, _percent(float(density)), f"{best:.0f} ms", *told])
     head = ["network", "CPU", "pattern", "kept", "best dense", "sparse", "as fast", "compiled", "as fast"]
     return markdown(head, rows, left=3)
+
+
+def _bare(record: dict[str, Any]) -> dict[str, Any]:
+    """What `record` would be if its kernels read and wrote images, and computed next to nothing."""
+    dense = {name: record["best_dense"][name][0] for name in PASSES}
+    own = record["bare"]
+    return {
+        "speedup": {name: dense[name] / own[name] for name in PASSES},
+        "speedup_of_all": sum(dense.values()) / sum(own.values()),
+    }
 
 
 def _single(name: str) -> list[dict[str, Any]]:
