@@ -113,6 +113,15 @@ def test_a_chain_of_layers_reads_features_first_without_transposing():
     assert second(hidden).stride() == (1, 9)
 
 
+def test_the_gradient_in_an_input_lies_as_the_input_does():
+    block, rows = SparseLinear.random(32, 16, 0.3), torch.randn(9, 32)
+    columns = rows.t().contiguous().t()
+    for x in (rows, columns):
+        (gradient,) = torch.autograd.grad(block(x.requires_grad_()).square().sum(), x)
+        assert gradient.stride() == x.stride()
+        torch.testing.assert_close(gradient, torch.autograd.grad(block.to_dense()(x).square().sum(), x)[0])
+
+
 @pytest.mark.parametrize("width", [16, 13])
 def test_outputs_of_more_dimensions_can_be_viewed_as_torch_s_can(width):
     block, x = SparseLinear.random(32, width, 0.3), torch.randn(3, 5, 32)

@@ -39,7 +39,7 @@ def linear(
     x: `(batch, in)`, any strides, of one dtype with values and bias; half precision goes with float32 values too. Sums are
     float32, rounded once. Returns `(batch, out)`, features-first in memory (strides `(1, batch)`), the layout that
     the next sparse product reads without transposing; with `rows`, row after row where that is to be had, which is what
-    torch's own operations on rows want, and so the gradient in x. Differentiable in x, values and bias, any number of times.
+    torch's own operations on rows want. The gradient in x lies by rows where x does, or the result. Differentiable in x, values and bias, any number of times.
     activation: "relu", "gelu", "gelu_tanh" or "silu", in the kernel, of the float32 sum. Where a gradient is wanted, or somebody
     watches, all but ReLU are torch's own behind the product: their derivatives need what went in.
     Raises InvalidInput on shapes, dtypes or devices that do not fit, and on other activations.
@@ -255,8 +255,10 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, values, output = ctx.saved_tensors
         topology = ctx.topology
+        # As x lies: what made it works on rows too, where it is rows, and where nothing did, its gradient would be laid out anew.
+        rows = ctx.rows or x.is_contiguous()
         products = (
-            lambda u, w: input_grad(u, w, topology, rows=ctx.rows),
+            lambda u, w: input_grad(u, w, topology, rows=rows),
             lambda u, v: value_grad(u, v, topology, values.dtype),
         )
         needs = ctx.needs_input_grad[:3]
