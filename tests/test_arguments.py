@@ -113,8 +113,8 @@ def decided(density):
     return pollard.prune(network(), "magnitude", density)
 
 
-def moved(density):
-    model = network()
+def moved(density, model=None):
+    model = network() if model is None else model
     return pollard.rigl(model, sgd(model), density=density, steps=10)
 
 
@@ -157,3 +157,28 @@ def test_steps_are_a_number(steps):
 def test_a_name_that_is_nearly_right_is_suggested(call, meant):
     with pytest.raises(InvalidInput, match=rf"expected one of .*Did you mean '{meant}'\?"):
         call()
+
+
+def bare(model):
+    return model.to("meta")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: pollard.prune(bare(network()), "magnitude", 0.1),
+        lambda: pollard.prune(bare(network()), "snip", 0.1, (torch.randn(8, 12), torch.randint(4, (8,)))),
+        lambda: pollard.prune(bare(sparse()), "magnitude", 0.1),
+        lambda: pollard.prune(bare(nn.Sequential(nn.Conv2d(1, 4, 3))), "magnitude", 0.1),
+        lambda: pollard.plan_from_zeros(bare(network())),
+        lambda: moved(0.1, bare(network())),
+    ],
+    ids=["magnitude", "snip", "sparse", "convolution", "zeros", "rigl"],
+)
+def test_weights_that_hold_no_numbers_are_named(call):
+    with pytest.raises(InvalidInput, match=r"got layer '0\S*' on meta, which holds no numbers"):
+        call()
+
+
+def test_a_decision_that_looks_at_no_numbers_needs_none():
+    assert pollard.prune(bare(network()), "random", 0.25).nnz == round(0.25 * (12 * 24 + 24 * 4))

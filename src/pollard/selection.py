@@ -161,6 +161,17 @@ def refuse_unready(model: nn.Module, names: Iterable[str], *, masks: bool = Fals
             )
 
 
+def refuse_meta(layers: Mapping[str, nn.Module]) -> None:
+    """Raises InvalidInput where one of `layers`, given by name, is on the meta device."""
+    for name, layer in layers.items():
+        if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
+            raise InvalidInput(
+                f"layer {name!r} on meta, which holds no numbers",
+                "a layer with a weight",
+                "Load a sparse state with pollard.load_sparse(model, state), or give it memory with to_empty() first.",
+            )
+
+
 def _not_own(module: nn.Module, masked: Sequence[str]) -> tuple[str, str] | None:
     """What is the matter with a layer's weight, and what to do about it; None for nothing. masked: parameters whose masks are all right."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():

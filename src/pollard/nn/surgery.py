@@ -26,6 +26,7 @@ from pollard.selection import (
     is_made_anew,
     linear_layers,
     listed,
+    refuse_meta,
     refuse_tied,
     refuse_unready,
     require_module,
@@ -95,13 +96,13 @@ def _sparsify(model: nn.Module, plan: Mapping[str, Topology], names: list[str], 
     sparse = {name: layer for name, layer in sparse_layers(model).items() if name in names}
     names = [name for name in names if name not in sparse]
     refuse_tied(model, names)
+    if storage == "compressed":
+        refuse_meta({name: model.get_submodule(name) for name in names})
     found = replaceable(model, names)
     for name in (*sparse, *names):
         _make_permanent(model.get_submodule(name))
     for name, layer in sparse.items():
         layer.shrink_(plan[name], updated.get(name))
-    if storage == "compressed":
-        _refuse_devices(model, names)
     for name in names:
         dense = model.get_submodule(name)
         assert isinstance(dense, nn.Linear)
@@ -283,17 +284,6 @@ def _refuse_hooks(layers: Mapping[nn.Module, str]) -> None:
                 "a layer without: they would be lost",
                 "Remove the hooks, and register them again afterwards.",
             )
-
-
-def _refuse_devices(model: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        for parameter in model.get_submodule(name).parameters(recurse=False):
-            if parameter.is_meta:
-                raise InvalidInput(
-                    f"layer {name!r} on {parameter.device}, which holds no numbers",
-                    "a layer with a weight",
-                    "Load a sparse state with pollard.load_sparse(model, state), or give it memory with to_empty() first.",
-                )
 
 
 def swap(model: nn.Module, old: nn.Module, new: nn.Module, found: list[Reference]) -> None:

@@ -39,6 +39,7 @@ from pollard.selection import (
     LayerFilter,
     listed,
     per_layer,
+    refuse_meta,
     refuse_tied,
     refuse_unready,
     require_module,
@@ -120,6 +121,8 @@ def prune(
     rule = _declared(_member(criterion, CRITERIA, "criterion"))
     view, names, pattern, within = opened(model, layers, pattern, within)
     chosen = _prunable(view, names)
+    if set(rule.needs) != {"weight", "generator"}:  # a draw looks at shapes only
+        refuse_meta(chosen)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = _filled_in(scoring or Scoring(), rule, loss_fn)
     rounds = rounds if isinstance(rounds, Rounds) else Rounds(rounds)

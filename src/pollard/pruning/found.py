@@ -15,6 +15,7 @@ from pollard.pruning.plan import Plan
 from pollard.selection import (
     LayerFilter,
     masked_by_torch,
+    refuse_meta,
     refuse_tied,
     refuse_unready,
     require_prunable,
@@ -50,6 +51,7 @@ def plan_from_zeros(model: nn.Module, *, layers: LayerFilter = None, max_density
     names = select(linear, layers)
     refuse_tied(composed(model, names), names)
     refuse_unready(composed(model, names), names, masks=True)
+    refuse_meta({name: linear[name] for name in names})
     found, densities = {}, {}
     for name in names:
         mask = _kept(linear[name])
