@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from pollard.cli import app, doctor
 from pollard.report.doctor import KINDS, SIDES, Check, Diagnosis
 
-BENCH = ["bench", "--shape", "32x24x8", "--rounds", "2", "--density", "0.25"]
+BENCH = ["bench", "32x24x8", "--rounds", "2", "--density", "0.25"]
 FIELDS = {
     "op",
     "pattern",

@@ -1,4 +1,4 @@
-"""bench --network and explain MODEL: what they print, as JSON and for people."""
+"""bench and explain of networks: what they print, as JSON and for people."""
 
 from __future__ import annotations
 
@@ -71,6 +71,29 @@ def test_bench_shows_networks_and_layers_in_one_call(tmp_path):
         assert column in shown
 
 
+QUICK = ["--rounds", "1", "--density", "0.25", "--op", "forward", "--no-peers"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["32x24x8,tiny_networks:tiny", "--json"],
+        ["--json", "32x24x8,tiny_networks:tiny"],
+        ["tiny_networks:tiny", "--json", "--shape", "32x24x8"],
+        ["tiny_networks:tiny", "--shape", "32x24x8", "--json"],
+        ["--network", "tiny_networks:tiny", "--shape", "32x24x8", "--json"],
+    ],
+)
+def test_bench_takes_what_explain_takes_by_position_or_by_the_names_it_had(words):
+    layer, network = json.loads(invoke("bench", *words, *QUICK).stdout)
+    assert (layer["shape"], network["network"]) == ([32, 24, 8], "tiny_networks:tiny")
+
+
+def test_bench_times_several_networks():
+    found = json.loads(invoke("bench", "tiny_networks:tiny,tiny_networks:tiny", "--json", *QUICK).stdout)
+    assert [one["network"] for one in found] == ["tiny_networks:tiny"] * 2
+
+
 def test_explain_tells_the_costs_of_a_network():
     told = json.loads(invoke(*EXPLAIN, "--json").stdout)
     assert [layer["name"] for layer in told["layers"]] == ["0", "2"]
@@ -85,6 +108,9 @@ def test_explain_tells_the_costs_of_a_network():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["bench", "encodr"], "Did you mean 'encoder'?"),
+        (["bench", "64x64"], "OUTxINxBATCH"),
+        (["explain", "mixer-smal"], "package.module:function"),
         (["bench", "--network", "encodr"], "package.module:function"),
         (["bench", "--network", "encoder", "--tokens", "32"], "BATCHxLENGTH"),
         ([*BENCH, "--tokens", "1x8"], "its own inputs"),

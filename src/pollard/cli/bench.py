@@ -18,7 +18,7 @@ from pollard.report.bench import ROUNDS, cases, measure, network_cases
 from pollard.report.case import DTYPES, OPERATIONS, Case
 from pollard.report.network_bench import measure_network
 from pollard.report.network_tables import network_tables
-from pollard.report.networks import Workload, known
+from pollard.report.networks import Workload, is_known, known
 from pollard.report.render import bench_tables
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -27,17 +27,17 @@ DEFAULT_SHAPE = "1024x1024x256"
 EPILOG = """
 Examples:
 
-pollard bench --shape 4096x4096x128 --density 0.1,0.05 --pattern unstructured,v4
+pollard bench 4096x4096x128 --density 0.1,0.05 --pattern unstructured,v4
 
-pollard bench --shape 1024x1024x256 --op step --optimizer momentum --threads 1,2 --json records.json
+pollard bench 1024x1024x256 --op step --optimizer momentum --threads 1,2 --json records.json
 
 pollard bench --step-network 3072-4096-4096-10 --batch 128 --density 0.1
 
-pollard bench --shape 4096x4096x128 --op forward --dtype float32,bfloat16
+pollard bench 4096x4096x128 --op forward --dtype float32,bfloat16
 
-pollard bench --network encoder --tokens 1x128 --pattern v8 --dtype float32,bfloat16
+pollard bench encoder --tokens 1x128 --pattern v8 --dtype float32,bfloat16
 
-pollard bench --network my_models:small --density 0.1,0.05
+pollard bench my_models:small --density 0.1,0.05
 
 Every contender is verified before it is timed. Dense torch competes in every way it has here, nn.Linear and oneDNN among
 them, in the same precision and in bfloat16; a case that the fastest way in the same precision wins is marked.
@@ -49,14 +49,17 @@ Json = Annotated[
         "--json", metavar="[FILE]", help="Write the records to FILE; without FILE, print them and nothing else."
     ),
 ]
-Network = Annotated[
+What = Annotated[
     str | None,
-    typer.Option(
-        metavar="MODEL",
-        help=f"Time a whole network in inference, pruned by magnitude: {known()}, which takes "
-        "nothing and returns the model and its inputs. One that is sparse already is timed as it is.",
+    typer.Argument(
+        metavar="WHAT",
+        help=f"OUTxINxBATCH of a layer (default: {DEFAULT_SHAPE}), or a whole network in inference, pruned by magnitude: {known()}, "
+        "which takes nothing and returns the model and its inputs; one that is sparse already is timed as it is. Several are "
+        "separated by commas.",
     ),
 ]
+# The same under the names that it had.
+Named = Annotated[str | None, typer.Option(hidden=True)]
 
 
 class BenchCommand(TyperCommand):
@@ -68,18 +71,20 @@ class BenchCommand(TyperCommand):
         for index, word in enumerate(args):
             filled.append(word)
             following = args[index + 1 : index + 2]
-            if word == "--json" and (not following or following[0].startswith("--")):
+            if word == "--json" and (not following or _is_no_file(following[0])):
                 filled.append(STDOUT)
         return super().parse_args(ctx, filled)
 
 
+def _is_no_file(word: str) -> bool:
+    return word.startswith("--") or all(values.is_shape(one) or is_known(one) for one in word.split(","))
+
+
 @app.command(cls=BenchCommand, epilog=EPILOG)
 def bench(
+    what: What = None,
     *,
-    shape: Annotated[
-        str | None,
-        typer.Option(help=f"OUTxINxBATCH of a layer, several separated by commas (default: {DEFAULT_SHAPE})."),
-    ] = None,
+    shape: Named = None,
     density: Annotated[str, typer.Option(help="Fractions kept, separated by commas: 0.1 is 90 % sparse.")] = "0.1",
     pattern: Annotated[
         str, typer.Option(help="unstructured, v4 (4 rows share their columns), b16x2 (blocks), 2:4, ...")
@@ -98,12 +103,12 @@ def bench(
         typer.Option(metavar="WIDTHS", help="Time whole training steps of this ReLU network, as in 784-1024-1024-10."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a batch of --step-network.")] = 128,
-    network: Network = None,
+    network: Named = None,
     tokens: Tokens = None,
     images: Images = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Have torch.compile be one of the dense ways of --network; takes a minute."),
+        typer.Option("--compile", help="Have torch.compile be one of the dense ways of a network; takes a minute."),
     ] = False,
     peers: Annotated[
         bool, typer.Option(help="Run torch.sparse, SciPy and MKL (where installed) too; they have no half precision.")
@@ -122,15 +127,14 @@ def bench(
     }
     counts = values.counts(threads, "threads")
     trained = {**grid, "threads": counts, "optimizer": optimizer}
-    todo: list[Case] = []
-    if shape is not None or (step_network is None and network is None):
-        shapes = [values.shape(one) for one in values.words(shape or DEFAULT_SHAPE, "shape")]
-        todo += cases(values.words(op, "op"), shapes, **trained)
+    named = ",".join(filter(None, (what, shape, network)))
+    asked = values.words(named or DEFAULT_SHAPE, "shape") if named or step_network is None else []
+    wholes = [workload(one, tokens, images) for one in asked if not values.is_shape(one)]
+    todo = cases(values.words(op, "op"), [values.shape(one) for one in asked if values.is_shape(one)], **trained)
     if step_network is not None:
         todo += network_cases(values.widths(step_network), batch, **trained)
-    whole = None if network is None else workload(network, tokens, images)
     layers = _time_cases(todo, rounds=rounds, peers=peers) if todo else []
-    networks = _time_network(whole, counts, rounds=rounds, compiled=compiled, **grid) if whole else []
+    networks = _time_networks(wholes, counts, rounds=rounds, compiled=compiled, **grid) if wholes else []
     # The tables first: a file that cannot be written must not take an hour of timings with it.
     tables, records = [*bench_tables(layers), *network_tables(networks)], layers + networks
     emit(records, [part for table in tables for part in (table, "")], as_json=json == STDOUT)
@@ -143,7 +147,7 @@ def _time_cases(todo: list[Case], **options: Any) -> list[dict[str, Any]]:
         return [measure(case, **options).as_json() for case in progress.track(todo, description="timing")]
 
 
-def _time_network(workload: Workload, threads: list[int], **options: Any) -> list[dict[str, Any]]:
+def _time_networks(wholes: list[Workload], threads: list[int], **options: Any) -> list[dict[str, Any]]:
     with stages() as tell:
-        timed = [measure_network(workload, threads=count, tell=tell, **options) for count in threads]
+        timed = [measure_network(one, threads=count, tell=tell, **options) for one in wholes for count in threads]
     return [record.as_json() for records in timed for record in records]

@@ -88,7 +88,7 @@ def explain(
             costs = network_costs(whole, pattern=pattern, density=density, dtype=dtype, tell=tell)
         emit(costs.as_json(), [part for table in costs_tables(costs) for part in (table, "")], as_json=json)
         return
-    if "x" not in what:
+    if not values.is_shape(what):
         raise InvalidInput(
             repr(what),
             f"OUTxINxBATCH, a network ({known()}), or one of " + ", ".join(METHODS),

@@ -44,6 +44,15 @@ def counts(text: str, what: str) -> list[int]:
     return [int(part) for part in found]
 
 
+def is_shape(text: str) -> bool:
+    """Whether `text` is written as sizes are, right or wrong.
+
+    >>> is_shape("64x64x8"), is_shape("64x64"), is_shape("mixer-small")
+    (True, True, False)
+    """
+    return set(text.lower()) <= set("0123456789x")
+
+
 def shape(text: str) -> tuple[int, int, int]:
     """OUTxINxBATCH.
 
