@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import torch
 
+from covering import sampled
 from pollard.settings import Settings
 
 # Fetched data is shared with the person who runs the tests: where it lies is settled before the cache is moved.
@@ -25,6 +26,15 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=6000)
 hypothesis.settings.register_profile("few", derandomize=True, deadline=None, max_examples=24)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a large matrix only as many cases as cover each pair of values, but for `--hypothesis-profile=thorough`."""
+    if hypothesis.settings.get_current_profile_name() != "thorough":
+        kept, left_out = sampled(items)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_unconfigure():

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pollard.networks import Ends
+from pollard.networks.residual import ResNet
+
 BATCH = (torch.randn(40, 12, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4)
 
 
@@ -17,6 +20,11 @@ def noisy() -> nn.Sequential:
     """With everything that scoring could disturb."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(), nn.Linear(24, 4))
+
+
+def residual(input_shape: tuple[int, ...], classes: int) -> ResNet:
+    """A ResNet of one block a stage, a quarter as wide as published."""
+    return ResNet([4, 8, 16], 1, Ends(input_shape, classes), projects=False)
 
 
 def generator() -> torch.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
@@ -29,11 +30,12 @@ FILES = sorted((ROOT / "studies").glob("*.toml"))
 SHAPES = {"cifar-10": (3, 32, 32), "digits": (1, 8, 8)}
 EPOCHS = 2
 SMALL = {"data": "digits", "epochs": EPOCHS}
-LINEAR, IMAGES = "mlp-64-32-16-10", "resnet-20-x0.25"
+LOOKED_AT = 20  # examples, to score and to measure aims
+LINEAR, IMAGES = "mlp-64-32-16-10", "networks:residual"
 
 
 def shrunk(study):
-    """The same series on a small network, epochs in proportion, at one density and seed."""
+    """The same series on a small network, epochs in proportion, few examples to score, at one density and seed."""
 
     def fields(given):
         scale = EPOCHS / given.get("epochs", study.recipe.get("epochs", EPOCHS))
@@ -42,9 +44,9 @@ def shrunk(study):
         # A run of few steps has few between its updates.
         moves = "every" in signature(METHODS.get(given.get("method", ""), dict.fromkeys)).parameters
         often = {"update_every": 5} if moves else {}
-        return (
-            {name: value for name, value in given.items() if name not in (*SMALL, "model", "density")} | epochs | often
-        )
+        few = {"score_batch": min(given["score_batch"], LOOKED_AT)} if "score_batch" in given else {}
+        kept = {name: value for name, value in given.items() if name not in (*SMALL, "model", "density")}
+        return kept | epochs | often | few
 
     model = LINEAR if is_fully_connected(study.recipe.get("model", LINEAR)) else IMAGES
     series = [Series(one.label, fields(one.fields)) for one in study.series]
@@ -99,7 +101,9 @@ def out(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_series_of_a_committed_study_runs(file, out):
+def test_every_series_of_a_committed_study_runs(file, out, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")  # where the module of the small network is, for processes of their own too
+    monkeypatch.setattr(import_module("pollard.recipes.run"), "MEASURED_ON", LOOKED_AT)
     study = shrunk(Study.read(file))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerCollapse)  # SynFlow in one round collapses: that is its point

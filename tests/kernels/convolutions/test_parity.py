@@ -96,6 +96,7 @@ def check(topology, window, samples, sizes, dtypes=DTYPES[0], layout="contiguous
     return assert_parity((topology, window), given, terms)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("pattern", "dtypes"),
     [
@@ -185,6 +186,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(passes, "caches", lambda: target.Caches(4096, 1 << 18, 1 << 20))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "v16"])
 @pytest.mark.parametrize(("samples", "sizes"), [(18, (21, 34)), (17, (8, 8)), (33, (3, 3))])
 def test_every_choice_gives_the_same_bits(isa, monkeypatch, pattern, samples, sizes):

@@ -66,6 +66,7 @@ def test_what_is_no_number_is_what_torch_has(isa, activation):
     torch.testing.assert_close(y, theirs, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     ("pattern", "batch"),
@@ -84,6 +85,7 @@ def test_each_number_is_what_it_is_alone(isa, activation, pattern, batch):
         torch.testing.assert_close(fused.double(), twin, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("dtype", "values_dtype"), HALVES)
 @pytest.mark.parametrize("batch", [1, 7, 70])

@@ -15,6 +15,7 @@ from pollard.kernels.products.tuning import Choice
 from strategies import runs, topologies
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pattern", ["b1x2", "b1x4", "b1x16", "b1x64", "b2x2", "b4x8", "b8x64", "b16x2", "b16x16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_have_the_bits_of_their_columns(isa, pattern, dtype):
@@ -32,6 +33,7 @@ def test_blocks_have_the_bits_of_their_columns(isa, pattern, dtype):
             assert_parity(topology, batch, "row-major", dtype, dtype)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pattern", ["b1x2", "b1x8", "b2x4", "b8x16", "b16x2"])
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float16, torch.float32)], ids=str)
 def test_blocks_equal_their_twin(isa, pattern, dtypes):
@@ -55,6 +57,7 @@ def test_blocks_have_the_same_bits_for_any_tile_and_any_threads(isa, pattern, mo
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
 @pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:4", "1:8", "2:8", "4:8", "2:5", "8:16", "20:32"])
 def test_one_sample_of_n_of_every_m(isa, pattern, dtypes):

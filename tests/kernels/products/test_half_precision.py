@@ -9,6 +9,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("batch", "layout"),
     [

@@ -15,6 +15,7 @@ BATCHES = (1, 20, 100, 300)
 LAYOUTS = ("row-major", "column-major", "strided", "broadcast")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -13,6 +13,7 @@ from pollard.kernels.products import dispatch
 from pollard.kernels.products.tuning import Choice
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "v8"])
 def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern, dtype):
@@ -25,6 +26,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(isa, pattern, dtype
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
 @pytest.mark.parametrize("batch", [1, 20, 64, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -39,6 +41,7 @@ def test_dot_products_have_the_same_bits_however_many_are_taken_at_a_time(isa, p
     assert all(torch.equal(each, made[0]) for each in made)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v16"])
 def test_results_are_bit_identical_for_any_tile_and_panel(isa, pattern, dtype, monkeypatch):
@@ -65,6 +68,7 @@ def test_scattered_or_gathered_the_input_gradient_has_the_same_bits(isa, dtype, 
         assert torch.equal(run(transposed), scattered)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4", "v8", "v16"])
 def test_one_sample_is_what_it_is_in_a_batch_and_has_the_same_bits_wherever_it_lies(isa, pattern, dtype):
@@ -101,6 +105,7 @@ def test_unpacked_operands_give_the_same_bits(isa, dtype, monkeypatch):
     assert torch.equal(run(), usual)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 7, 130, 300])
