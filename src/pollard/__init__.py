@@ -6,6 +6,7 @@ Names are loaded on first use, so that importing the package costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def __getattr__(name: str) -> Any:
     # Each method of sparse training is a call that makes a model sparse and gives the object whose step() does the rest.
     start = None if name.startswith("_") else import_module("pollard.training.shorthands").shorthand(name)
     if start is None:
-        raise AttributeError(f"module 'pollard' has no attribute {name!r}")
+        # With these Python suggests the nearest: set_ for set.
+        raise AttributeError(f"module 'pollard' has no attribute {name!r}", name=name, obj=modules[__name__])
     return start
 
 

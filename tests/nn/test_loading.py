@@ -195,3 +195,14 @@ def test_a_transformer_comes_back_from_its_folder():
     pollard.load_sparse(made, "kept")
     tokens = torch.arange(10)[None]
     assert torch.equal(made(tokens).logits, model(tokens).logits)
+
+
+def test_a_state_within_a_checkpoint_is_pointed_at():
+    with pytest.raises(InvalidInput, match="Pass what it holds under 'model', which has some"):
+        pollard.load_sparse(dense(), {"epoch": 3, "model": trained().state_dict()})
+
+
+def test_a_whole_model_in_a_file_is_told_from_its_state():
+    torch.save(trained(), "whole.pt")
+    with pytest.raises(StoreError, match=r"other things than tensors.*Save model\.state_dict\(\), not the model"):
+        pollard.load_sparse(dense(), "whole.pt")

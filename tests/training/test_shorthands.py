@@ -102,3 +102,10 @@ def test_a_strict_type_checker_finds_what_is_misspelt(tmp_path):
     errors = [line for line in lines if " error: " in line]
     assert [int(line.split(":")[0]) for line in errors] == list(WRONG), done.stdout + done.stderr
     assert all(word in line for word, line in zip(WRONG.values(), errors, strict=True)), done.stdout
+
+
+def test_a_name_that_is_nearly_right_is_suggested():
+    ran = subprocess.run(
+        [sys.executable, "-c", "import pollard; pollard.set"], capture_output=True, text=True, check=False
+    )
+    assert "Did you mean: 'set_'?" in ran.stderr

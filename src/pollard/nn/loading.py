@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -48,9 +49,9 @@ def load_sparse(model: Model, state: State, *, prefix: str | None = None) -> Mod
     held = _stripped(model, _tensors(state, prefix or ""), prefix)
     names = _sparse_names(held)
     if not names:
-        raise InvalidInput(
-            "a state without a sparse layer", "values, row_pointers and columns", "Use load_state_dict()."
-        )
+        inner = next((key for key, each in held.items() if isinstance(each, Mapping) and _sparse_names(each)), None)
+        fix = "Use load_state_dict()." if inner is None else f"Pass what it holds under {inner!r}, which has some."
+        raise InvalidInput("a state without a sparse layer", "values, row_pointers and columns", fix)
     with composing(model, names):
         _load(model, names, held)
     return model
@@ -188,8 +189,11 @@ def _file(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError as error:
         raise StoreError(f"{path}: No such file", "a file that can be read", "Check the path.") from error
     except Exception as error:  # torch and pickle do not say what they raise on damage
-        reason = str(error).partition("\n")[0]
-        raise StoreError(f"{path}: {reason}", "a file of torch.save or safetensors", "Save it again.") from error
+        # What torch says of objects is how to have them run.
+        objects = isinstance(error, UnpicklingError)
+        reason = "it holds other things than tensors" if objects else str(error).partition("\n")[0]
+        fix = "Save model.state_dict(), not the model: nothing else is read, since it could run code."
+        raise StoreError(f"{path}: {reason}", "a state, by torch.save or safetensors", fix) from error
     if not isinstance(held, Mapping):
         raise StoreError(f"{path} of a {type(held).__name__}", "a state_dict", "Save model.state_dict().")
     return held
