@@ -35,13 +35,14 @@ def convolution_steps() -> str:
         for way in ms:
             if way.startswith("dense") or way.endswith("compiled"):
                 continue
-            pattern, density = way.split()
+            pattern, density, *allocation = way.split()
             times = (ms[way], ms.get(f"{way} compiled"))
             told = [
                 cell for time in times for cell in ([f"{time:.0f} ms", f"{best / time:.2f}x"] if time else ["", ""])
             ]
-            rows.append([record["network"], _cpu(record), pattern, _percent(float(density)), f"{best:.0f} ms", *told])
-    head = ["network", "CPU", "pattern", "kept", "best dense", "sparse", "as fast", "compiled", "as fast"]
+            case = [record["network"], _cpu(record), pattern, _percent(float(density)), *(allocation or ["erk"])]
+            rows.append([*case, f"{best:.0f} ms", *told])
+    head = ["network", "CPU", "pattern", "kept", "shared by", "best dense", "sparse", "as fast", "compiled", "as fast"]
     return markdown(head, rows, left=3)
 
 
