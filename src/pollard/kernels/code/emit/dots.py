@@ -10,6 +10,8 @@ from pollard.kernels.code.simd import I32, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
+FEWEST = 4  # dot products that are reduced at a time
+
 
 class Dots(ABC):
     """A block of rows of one row group, from row `offset` on: as many grains at a time as make the dot products of the spec.
@@ -20,7 +22,6 @@ class Dots(ABC):
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, offset: int, values: Value) -> None:
         self.code, self.spec, self.arguments, self.offset = code, spec, arguments, offset
         self.values, self.lanes = values, TARGETS[spec.isa].lanes
-        self.grains = spec.dots // spec.block
 
     @abstractmethod
     def sums(self, columns: list[Value]) -> list[Value]:
@@ -28,16 +29,31 @@ class Dots(ABC):
 
     def run(self, grains: tuple[Value, Value], adds: Value) -> None:
         """The dot products of grains ``start:end``, each of one column, written to the values, or added where `adds` holds."""
-        code, (start, end) = self.code, grains
-        with code.loop(start, code.sub(end, self.grains - 1), self.grains) as whole:
-            positions = [code.add(whole.index, c) for c in range(self.grains)]
+        code, (start, end), count = self.code, grains, self.spec.dots // self.spec.block
+        with code.loop(start, code.sub(end, count - 1), count) as whole:
+            positions = [code.add(whole.index, c) for c in range(count)]
             self._store(self._dots(positions), whole.index, None, adds)
-        if self.grains == 1:
+        if count > 1:
+            with code.when(code.less(whole.index, end)):
+                self._rest((whole.index, end), count, adds)
+
+    def _rest(self, grains: tuple[Value, Value], count: int, adds: Value) -> None:
+        """Those of fewer grains than `count`: half as many at a time, where that is enough."""
+        code, (start, end), half = self.code, grains, count // 2
+        if half * self.spec.block < FEWEST:
+            self._repeating(grains, count, adds)
             return
-        with code.when(code.less(whole.index, end)):
-            # Too few grains for a block: the last one is repeated, and what it repeats is not stored.
-            positions = [code.minimum(code.add(whole.index, c), code.sub(end, 1)) for c in range(self.grains)]
-            self._store(self._dots(positions), whole.index, code.sub(end, whole.index), adds)
+        with code.ir.if_else(code.less(code.add(start, half), end)) as (many, few):
+            with many:
+                self._repeating(grains, count, adds)
+            with few:
+                self._rest(grains, half, adds)
+
+    def _repeating(self, grains: tuple[Value, Value], count: int, adds: Value) -> None:
+        # The last grain is repeated, and what it repeats is not stored.
+        code, (start, end) = self.code, grains
+        positions = [code.minimum(code.add(start, c), code.sub(end, 1)) for c in range(count)]
+        self._store(self._dots(positions), start, code.sub(end, start), adds)
 
     def _dots(self, positions: list[Value]) -> Value:
         return self.code.sum_each(self.sums([self._column(position) for position in positions]), self.lanes)
@@ -56,10 +72,11 @@ class Dots(ABC):
         if block == self.spec.rows:
             self._put(dots, code.mul(position, block), None if count is None else code.mul(count, block), adds)
             return
-        for c in range(self.grains):
+        grains = code.lanes_of(dots) // block
+        for c in range(grains):
             piece = code.shuffle(dots, dots, range(c * block, (c + 1) * block))
             place = code.add(code.mul(code.add(position, c), self.spec.rows), self.offset)
-            with code.when(code.less(c, code.integer(self.grains) if count is None else count)):
+            with code.when(code.less(c, code.integer(grains) if count is None else count)):
                 self._put(piece, place, None, adds)
 
     def _put(self, value: Value, place: Value, count: Value | None, adds: Value) -> None:
