@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -89,3 +93,14 @@ def test_a_command_that_is_nearly_right_is_suggested():
     result = CliRunner().invoke(app, ["trian"])
     assert result.exit_code == 2
     assert "Did you mean 'train'?" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["data", "list"], ["data", "list", "--json"]])
+def test_output_that_cannot_be_written_is_told_in_three_lines(words):
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "pollard", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert labels(done.stderr) == LABELS
+    assert "No space left on device" in done.stderr

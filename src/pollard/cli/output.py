@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress, ProgressColumn, TextColumn
 
-from pollard.errors import PollardError
+from pollard.errors import PollardError, StoreError
 
 Answer = Mapping[str, Any] | Sequence[Any]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
@@ -22,7 +23,23 @@ PIPED_WIDTH, WIDEST = 160, 1000
 
 
 def emit(answer: Answer, view: Iterable[RenderableType], *, as_json: bool) -> None:
-    """Print a command's answer: `answer` as one JSON document, or else each part of `view`."""
+    """Print a command's answer: `answer` as one JSON document, or else each part of `view`; StoreError where it cannot be written."""
+    try:
+        _written(answer, view, as_json=as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever read it has read enough
+    except OSError as failed:
+        # What is left in its buffer would be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise StoreError(
+            f"standard output that cannot be written to: {failed.strerror}",
+            "a terminal, a pipe, or a file on a disk with room",
+            "Make room, or send the output elsewhere, and run the command again: what it has stored itself is kept.",
+        ) from failed
+
+
+def _written(answer: Answer, view: Iterable[RenderableType], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
         return
