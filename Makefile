@@ -34,7 +34,7 @@ sizes: .venv/installed
 
 tests: .venv/installed data
 	rm -f .coverage .coverage.* coverage.json
-	$(BIN)/pytest --numprocesses 2 --cov --cov-report=term --cov-report=json --durations=10
+	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=term --cov-report=json --durations=10
 	$(BIN)/python scripts/ratchet.py
 
 # Without the data its tests are skipped and say so; the rest of the library is still worth testing.

@@ -16,8 +16,10 @@ from pollard.settings import Settings
 
 # Fetched data is shared with the person who runs the tests: where it lies is settled before the cache is moved.
 os.environ["POLLARD_DATA"] = str(Settings.read().data)
-_cache = tempfile.TemporaryDirectory(prefix="pollard-tests-")
-os.environ["POLLARD_CACHE"] = _cache.name
+# The workers of a run inherit the cache of the process that started them: what one compiles, the other need not.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="pollard-tests-")
+    os.environ["POLLARD_CACHE"] = _cache.name
 
 # Torch takes what these pretend for an accelerator: they run in a process of their own, which says so.
 collect_ignore = [] if "POLLARD_PRETENDS" in os.environ else ["tests/pretended.py", "tests/training/device_trials.py"]
@@ -38,7 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure():
-    _cache.cleanup()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _cache.cleanup()
 
 
 @pytest.fixture(autouse=True)
