@@ -8,6 +8,7 @@ long stands under ``<!-- not run: reason -->``.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 import shlex
@@ -63,6 +64,8 @@ def commands(block: Block) -> list[list[str]]:
 
 def run(page: Path, text: str) -> None:
     """Run the blocks of `page` in order."""
+    # What the commands do is covered by tests of their own; coverage's tracing would take a third as long again.
+    untraced = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks(text):
         if block.language == "python":
@@ -70,9 +73,8 @@ def run(page: Path, text: str) -> None:
             exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
         elif block.language in ("console", "sh"):
             for words in commands(block):
-                done = subprocess.run(
-                    [sys.executable, "-m", "pollard", *words], capture_output=True, text=True, check=False
-                )
+                command = [sys.executable, "-m", "pollard", *words]
+                done = subprocess.run(command, env=untraced, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, f"{page.name}:{block.line}: pollard {shlex.join(words)}\n{done.stderr}"
 
 

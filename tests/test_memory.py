@@ -9,32 +9,33 @@ import pytest
 from fresh_process import ONLY_LINUX, told_by
 
 
-def measured(*options: str) -> list[dict[str, Any]]:
-    """What two fresh processes tell.
+def measured(most: float, *options: str) -> list[dict[str, Any]]:
+    """What fresh processes tell, of which the last should have a ratio of at most `most`.
 
-    The first process of a machine tunes and compiles besides, and where the heap's holes lie moves a peak by a tenth: two
-    processes train, the leaner one is judged.
+    The first process of a machine tunes and compiles besides, and where the heap's holes lie moves a peak by a tenth: where
+    one is not lean enough, another one is judged.
     """
-    return [told_by("memory.py", *options) for _ in range(2)]
+    told = [told_by("memory.py", *options)]
+    return told if told[0]["ratio"] <= most else [*told, told_by("memory.py", *options)]
 
 
 @pytest.mark.slow
 @ONLY_LINUX
 def test_a_network_whose_dense_weight_cannot_be_allocated_trains_in_memory_proportional_to_what_is_kept():
-    told = measured("--limit", "900", "--steps", "3")
+    told = measured(1.6, "--limit", "900", "--steps", "3")
     for each in told:
         assert each["dense_weight"] == "cannot be allocated"
         assert each["losses"][-1] < each["losses"][0]
         assert each["peak_above_baseline"] < each["dense_form"] / 20
-    assert min(each["ratio"] for each in told) <= 1.6
+    assert told[-1]["ratio"] <= 1.6
 
 
 @pytest.mark.slow
 @ONLY_LINUX
 def test_its_topology_moves_by_dense_gradients_that_never_exist():
-    told = measured("--limit", "900", "--steps", "4", "--moving", "rigl:2")
+    told = measured(1.8, "--limit", "900", "--steps", "4", "--moving", "rigl:2")
     for each in told:
         assert each["dense_weight"] == "cannot be allocated"
         assert each["updates"] == 2
         assert each["losses"][-1] < each["losses"][0]
-    assert min(each["ratio"] for each in told) <= 1.8
+    assert told[-1]["ratio"] <= 1.8

@@ -222,27 +222,19 @@ def test_what_stops_a_slot_stops_the_study(study, tmp_path, monkeypatch):
         run_study(study, tmp_path, workers=2)
 
 
-def test_ray_gives_the_same_results(study, tmp_path, monkeypatch):
+def test_ray_gives_the_same_results_and_the_same_failures(study, tmp_path):
     pytest.importorskip("ray", reason="ray is an extra")
-    here, there = tmp_path / "local", tmp_path / "ray"
-    assert run_study(study, here, workers=2) == []
-    told = []
-    assert run_study(study, there, engine="ray", workers=2, on_done=told.append) == []
-    assert len(told) == len(study.recipes())
+    broken, here, there, told = failing(study), tmp_path / "local", tmp_path / "ray", []
+    assert len(run_study(broken, here, workers=2)) == 4
+    outcomes = run_study(broken, there, engine="ray", workers=2, on_done=told.append)
+    assert len(told) == len(broken.recipes())
+    assert failures(there) == failures(here) == {outcome.run: outcome.error for outcome in outcomes}
     timed = ("seconds_per_step", "peak_rss_bytes")
     for one, other in zip(points(here), points(there), strict=True):
         assert {name: (one[name], other[name]) for name in one if one[name] != other[name] and name not in timed} == {}
     for recipe in study.recipes():
         models = [(out / recipe.digest / "model.safetensors").read_bytes() for out in (here, there)]
         assert models[0] == models[1]
-
-
-def test_a_failure_on_ray_is_kept_too(study, tmp_path):
-    pytest.importorskip("ray", reason="ray is an extra")
-    only = replace(failing(study), grid={"seed": [0]}, series=[failing(study).series[-1]])
-    (outcome,) = run_study(only, tmp_path, engine="ray", workers=1)
-    assert "17" in outcome.error
-    assert failures(tmp_path).keys() == {outcome.run}
 
 
 def test_ray_that_is_not_installed_says_what_to_do(study, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pollard.pruning.decision import prune
 from pollard.training.methods import METHODS
 from pollard.training.sparsifier import Sparsifier
 
-STEPS = 200
+STEPS = 120
 EVERY = {"static": {}, "dsd": {}, "granet": {"every": 20}, "gse": {"every": 10}}
 VARIANTS = [
     *[(name, {}) for name in METHODS],
