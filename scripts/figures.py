@@ -263,7 +263,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/folk-knowledge.md": {
         **{
             name: partial(accuracies, name)
-            for name in ("mnist", "fashion", "before-mnist", "scratch", "ablations", "collapse")
+            for name in ("mnist", "fashion", "before-mnist", "before-fashion", "scratch", "ablations", "collapse")
         },
         "scratch losses": partial(losses, "scratch"),
         "values": crossed,
