@@ -101,6 +101,7 @@ def test_half_precision_is_rounded_once(isa, activation, dtype, values_dtype, ba
     assert ((fused.double() - once).abs() <= allowed).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_have_the_same_bits_for_any_tile_panel_and_number_of_threads(isa, activation, dtype, monkeypatch):
