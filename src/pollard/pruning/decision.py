@@ -121,13 +121,13 @@ def prune(
     rule = _declared(_member(criterion, CRITERIA, "criterion"))
     view, names, pattern, within = opened(model, layers, pattern, within)
     chosen = _prunable(view, names)
-    if set(rule.needs) != {"weight", "generator"}:  # a draw looks at shapes only
-        refuse_meta(chosen)
     budget = min(1.0, density * _with_biases(chosen)) if count_biases else density
     scoring = _filled_in(scoring or Scoring(), rule, loss_fn)
     rounds = rounds if isinstance(rounds, Rounds) else Rounds(rounds)
     described = _described(composed(view, chosen), chosen, pattern, min_density, max_density)
     network = Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape)
+    if set(rule.needs) != {"weight", "generator"} and not is_streamed(network):  # a draw looks at shapes only
+        refuse_meta(chosen)
     decision = (StreamedDecision if is_streamed(network) else _DenseDecision)(
         rule,
         _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
