@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -97,6 +97,12 @@ def explain(
     found = _explained(what, op, (density, pattern), dtype=dtype, device=device, activation=activation, images=images)
     code = {"ir": found.ir()} if ir else {}
     code |= {"assembly": found.assembly()} if asm else {}
+    answer, view = _kernel_view(found)
+    emit(answer | code, [*view, *filter(None, code.values())], as_json=json)
+
+
+def _kernel_view(found: Explanation) -> tuple[dict[str, Any], list[RenderableType]]:
+    """The chosen kernel, why, and those that were timed, the fastest first, as JSON and for a terminal."""
     ranked = sorted(found.candidates, key=lambda candidate: candidate[1])
     timed = plain_table("candidates", ("kernel", "us a call"), [(spec, f"{time:.1f}") for spec, time in ranked])
     answer = {
@@ -105,8 +111,7 @@ def explain(
         "candidates": [{"kernel": spec, "microseconds": time} for spec, time in ranked],
     }
     view: list[RenderableType] = [f"kernel: {found.choice}", f"reason: {found.reason}"]
-    view += ["", timed] if ranked else []
-    emit(answer | code, [*view, *filter(None, code.values())], as_json=json)
+    return answer, view + (["", timed] if ranked else [])
 
 
 def _explained(

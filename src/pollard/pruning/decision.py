@@ -30,7 +30,7 @@ from pollard.pruning.deciding import Decision, Measured, Told, kept_positions, t
 from pollard.pruning.masks import best_grains
 from pollard.pruning.network import Network
 from pollard.pruning.opened import opened
-from pollard.pruning.plan import Plan
+from pollard.pruning.plan import Plan, collapse_message
 from pollard.pruning.rounds import Finished, round_densities
 from pollard.pruning.scoring import Batches, Rounds, Scoring
 from pollard.pruning.streaming import Forecast, StreamedDecision, is_streamed
@@ -126,8 +126,6 @@ def prune(
     rounds = rounds if isinstance(rounds, Rounds) else Rounds(rounds)
     described = _described(composed(view, chosen), chosen, pattern, min_density, max_density)
     network = Network(view, chosen, batch, scoring, generator=generator, input_shape=input_shape)
-    if set(rule.needs) != {"weight", "generator"} and not is_streamed(network):  # a draw looks at shapes only
-        refuse_meta(chosen)
     decision = (StreamedDecision if is_streamed(network) else _DenseDecision)(
         rule,
         _member(allocation or own_allocation(rule), ALLOCATIONS, "allocation"),
@@ -142,12 +140,7 @@ def prune(
     count, start = rule.rounds if rounds.count is None else rounds.count, Plan(within).density if within else 1.0
     plan = decision.plan(round_densities(budget, count, rounds.schedule, start), density)
     plan = replace(plan, coverage=Coverage.of(model, plan))
-    if decision.network.unreached:
-        warnings.warn(unreached_message(decision.network.unreached), ScoresTie, stacklevel=2)
-    if decision.ties and not invert:
-        warnings.warn(tie_message(decision.ties, decision.network.weights), ScoresTie, stacklevel=2)
-    if plan.collapsed:
-        warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=2)
+    _warn(decision, plan)
     if layers is None and plan.coverage is not None and plan.coverage.share < QUARTER:
         warnings.warn(_mostly_dense(plan.coverage), LeftDense, stacklevel=2)
     return plan
@@ -167,6 +160,11 @@ class _DenseDecision(Decision[_Left, Measured]):
     """Over weights that are there, with the scores of all their grains."""
 
     __slots__ = ()
+
+    def require(self) -> None:
+        """Weights that hold numbers, where more than their shapes is looked at."""
+        if set(self.rule.needs) != {"weight", "generator"}:
+            refuse_meta({name: self.network.model.get_submodule(name) for name in self.network.names})
 
     def begin(self, begun: Finished | None) -> _Left:
         """All that may be kept."""
@@ -385,16 +383,18 @@ def _with_biases(chosen: Mapping[str, nn.Linear]) -> float:
     return 1 + sum(module.out_features for module in chosen.values() if module.bias is not None) / weights
 
 
+def _warn(decision: Decision[Any, Any], plan: Plan) -> None:
+    """Tells the caller of `prune` what is the matter with `plan`."""
+    if decision.network.unreached:
+        warnings.warn(unreached_message(decision.network.unreached), ScoresTie, stacklevel=3)
+    if decision.ties and not decision.invert:
+        warnings.warn(tie_message(decision.ties, decision.network.weights), ScoresTie, stacklevel=3)
+    if plan.collapsed:
+        warnings.warn(collapse_message(plan), LayerCollapse, stacklevel=3)
+
+
 def _mostly_dense(coverage: Coverage) -> str:
     return (
         f"{coverage}. The density {coverage.density:.4g} is of the layers that are pruned; of the whole model "
         f"{coverage.model_density:.4g} is kept; layers= says that this is meant."
-    )
-
-
-def collapse_message(plan: Plan) -> str:
-    """What to say of a plan in which layers keep nothing."""
-    return (
-        f"nothing is kept of {listed(plan.collapsed)} at density {plan.asked}: no signal passes. "
-        "Raise the density, pass min_density=, or use allocation='erk'."
     )

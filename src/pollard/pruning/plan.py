@@ -14,7 +14,7 @@ from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, StoreError
 from pollard.formats.store import load_topologies, save_topologies
 from pollard.formats.topology import Topology
-from pollard.selection import counted, unmatched
+from pollard.selection import counted, listed, unmatched
 
 if TYPE_CHECKING:
     from pollard.tables import PrintedTable
@@ -176,3 +176,11 @@ class Plan(Mapping[str, Topology]):
     def _metadata(self) -> dict[str, Any]:
         told = {"criterion": self.criterion, "allocation": self.allocation, "asked": self.asked}
         return told | ({"coverage": self.coverage.to_dict()} if self.coverage else {})
+
+
+def collapse_message(plan: Plan) -> str:
+    """What to say of a plan in which layers keep nothing."""
+    return (
+        f"nothing is kept of {listed(plan.collapsed)} at density {plan.asked}: no signal passes. "
+        "Raise the density, pass min_density=, or use allocation='erk'."
+    )

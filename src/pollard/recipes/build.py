@@ -22,10 +22,10 @@ from pollard.pruning.ablation import shuffle
 from pollard.pruning.allocation import ALLOCATIONS, SHAPES, reads, whole_grains
 from pollard.pruning.budget import Layer
 from pollard.pruning.criteria import CRITERIA
-from pollard.pruning.decision import collapse_message, prune
+from pollard.pruning.decision import prune
 from pollard.pruning.isometry import restore_isometry
 from pollard.pruning.orthogonal import exact_orthogonal
-from pollard.pruning.plan import Plan
+from pollard.pruning.plan import Plan, collapse_message
 from pollard.pruning.refit import refit
 from pollard.pruning.scoring import Rounds, Scoring
 from pollard.recipes.models import (

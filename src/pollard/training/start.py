@@ -93,20 +93,8 @@ def sparse_training(
         _refuse_wrapper(model)
         made.require_resizable(patterns_of(pattern))
         seed = agreed(seed)
-        criterion = criterion or ("magnitude" if made.remembers else "random")
-        first = made.density(0) if made.density else density
-        assert first is not None
-        shared = "erk" if made.allocation == "global" and criterion == "random" else made.allocation
-        plan = prune(
-            model,
-            criterion,
-            min(1.0, first),
-            batch,
-            allocation=shared,
-            pattern=pattern,
-            layers=layers,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        draw = torch.Generator().manual_seed(seed)
+        plan = _first_plan(model, made, density, criterion, batch, pattern=pattern, layers=layers, generator=draw)
         made.require({name: topology.pattern for name, topology in plan.items()})
         held = matrices(model) if made.remembers else {}
         dense = {name: held[name].weight.detach().clone() for name in plan if made.remembers}
@@ -116,6 +104,17 @@ def sparse_training(
         assert density is not None
         _tell_density(sparse, density)
     return Sparsifier(model, optimizer, made, layers=layers, seed=seed, own_steps=own_steps)
+
+
+def _first_plan(
+    model: nn.Module, method: Method, density: float | None, criterion: str | None, batch: Any, **given: Any
+) -> Plan:
+    """What `model` keeps before `method` moves anything, by `criterion` or, if that is None, by what suits the method."""
+    criterion = criterion or ("magnitude" if method.remembers else "random")
+    first = method.density(0) if method.density else density
+    assert first is not None
+    shared = "erk" if method.allocation == "global" and criterion == "random" else method.allocation
+    return prune(model, criterion, min(1.0, first), batch, allocation=shared, **given)
 
 
 def _chosen_sparse(

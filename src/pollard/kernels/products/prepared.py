@@ -80,7 +80,7 @@ def _walk_by_columns(product: Product, turned: ByColumns, choice: Choice) -> dic
     # Here grains come in one stream, from wherever it is. A block may be longer: until its sums, at rest between tiles, fill
     # half of L2. The dense operand is then fetched less often.
     topology, chunks = product.topology, product.threads
-    resting = caches().l2 // 2 / (4 * product.unit * choice.vectors)
+    resting = _rows_in_l2(2, 4 * product.unit * choice.vectors)
     passes = _passes(topology.shape[1], chunks, max(_block(topology), resting))
     return {
         "columns": turned.rows, "bounds": turned.bounds(chunks * passes), "PASSES": passes, **_tiles(turned.tiling)
@@ -99,7 +99,12 @@ def _block(topology: Topology, uses: int = SELDOM) -> float:
 
 def _returning(topology: Topology, tiles: Tiling, row: int) -> float:
     # Row groups whose rows, of `row` bytes, fill a quarter of L2, where each tile comes back to them.
-    return caches().l2 // 4 / (row * topology.pattern.rows) if tiles.tiles > 1 else math.inf
+    return _rows_in_l2(4, row) / topology.pattern.rows if tiles.tiles > 1 else math.inf
+
+
+def _rows_in_l2(part: int, row: int) -> float:
+    # Rows of so many bytes that fill that part of L2.
+    return caches().l2 // part / row
 
 
 def _passes(groups: int, chunks: int, block: float) -> int:

@@ -63,7 +63,7 @@ class _Correlate(Dots):
         """Summed over all pixels of the samples at hand."""
         code, arguments, lanes = self.code, self.arguments, self.lanes
         inputs = [code.floats(self.field, code.index_at(arguments["offsets"], column)) for column in columns]
-        with code.loop(0, arguments["PATCHES"], carried=[code.zero(lanes)] * (len(columns) * self.spec.block)) as patch:
+        with code.loop(0, arguments["PATCHES"], carried=self.zeros(len(columns))) as patch:
             place = code.mul(patch.index, 2)
             x, y = (code.index_at(arguments["patches"], code.add(place, i)) for i in (0, 1))
             sums = patch.carried

@@ -55,6 +55,10 @@ class Dots(ABC):
         positions = [code.minimum(code.add(start, c), code.sub(end, 1)) for c in range(count)]
         self._store(self._dots(positions), start, code.sub(end, start), adds)
 
+    def zeros(self, grains: int) -> list[Value]:
+        """The sums of so many grains with each row of the block, before anything is added."""
+        return [self.code.zero(self.lanes)] * (grains * self.spec.block)
+
     def _dots(self, positions: list[Value]) -> Value:
         return self.code.sum_each(self.sums([self._column(position) for position in positions]), self.lanes)
 

@@ -73,8 +73,8 @@ class _Sddmm(Dots):
         return self._at_once(inputs) if self.spec.vectors else self._walk(inputs)
 
     def _at_once(self, inputs: list[Value]) -> list[Value]:
-        sums = [self.code.zero(self.lanes)] * (len(inputs) * self.spec.block)
-        return self._multiply(sums, self.held, [self._factors(self.panel.words(each, masked=True)) for each in inputs])
+        loaded = [self._factors(self.panel.words(each, masked=True)) for each in inputs]
+        return self._multiply(self.zeros(len(inputs)), self.held, loaded)
 
     def _walk(self, inputs: list[Value]) -> list[Value]:
         code, lanes, numbers, unit = self.code, self.lanes, self.numbers, self.panel.unit
@@ -87,9 +87,7 @@ class _Sddmm(Dots):
             return self._multiply(sums, upstream, loaded)
 
         first, last = self.batch
-        with code.loop(
-            first, code.sub(last, unit - 1), unit, [code.zero(lanes)] * (len(inputs) * self.spec.block)
-        ) as step:
+        with code.loop(first, code.sub(last, unit - 1), unit, self.zeros(len(inputs))) as step:
             step.carry(multiply(step.carried, step.index, None))
         before, sums = code.ir.block, step.carried
         with code.ir.if_then(code.less(step.index, last)):
