@@ -15,6 +15,7 @@
     PollardWarning (UserWarning)
     |-- KernelFallback              a kernel could not be compiled: the slow twin runs instead
     |-- CacheNotTrusted             others could have written what is kept on disk: it is made anew
+    |-- WriteLost                   a view of the weight of a sparse layer was written to, which changes nothing
     |-- LeftDense                   layers stay dense beside those that a density was asked of
     |-- OtherDensity                layers that are sparse already keep another density than was asked of them
     |-- SteppedPast                 an optimizer steps past the Sparsifier that waits, or past the layers of now
@@ -96,6 +97,10 @@ class SteppedPast(PollardWarning):
 
 class NoDecay(PollardWarning):
     """Values of sparse layers do not decay, where other weights do."""
+
+
+class WriteLost(PollardWarning):
+    """A tensor was written to that is made of the weights of a sparse layer, and is not where they are kept."""
 
 
 class LeftDense(PollardWarning):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -11,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 import pollard
-from pollard.errors import InvalidInput
+from pollard.errors import InvalidInput, WriteLost
+from pollard.lazy import LazyWeight
 from pollard.nn import SparseLinear
-from pollard.nn.readable import LazyWeight
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -76,6 +77,97 @@ def test_writing_to_it_is_refused_with_what_to_do(write):
     with pytest.raises(InvalidInput, match=r"Write to layer\.values"), torch.no_grad():
         write(sparse)
     assert sparse.values.equal(before)
+
+
+VIEWS = {
+    "a row": lambda weight: weight[0].detach().fill_(0),
+    "a view of a view": lambda weight: weight.view(-1).detach()[:3].zero_(),
+    "the transpose": lambda weight: weight.T.detach().zero_(),
+    "detached": lambda weight: weight.detach().mul_(2),
+    "a piece": lambda weight: weight.chunk(2)[1].detach().zero_(),
+    "itself, as what it is already": lambda weight: weight.float().detach().zero_(),
+    "a parameter of its memory": lambda weight: nn.Parameter(weight.detach()).detach().add_(1),
+}
+
+
+@pytest.mark.parametrize("write", VIEWS.values(), ids=VIEWS)
+def test_writing_to_a_view_of_it_is_told(write):
+    with pytest.warns(WriteLost, match=r"is lost.*Write to layer\.values.*clone\(\)"):
+        write(layer().weight)
+
+
+def test_where_a_write_to_a_view_is_told_is_where_it_was_made():
+    with pytest.warns(WriteLost) as told:
+        layer().weight.detach().zero_()
+    assert told[0].filename == __file__
+
+
+READS = {
+    "a clone": lambda weight: weight.detach().clone().zero_(),
+    "a copy of one's own": lambda weight: weight.to_dense().detach().zero_(),
+    "another dtype": lambda weight: weight.detach().double().zero_(),
+    "a gradient": lambda weight: weight.square().sum().backward(),
+    "a row": lambda weight: weight[0] * 2,
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_reading_it_is_not(read, recwarn):
+    read(layer().weight)
+    assert not recwarn.list
+
+
+COMPOSED = {
+    "a convolution": (nn.Conv2d(4, 8, 3), "weight"),
+    "a recurrent layer": (nn.LSTM(4, 5), "weight_ih_l0"),
+    "attention, of three": (nn.MultiheadAttention(16, 2), "in_proj_weight"),
+}
+
+
+@pytest.mark.parametrize(("whole", "name"), COMPOSED.values(), ids=COMPOSED)
+def test_the_weight_of_a_composite_is_read_and_refused_alike(whole, name):
+    model = nn.Sequential(copy.deepcopy(whole))
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.3))
+    made = model[0]
+    weight = getattr(made, name)
+    assert isinstance(weight, LazyWeight)
+    assert weight.shape == getattr(whole, name).shape
+    assert weight.requires_grad
+    assert weight.grad is None
+    assert 0 < weight.kept < weight.numel()
+    dense = getattr(pollard.densify_(copy.deepcopy(model))[0], name)
+    assert (weight + 0).equal(dense)
+    weight.square().sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * dense)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for write in (
+        lambda: weight.data.fill_(1),
+        lambda: nn.init.kaiming_normal_(weight),
+        lambda: setattr(made, name, nn.Parameter(dense.detach())),
+        lambda: nn.utils.prune.l1_unstructured(made, name, 0.5),
+    ):
+        with pytest.raises(InvalidInput, match=r"Write to layer\.values"):
+            write()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_writing_to_what_dense_parts_make_is_told():
+    model = nn.Sequential(nn.MultiheadAttention(16, 2))
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.3, layers=["0.out_proj"]))
+    with pytest.warns(WriteLost):
+        model[0].in_proj_weight.detach().zero_()
+
+
+def test_a_composite_made_whole_is_trained_without_a_word(recwarn):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3))
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.3))
+    whole = pollard.densify_(model)
+    optimizer = torch.optim.SGD(whole.parameters(), 0.1)
+    whole(torch.ones(1, 4, 5, 5)).sum().backward()
+    optimizer.step()
+    del model, whole, optimizer
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_it_is_no_parameter_and_no_part_of_the_state():

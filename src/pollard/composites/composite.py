@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pollard.lazy import LazyWeight, not_written, tell_writes
+
 # Kinds of modules by the dotted name of their class: those of libraries that are not there need not be imported.
 COMPOSITES: dict[str, type[Composite]] = {}
 _PLAIN = (int, float, bool, str, tuple, list, type(None))
@@ -89,7 +91,7 @@ class Composite(nn.Module, ABC):
     def whole(self) -> nn.Module:
         """The module that this was made of, with what the parts hold now; each of them is dense."""
         found = copy.deepcopy(self._frame[0])
-        weights = {part: getattr(self, part).weight.detach() for part in self._parts}
+        weights = {part: getattr(self, part).weight.to_dense().detach() for part in self._parts}
         for name in [name for name, _ in found.named_parameters()]:
             owner, _, key = name.rpartition(".")
             if name in self._parts.values():
@@ -101,6 +103,12 @@ class Composite(nn.Module, ABC):
                 new = getattr(self, name)
             setattr(found.get_submodule(owner), key, new)
         return found.train(self.training)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch does, but for one that was taken apart, or what torch.nn.utils.prune would keep of it."""
+        if name.removesuffix("_orig") in vars(self).get("_parts", {}).values():
+            raise not_written("an assignment")
+        super().register_parameter(name, param)
 
     def _sharing(self, name: str) -> list[str]:
         return [part for part, own in self._parts.items() if own == name]
@@ -118,12 +126,31 @@ class Composite(nn.Module, ABC):
             if name.startswith("__") or "_frame" not in vars(self):
                 raise
             if name in self._parts.values():
-                return self.tensor(name, {part: getattr(self, part).weight for part in self._sharing(name)})
+                return self._whole(name)
             told = getattr(self._frame[0], name, self)
             # Lists of parameters, as recurrent modules have, would be of such without numbers.
             if isinstance(told, _PLAIN) and not any(isinstance(each, Tensor | list) for each in _within(told)):
                 return told
             raise
+
+    def _whole(self, name: str) -> Tensor:
+        """The parameter `name` to read: a view of the only part's own, or what is made of several, or of sparse ones."""
+        weights = {part: getattr(self, part).weight for part in self._sharing(name)}
+        parts = list(weights.values())
+        if torch.compiler.is_compiling() or not any(isinstance(part, LazyWeight) for part in parts):
+            joined = self.tensor(name, weights)
+            if len(parts) > 1:
+                tell_writes(joined)
+            return joined
+
+        def make() -> Tensor:
+            return self.tensor(name, {part: weight.to_dense() for part, weight in weights.items()})
+
+        def gradient() -> Tensor | None:
+            found = {part: weight.grad for part, weight in weights.items()}
+            return None if None in found.values() else self.tensor(name, found)
+
+        return LazyWeight(self._shape(name), parts, make, gradient)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A state of the module that this was made of is taken apart too."""
