@@ -31,8 +31,14 @@ def way(function):
 
 @way
 def exported(model, twin):
-    program = torch.export.export(model, (X,))
-    torch.testing.assert_close(program.module()(X), twin(X), rtol=1e-4, atol=1e-5)
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("samples", min=2)},))
+    for batch in (X, X[:3]):
+        torch.testing.assert_close(program.module()(batch), twin(batch), rtol=1e-4, atol=1e-5)
+
+
+@way
+def on_meta(model, twin):
+    assert copy.deepcopy(model).to("meta")(X.to("meta")).shape == twin(X).shape
 
 
 @way

@@ -268,3 +268,70 @@ def test_a_kind_of_ones_own_joins_by_a_class():
 def test_a_sequence_of_no_steps_is_refused():
     with pytest.raises(InvalidInput, match="a sequence of no steps"):
         kind_for(nn.GRU(3, 4))(nn.GRU(3, 4))(torch.zeros(0, 2, 3))
+
+
+def set_on(module, **given):
+    for name, value in given.items():
+        setattr(module, name, value)
+
+
+def dilated(convolution):
+    """As libraries of segmentation make backbones finer: what torch works out of `padding` for other modes stays as it was."""
+    set_on(convolution, stride=(1, 1), dilation=(2, 2), padding=(2, 2))
+
+
+SET_LATER = {
+    "stride, dilation and padding": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), draw(2, 3, 9, 8), dilated),
+    "padding that goes by another axis": (
+        lambda: nn.Conv2d(3, 4, 3),
+        draw(2, 3, 9, 8),
+        lambda module: setattr(module, "padding", (0, 2)),
+    ),
+    "single numbers": (
+        lambda: nn.Conv2d(3, 4, 3),
+        draw(2, 3, 9, 8),
+        lambda module: set_on(module, stride=2, padding=1, dilation=2),
+    ),
+    "dilation under padding that keeps the size": (
+        lambda: nn.Conv2d(3, 4, (5, 3), padding="same"),
+        draw(2, 3, 9, 8),
+        lambda module: setattr(module, "dilation", (3, 2)),
+    ),
+    "no padding": (
+        lambda: nn.Conv1d(3, 4, 3, padding=1),
+        draw(2, 3, 9),
+        lambda module: setattr(module, "padding", "valid"),
+    ),
+    "a bias where there was none": (
+        lambda: nn.ConvTranspose1d(3, 4, 3, bias=False),
+        draw(2, 3, 9),
+        lambda module: setattr(module, "bias", nn.Parameter(torch.arange(4.0))),
+    ),
+    "no bias any more": (
+        lambda: nn.Conv2d(3, 4, 3),
+        draw(2, 3, 9, 8),
+        lambda module: setattr(module, "bias", None),
+    ),
+    "which axis samples are": (
+        lambda: nn.GRU(5, 6),
+        draw(4, 3, 5),
+        lambda module: setattr(module, "batch_first", True),
+    ),
+}
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before", "afterwards"])
+@pytest.mark.parametrize("name", SET_LATER)
+def test_what_is_set_after_construction_is_what_torchs_own_goes_by(name, early):
+    make, x, change = SET_LATER[name]
+    torch.manual_seed(0)
+    whole = make()
+    if early:
+        change(whole)
+    made = kind_for(whole)(copy.deepcopy(whole))
+    if not early:
+        change(made)
+        change(whole)
+    expected = flat(whole(x))
+    for module in (made, copy.deepcopy(made), made.whole()):
+        torch.testing.assert_close(flat(module(x)), expected, rtol=1e-4, atol=1e-5)

@@ -81,7 +81,7 @@ def _with_bias(model, bias):
 def test_a_bias_that_is_set_belongs_to_the_whole(had_one):
     model, x = convolution(bias=had_one), images()
     before = model(x)
-    model[0].set_bias(nn.Parameter(torch.arange(8.0)))
+    model[0].bias = nn.Parameter(torch.arange(8.0))
     assert "bias=False" not in model[0].extra_repr()
     assert "0.bias" in model.state_dict()
     shifted = model(x)
@@ -90,8 +90,8 @@ def test_a_bias_that_is_set_belongs_to_the_whole(had_one):
     torch.testing.assert_close(whole(x), shifted)
     again = convolution(bias=had_one)
     old = again[0].bias if had_one else None
-    again[0].set_bias(nn.Parameter(torch.arange(8.0)))
-    again[0].set_bias(old)
+    again[0].bias = nn.Parameter(torch.arange(8.0))
+    again[0].bias = old
     torch.testing.assert_close(again(x), before)
 
 

@@ -67,6 +67,9 @@ WRITES = {
     "a hook": lambda sparse: sparse.weight.register_hook(print),
     "its memory": lambda sparse: sparse.weight.data_ptr(),
     "an assignment": lambda sparse: setattr(sparse, "weight", nn.Parameter(torch.zeros(8, 6))),
+    "a tensor assigned": lambda sparse: setattr(sparse, "weight", torch.zeros(8, 6)),
+    "None assigned": lambda sparse: setattr(sparse, "weight", None),
+    "functional_call": lambda sparse: torch.func.functional_call(sparse, {"weight": torch.zeros(8, 6)}, X),
 }
 
 
@@ -144,6 +147,9 @@ def test_the_weight_of_a_composite_is_read_and_refused_alike(whole, name):
         lambda: weight.data.fill_(1),
         lambda: nn.init.kaiming_normal_(weight),
         lambda: setattr(made, name, nn.Parameter(dense.detach())),
+        lambda: setattr(made, name, torch.zeros_like(dense)),
+        lambda: setattr(made, name, None),
+        lambda: torch.func.functional_call(made, {name: torch.zeros_like(dense)}, X),
         lambda: nn.utils.prune.l1_unstructured(made, name, 0.5),
     ):
         with pytest.raises(InvalidInput, match=r"Write to layer\.values"):

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pollard
@@ -167,3 +168,13 @@ def test_reset_parameters_draws_anew_and_keeps_the_topology():
     assert not torch.equal(mine.values, before)
     bound = kept.fan_in().clamp(min=1).rsqrt().repeat_interleave(kept.fan_in())
     assert bool((mine.values.abs() <= bound).all())
+
+
+@pytest.mark.parametrize("name", ["row_pointers", "columns", "pattern", "topology"])
+def test_where_values_stand_is_not_set_by_name(name):
+    layer = SparseLinear.random(6, 4, 0.5)
+    with pytest.raises(InvalidInput, match=rf"an assignment to {name}.*keep_"):
+        setattr(layer, name, getattr(layer, name))
+    with pytest.raises(InvalidInput, match=r"dict\(model\.named_parameters\(\)\)"):
+        functional_call(layer, layer.state_dict(), torch.ones(2, 6))
+    functional_call(layer, {**dict(layer.named_parameters()), **dict(layer.named_buffers())}, torch.ones(2, 6))

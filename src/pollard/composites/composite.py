@@ -26,7 +26,7 @@ class Composite(nn.Module, ABC):
 
     Parameters that are no matrix stay the very same objects under their names. `whole()` leads back. Whoever reads one of the
     parameters that were taken apart, as `conv.weight`, gets it made of the parts, with gradients; what a constructor was
-    given, as `kernel_size`, can be read as before.
+    given, as `kernel_size`, can be read and set as before.
 
     A subclass says what its parts are and what they compute. Weights that are not stacked matrices in rows override
     `matrix` and `tensor` too.
@@ -46,9 +46,9 @@ class Composite(nn.Module, ABC):
             layer.weight = nn.Parameter(matrix, held[name].requires_grad)
             layer.register_parameter("bias", held.get(f"{part}.bias"))
             self.add_module(part, layer)
-        for name, parameter in held.items():
-            if name not in self._parts.values() and not self._is_bias(name):
-                self.register_parameter(name, parameter)
+        # As torch keeps them, those that there are none of besides: a bias may be given later.
+        apart = {*self._parts.values(), *(f"{part}.bias" for part in self._parts)}
+        self._parameters.update({name: each for name, each in (whole._parameters | held).items() if name not in apart})  # noqa: SLF001
         for name, buffer in whole.named_buffers():
             self.register_buffer(name, buffer)
         self.train(whole.training)
@@ -109,6 +109,17 @@ class Composite(nn.Module, ABC):
         if name.removesuffix("_orig") in vars(self).get("_parts", {}).values():
             raise not_written("an assignment")
         super().register_parameter(name, param)
+        if name in self._frame[0]._parameters:  # noqa: SLF001 - torch has no other way to see that there is none
+            bare = None if param is None else nn.Parameter(param.detach().to("meta"), param.requires_grad)
+            self._frame[0].register_parameter(name, bare)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch does, and what the constructor was given, as `stride`, for `whole` too; InvalidInput for a weight that was taken apart."""
+        if name in vars(self).get("_parts", {}).values():
+            raise not_written("an assignment")
+        super().__setattr__(name, value)
+        if isinstance(value, _PLAIN) and "_frame" in vars(self) and name in vars(self._frame[0]):
+            setattr(self._frame[0], name, value)
 
     def _sharing(self, name: str) -> list[str]:
         return [part for part, own in self._parts.items() if own == name]

@@ -21,10 +21,22 @@ from pollard.composites.composite import Composite, biased, composite
 from pollard.errors import InvalidInput
 
 BLOCK = 1 << 22  # numbers of an unfolded input that are held at once, 16 MB
+_OF_AXES = ("stride", "padding", "dilation")
 _NATIVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 class _Convolution(Composite):
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__(whole)
+        for name in _OF_AXES:
+            setattr(self, name, getattr(self, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As every composite; a single number is that of all axes, as torch reads it."""
+        super().__setattr__(
+            name, (value,) * len(self.kernel_size) if name in _OF_AXES and isinstance(value, int) else value
+        )
+
     @staticmethod
     def refusal(whole: nn.Module) -> str | None:
         """Groups see a part of the channels each."""
@@ -39,7 +51,9 @@ class _Convolution(Composite):
         return list(product(*map(range, self.kernel_size)))
 
     def _blocks(self, x: Tensor, width: int) -> tuple[Tensor, ...]:
-        """`x` by samples, so that `width` numbers for each place of one are a block or less."""
+        """`x` by samples, so that `width` numbers for each place of one are a block or less; whole in an export, for batches of any size."""
+        if torch.compiler.is_exporting():
+            return (x,)
         blocks: tuple[Tensor, ...] = x.split(max(1, BLOCK // max(1, width)))
         return blocks
 
@@ -74,8 +88,20 @@ class ComposedConv(_Convolution):
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        around = self._reversed_padding_repeated_twice
+        around = self._around()
         return functional.pad(x, around, mode=mode) if any(around) else x
+
+    def _around(self) -> list[int]:
+        """What is added before and after each axis, the last axis first. Zeros go by what `padding` says now, as torch's own do."""
+        if self.padding_mode != "zeros":
+            made: list[int] = self._reversed_padding_repeated_twice
+            return made
+        if self.padding == "valid":
+            return [0] * 2 * len(self.kernel_size)
+        if self.padding == "same":
+            both = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
+            return [side for total in reversed(both) for side in (total // 2, total - total // 2)]
+        return [side for one in reversed(self.padding) for side in (one, one)]
 
     def window(self) -> tuple[Any, ...] | None:
         """Kernel, stride, dilation, and zeros before and after, two of each, as its layer convolves images of two axes, or of one,
@@ -84,7 +110,7 @@ class ComposedConv(_Convolution):
         spatial = len(self.kernel_size)
         if spatial > 2:
             return None
-        around = self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 2 * spatial
+        around = self._around() if self.padding_mode == "zeros" else [0] * 2 * spatial
         padding = tuple(zip(around[-2::-2], around[::-2], strict=True))
         own = [tuple(self.kernel_size), tuple(self.stride), tuple(self.dilation), padding]
         return tuple(own if spatial == 2 else [(one, *each) for one, each in zip((1, 1, 1, (0, 0)), own, strict=True)])
@@ -101,12 +127,6 @@ class ComposedConv(_Convolution):
             return None
         made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window, activation=self.activation)
         return made if made is None or len(self.kernel_size) > 1 else made.squeeze(2)
-
-    def set_bias(self, bias: nn.Parameter | None) -> None:
-        """Adds `bias` `(out_channels,)` from now on, or none; `whole` has it too."""
-        self._parameters["bias"] = bias
-        bare = None if bias is None else nn.Parameter(bias.detach().to("meta"), bias.requires_grad)
-        self._frame[0].register_parameter("bias", bare)
 
     def whole(self) -> nn.Module:
         """The convolution that this is; refused with a fused activation."""
@@ -134,7 +154,7 @@ class ComposedConv(_Convolution):
         for block in self._blocks(x, x.shape[1] * len(taps) * prod(extents)):
             unfold = partial(_columns, taps=taps, extents=extents, strides=self.stride, dilations=self.dilation)
             product_ = _again_in_backward(self.linear, block, unfold)
-            made.append(product_.t().unflatten(1, (len(block), *extents)).transpose(0, 1))
+            made.append(product_.t().unflatten(1, (block.shape[0], *extents)).transpose(0, 1))
         y = torch.cat(made) if len(made) > 1 else made[0]
         bias = self._parameters.get("bias")
         return biased(y, bias if bias is None else bias.view(-1, *[1] * len(extents))).contiguous()
@@ -177,8 +197,8 @@ class ComposedConvTranspose(_Convolution):
         made = []
         for block in self._blocks(x, self.out_channels * len(taps) * prod(places)):
             product_ = self.linear(block.transpose(0, 1).reshape(x.shape[1], -1).t())
-            parts = product_.t().unflatten(0, (self.out_channels, len(taps))).unflatten(2, (len(block), *places))
-            y = x.new_zeros(self.out_channels, len(block), *sizes)
+            parts = product_.t().unflatten(0, (self.out_channels, len(taps))).unflatten(2, (block.shape[0], *places))
+            y = x.new_zeros(self.out_channels, block.shape[0], *sizes)
             for tap, window in enumerate(_windows(taps, places, self.stride, self.dilation)):
                 y[window] += parts[:, tap]
             inner: tuple[Any, ...] = (

@@ -122,11 +122,11 @@ class _Sequence(_Gated):
         made = given[:]
         for at in reversed(range(len(sizes))) if backwards else range(len(sizes)):
             now, size = state, sizes[at]
-            if size < len(state[0]):
+            if size < state[0].shape[0]:
                 now = tuple(part[:size] for part in state)
             after = self.step(given[at], now, own)
             made[at] = after[0]
-            if size < len(state[0]):
+            if size < state[0].shape[0]:
                 after = tuple(torch.cat([new, part[size:]]) for new, part in zip(after, state, strict=True))
             state = after
         return torch.cat(made), state
@@ -189,7 +189,10 @@ class ComposedLSTM(_Long, _Sequence):
     def _run(self, data: Tensor, sizes: list[int], first: State | None) -> tuple[Tensor, State]:
         """In autocast's precision, as torch gives all but projections, and packed sequences unless they are of one length."""
         outputs, last = super()._run(data, sizes, first)
-        if self.proj_size or outputs.dtype == torch.float64 or not torch.is_autocast_enabled(outputs.device.type):
+        # On meta, which autocast does not know, there are no numbers.
+        if self.proj_size or outputs.dtype == torch.float64 or outputs.is_meta:
+            return outputs, last
+        if not torch.is_autocast_enabled(outputs.device.type):
             return outputs, last
         dtype = torch.get_autocast_dtype(outputs.device.type)
         return outputs.to(dtype), tuple(part.to(dtype) for part in last)

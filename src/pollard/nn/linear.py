@@ -16,12 +16,15 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import derived
 from pollard.kernels.products.backend import tell_untuned
+from pollard.lazy import not_written
 from pollard.nn import initialise, states
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
 from pollard.nn.watched import is_watched
 from pollard.ops import convolution, matmul, operators
 from pollard.streamed.tensor import kept_values
+
+_STANDING = frozenset(("topology", *states.ARRAYS, states.PATTERN))
 
 
 class SparseLinear(ReadableWeight, nn.Module):
@@ -304,6 +307,19 @@ class SparseLinear(ReadableWeight, nn.Module):
         told = f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
         told += f"pattern={self.pattern}, bias={self.bias is not None}"
         return told if self.activation is None else f"{told}, activation={self.activation}"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch does; InvalidInput for the weight, which is not stored, and for what says where values stand."""
+        if name == "weight":
+            raise not_written("an assignment")
+        if name in _STANDING:
+            raise InvalidInput(
+                f"an assignment to {name} of a sparse layer",
+                "a topology that changes together with its values",
+                "Use layer.keep_(topology, values) or load_state_dict. torch.func.functional_call takes parameters and buffers, not a "
+                "state: {**dict(model.named_parameters()), **dict(model.named_buffers())}.",
+            )
+        super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise InvalidInput(

@@ -51,10 +51,7 @@ class Target:
 
     def set_bias(self, bias: nn.Parameter | None) -> None:
         """Gives the layer `bias`, or none."""
-        if isinstance(self.holder, ComposedConv):
-            self.holder.set_bias(bias)
-        else:
-            setattr(self.holder, "bias", bias)  # noqa: B010 - modules hold anything, for who checks types
+        setattr(self.holder, "bias", bias)  # noqa: B010 - modules hold anything, for who checks types
 
 
 def target_of(module: nn.Module) -> Target | None:
