@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from fresh import told_by
 
 from pollard.report.plot import Figure, Series, svg
 
@@ -30,20 +30,8 @@ CASES = (
 
 def measure(network: str, storage: str, moving: str, steps: int) -> dict[str, Any]:
     """One network in a process of its own."""
-    command = [
-        sys.executable,
-        str(HERE / "memory.py"),
-        "--widths",
-        network,
-        "--storage",
-        storage,
-        "--steps",
-        str(steps),
-    ]
-    done = subprocess.run(
-        [*command, *(("--moving", moving) if moving else ())], capture_output=True, text=True, check=True
-    )
-    told: dict[str, Any] = json.loads(done.stdout)
+    options = ["--widths", network, "--storage", storage, "--steps", str(steps)]
+    told: dict[str, Any] = told_by("memory.py", *options, *(("--moving", moving) if moving else ()))
     print(
         f"{network} {storage} {moving or 'static'}: {told['peak_above_baseline'] / 1e6:,.0f} MB, {told['ratio']}x",
         flush=True,

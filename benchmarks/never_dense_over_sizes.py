@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from fresh import told_by
 
 from pollard.report.plot import Figure, Series, svg
 
@@ -40,8 +40,7 @@ def of_size(hidden: int, *, dense: bool) -> str:
 
 def measured(options: str) -> dict[str, Any]:
     """One network in a process of its own."""
-    command = [sys.executable, str(HERE / "never_dense.py"), *options.split()]
-    told: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    told: dict[str, Any] = told_by("never_dense.py", *options.split())
     peak, took = told["pruned"]["peak"] / 1e6, told["pruned"]["seconds"]
     print(f"{options}: {peak:,.0f} MB, {took:,.0f} s", flush=True)
     return told

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from allocations import allocated
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -30,7 +31,6 @@ WAYS: dict[str, tuple[torch.dtype, Callable[[Optimizer], Optimizer]]] = {
     "bfloat16, to nearest": (torch.bfloat16, lambda optimizer: optimizer),
     "bfloat16, stochastic": (torch.bfloat16, StochasticRounding),
 }
-ALLOCATION = "[memory]"  # how torch's profiler names each
 
 
 def prepared(way: str, sizes: tuple[int, ...]) -> Optimizer:
@@ -52,23 +52,11 @@ def held(optimizer: Optimizer) -> int:
     return sum(each.nbytes for each in (*parameters, *parameters, *state))
 
 
-def most_allocated(call: Callable[[], object]) -> int:
-    """The most bytes that torch has allocated at a time during `call`, less what it frees of before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    now = most = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == ALLOCATION:
-            now += event.nbytes()
-            most = max(most, now)
-    return most
-
-
 def measured(sizes: tuple[int, ...], rounds: int) -> dict[str, dict[str, Any]]:
     """By way: nanoseconds a number, bytes held a number, bytes allocated beyond it a number at the most."""
     count = sum(sizes)
     optimizers = {way: prepared(way, sizes) for way in WAYS}
-    beyond = {way: most_allocated(optimizer.step) for way, optimizer in optimizers.items()}
+    beyond = {way: allocated(optimizer.step)[1] for way, optimizer in optimizers.items()}
     times = interleaved({way: optimizer.step for way, optimizer in optimizers.items()}, rounds)
     return {
         way: {

@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from allocations import allocated
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
@@ -35,7 +35,6 @@ SEEDS = (0, 1, 2)
 SIDE, PATCH, WIDTH, HEADS, DEPTH = 28, 7, 64, 4, 2
 TOKENS = (SIDE // PATCH) ** 2
 EPOCHS, BATCH = 3, 100
-ALLOCATION = "[memory]"  # how torch's profiler names each
 
 
 class Block(nn.Module):
@@ -111,19 +110,6 @@ def bytes_by_moment(run: Trained, digits: data.DataSet, precision: str) -> dict[
         "activation_bytes": left,
         "peak_bytes": held["values"] + held["dense"] + held["indices"] + held["optimizer"] + most,
     }
-
-
-def allocated(call: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that torch has allocated for `call` when it returns, while its result lives, and the most meanwhile."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        result = call()
-    now = most = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == ALLOCATION:
-            now += event.nbytes()
-            most = max(most, now)
-    del result
-    return now, most
 
 
 def row(digits: data.DataSet, density: float, precision: str, given: argparse.Namespace) -> dict[str, Any]:
