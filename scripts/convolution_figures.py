@@ -8,21 +8,22 @@ from records import load
 
 from pollard.report.render import markdown
 
-PASSES = ("forward", "input gradient", "value gradient")
+Times = dict[str, tuple[float, float]]  # milliseconds of dense torch and of ours, by pass
 INSTRUCTIONS = {"avx2": "AVX2", "avx512": "AVX-512"}
 
 
 def convolutions() -> str:
     """How many times as fast as dense layers of convolutional networks are: each pass, and all three."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    found: dict[tuple[str, ...], dict[str, Times]] = {}
     for record in _single("convolutions.json"):
-        layer = f"{record['channels']} to {record['out']}, {record['side']} x {record['side']}"
+        cpu, layer = _cpu(record), f"{record['channels']} to {record['out']}, {record['side']} x {record['side']}"
         if "bare" in record:
-            found.setdefault((layer, "a single weight", ""), {})[_cpu(record)] = _bare(record)
-        found.setdefault((layer, record["pattern"], _percent(record["density"])), {})[_cpu(record)] = record
+            # Kernels that read and write images, and compute next to nothing.
+            found.setdefault((layer, "a single weight", ""), {})[cpu] = _times(record, "bare")
+        found.setdefault((layer, record["pattern"], _percent(record["density"])), {})[cpu] = _times(record, "ms")
     cpus = sorted({cpu for each in found.values() for cpu in each})
     head = ["channels, images", "pattern", "kept", *(f"{name}, {cpu}" for cpu in cpus for name in ("forward", "all"))]
-    rows = [[*case, *(cell for cpu in cpus for cell in _as_fast(records.get(cpu)))] for case, records in found.items()]
+    rows = [[*case, *(cell for cpu in cpus for cell in _as_fast(times.get(cpu)))] for case, times in found.items()]
     return markdown(head, rows, left=2)
 
 
@@ -46,16 +47,6 @@ def convolution_steps() -> str:
     return markdown(head, rows, left=3)
 
 
-def _bare(record: dict[str, Any]) -> dict[str, Any]:
-    """What `record` would be if its kernels read and wrote images, and computed next to nothing."""
-    dense = {name: record["best_dense"][name][0] for name in PASSES}
-    own = record["bare"]
-    return {
-        "speedup": {name: dense[name] / own[name] for name in PASSES},
-        "speedup_of_all": sum(dense.values()) / sum(own.values()),
-    }
-
-
 def _single(name: str) -> list[dict[str, Any]]:
     return [record for record in load(name) if record["threads"] == 1]
 
@@ -68,7 +59,13 @@ def _percent(density: float) -> str:
     return f"{100 * density:g} %"
 
 
-def _as_fast(record: dict[str, Any] | None) -> list[str]:
-    if record is None:
+def _times(record: dict[str, Any], own: str) -> Times:
+    return {name: (record["best_dense"][name][0], taken) for name, taken in record[own].items()}
+
+
+def _as_fast(times: Times | None) -> list[str]:
+    """How many times as fast as dense the forward pass is, and all passes are."""
+    if times is None:
         return ["", ""]
-    return [f"{each:.1f}x" for each in (record["speedup"]["forward"], record["speedup_of_all"])]
+    dense, own = map(sum, zip(*times.values(), strict=True))
+    return [f"{slow / fast:.1f}x" for slow, fast in (times["forward"], (dense, own))]

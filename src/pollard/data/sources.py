@@ -13,7 +13,6 @@ TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
-IDX_FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 # Images of several channels have four sizes, and say so in the name.
 COLOURED = {name: name.replace("idx3", "idx4") for name in (TRAIN_IMAGES, TEST_IMAGES)}
 
