@@ -135,12 +135,6 @@ class Flow:
         address = self.ir.bitcast(self.offset(pointer, self.mul(position, size)), kind.as_pointer())
         self.ir.store(values if size == 4 else self.ir.trunc(values, kind), address, align=size)
 
-    def splat_index(self, value: Value, lanes: int) -> Value:
-        """`value`, narrowed to 32 bits, in every lane."""
-        undefined = ir.Constant(ir.VectorType(I32, lanes), ir.Undefined)
-        first = self.ir.insert_element(undefined, self.ir.trunc(value, I32), I32(0))
-        return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-
     def call(self, name: str, result: Any, arguments: Sequence[Value], **options: Any) -> Value:
         """Call the LLVM intrinsic or external function `name`."""
         kind = ir.FunctionType(result, [argument.type for argument in arguments])

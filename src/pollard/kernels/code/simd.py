@@ -21,6 +21,11 @@ def vector(lanes: int) -> Any:
     return F32 if lanes == 1 else ir.VectorType(F32, lanes)
 
 
+def each(constant: Value, lanes: int) -> Value:
+    """A constant in every lane; of one lane, itself."""
+    return constant if lanes == 1 else ir.Constant(ir.VectorType(constant.type, lanes), [constant.constant] * lanes)
+
+
 class Code(Flow):
     """Writes one function, vectors and all."""
 
@@ -91,17 +96,22 @@ class Code(Flow):
 
     def zero(self, lanes: int) -> Value:
         """A vector of zeros."""
-        return ir.Constant(F32, 0.0) if lanes == 1 else ir.Constant(vector(lanes), [0.0] * lanes)
+        return each(F32(0.0), lanes)
 
     def lanes_of(self, value: Value) -> int:
         """How many lanes `value` has."""
         return 1 if isinstance(value.type, ir.FloatType) else int(value.type.count)
 
     def splat(self, scalar: Value, lanes: int) -> Value:
-        """`scalar` in every lane."""
-        if lanes == 1:
-            return scalar
-        undefined = ir.Constant(vector(lanes), ir.Undefined)
+        """`scalar`, of any type, in every lane; of one lane, itself."""
+        return scalar if lanes == 1 else self._spread(scalar, lanes)
+
+    def splat_index(self, value: Value, lanes: int) -> Value:
+        """`value`, narrowed to 32 bits, in every lane of a vector, as `indices` are: of one lane, too."""
+        return self._spread(self.ir.trunc(value, I32), lanes)
+
+    def _spread(self, scalar: Value, lanes: int) -> Value:
+        undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
         first = self.ir.insert_element(undefined, scalar, I32(0))
         return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
@@ -151,11 +161,8 @@ class Code(Flow):
 
     def lane_mask(self, filled: Value, lanes: int) -> Value:
         """True in the first `filled` lanes."""
-        bits = ir.VectorType(I32, lanes)
-        undefined = ir.Constant(bits, ir.Undefined)
-        first = self.ir.insert_element(undefined, self.ir.trunc(filled, I32), I32(0))
-        bound = self.ir.shuffle_vector(first, undefined, ir.Constant(bits, [0] * lanes))
-        return self.ir.icmp_signed("<", ir.Constant(bits, list(range(lanes))), bound)
+        places = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        return self.ir.icmp_signed("<", places, self.splat_index(filled, lanes))
 
     def masked_load(self, pointer: Value, mask: Value, lanes: int) -> Value:
         """The lanes of `pointer` that `mask` allows, zero elsewhere; the others are not touched."""
@@ -205,4 +212,4 @@ def _halves(lanes: int, span: int, unit: int) -> tuple[list[int], list[int]]:
     return even, [lane + unit for lane in even]
 
 
-__all__ = ["BYTE", "F32", "I32", "I64", "POINTER", "VOID", "Code", "Value", "vector"]
+__all__ = ["BYTE", "F32", "I32", "I64", "POINTER", "VOID", "Code", "Value", "each", "vector"]

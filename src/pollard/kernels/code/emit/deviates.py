@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llvmlite import ir
-
-from pollard.kernels.code.emit.philox import each
-from pollard.kernels.code.simd import F32, I32, Code, Value, vector
+from pollard.kernels.code.simd import F32, I32, Code, Value, each, vector
 
 UNIFORM_SHIFT, UNIFORM_UNIT = 8, 2.0**-24  # 24 bits: what float32 holds exactly, from 0 to below 1
 # The first word of a pair, less one bit that integers with a sign have no room for, and a half: above 0, and at most 2**31.
@@ -38,7 +35,7 @@ def uniform(code: Code, word: Value) -> Value:
     """``(word >> 8) / 2**24`` of each 32-bit lane."""
     lanes = int(word.type.count)
     number = code.ir.sitofp(code.ir.lshr(word, each(I32(UNIFORM_SHIFT), lanes)), vector(lanes))
-    return code.ir.fmul(number, _each(UNIFORM_UNIT, lanes))
+    return code.ir.fmul(number, each(F32(UNIFORM_UNIT), lanes))
 
 
 def normal_pair(code: Code, words: tuple[Value, Value]) -> tuple[Value, Value]:
@@ -58,34 +55,30 @@ def _radius(code: Code, word: Value) -> Value:
     """``sqrt(-2 ln u)``, u from 2**-32 to 1."""
     lanes, build = int(word.type.count), code.ir
     number = build.sitofp(build.lshr(word, each(I32(RADIUS_SHIFT), lanes)), vector(lanes))
-    bits = build.bitcast(build.fadd(number, _each(HALF, lanes)), word.type)
+    bits = build.bitcast(build.fadd(number, each(F32(HALF), lanes)), word.type)
     bits = build.sub(bits, each(I32(EXPONENT_START), lanes))
     exponent = build.sitofp(build.ashr(bits, each(I32(FRACTION_BITS), lanes)), vector(lanes))
     fraction = build.add(build.and_(bits, each(I32(FRACTION), lanes)), each(I32(ROOT_HALF), lanes))
-    rest = build.fsub(build.bitcast(fraction, vector(lanes)), _each(1.0, lanes))
+    rest = build.fsub(build.bitcast(fraction, vector(lanes)), each(F32(1.0), lanes))
     # The first term is exact, and even and odd powers of the rest apart: half as many steps wait for each other.
     square = build.fmul(rest, rest)
     even, odd = (_polynomial(code, LOG[first::2], square) for first in (1, 2))
     curve = build.fmul(build.fadd(build.fmul(odd, rest), even), square)
-    logarithm = build.fadd(curve, build.fmul(rest, _each(LOG[0], lanes)))
-    logarithm = build.fadd(logarithm, build.fmul(exponent, _each(LOG_TWO, lanes)))
+    logarithm = build.fadd(curve, build.fmul(rest, each(F32(LOG[0]), lanes)))
+    logarithm = build.fadd(logarithm, build.fmul(exponent, each(F32(LOG_TWO), lanes)))
     return code.call(f"llvm.sqrt.v{lanes}f32", vector(lanes), [logarithm])
 
 
 def _sine_and_cosine(code: Code, bits: Value) -> tuple[Value, Value]:
     lanes = int(bits.type.count)
-    angle = code.ir.fmul(code.ir.sitofp(bits, vector(lanes)), _each(ANGLE_UNIT, lanes))
+    angle = code.ir.fmul(code.ir.sitofp(bits, vector(lanes)), each(F32(ANGLE_UNIT), lanes))
     square = code.ir.fmul(angle, angle)
     return code.ir.fmul(_polynomial(code, SINE, square), angle), _polynomial(code, COSINE, square)
 
 
 def _polynomial(code: Code, coefficients: Sequence[float], at: Value) -> Value:
     lanes = int(at.type.count)
-    total = _each(coefficients[-1], lanes)
+    total = each(F32(coefficients[-1]), lanes)
     for coefficient in reversed(coefficients[:-1]):
-        total = code.ir.fadd(code.ir.fmul(total, at), _each(coefficient, lanes))
+        total = code.ir.fadd(code.ir.fmul(total, at), each(F32(coefficient), lanes))
     return total
-
-
-def _each(number: float, lanes: int) -> Value:
-    return ir.Constant(vector(lanes), [F32(number)] * lanes)

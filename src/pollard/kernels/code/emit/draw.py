@@ -12,12 +12,12 @@ from functools import partial
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.philox import LOW, each, splat_long, words
+from pollard.kernels.code.emit.philox import LOW, words
 from pollard.kernels.code.emit.press import LANES as PRESSED
 from pollard.kernels.code.emit.press import places, pressed
 from pollard.kernels.code.emit.search import Run, copy_indices
 from pollard.kernels.code.emit.tiles import run_of_groups
-from pollard.kernels.code.simd import I64, Code, Value
+from pollard.kernels.code.simd import I64, Code, Value, each
 from pollard.kernels.code.spec import KernelSpec
 
 BITS = 53  # of a random number: what doubles hold exactly
@@ -88,10 +88,10 @@ def _each_outcome(
 
 def _numbers(code: Code, arguments: Arguments, row: Value, turn: Value) -> list[Value]:
     """The random numbers of TURNS turns of a row group, 64-bit lanes."""
-    first = splat_long(code, code.ir.lshr(turn, I64(PAIRS.bit_length() - 1)), LANES)
+    first = code.splat(code.ir.lshr(turn, I64(PAIRS.bit_length() - 1)), LANES)
     counters = code.ir.add(first, ir.Constant(ir.VectorType(I64, LANES), list(range(LANES))))
     zero = each(I64(0), LANES)
-    (made,) = words(code, [(counters, splat_long(code, row, LANES), zero, zero)], arguments["SEED"])
+    (made,) = words(code, [(counters, code.splat(row, LANES), zero, zero)], arguments["SEED"])
     upper = (code.ir.shl(word, each(I64(WORD // 2), LANES)) for word in made[::2])
     lower = (code.ir.and_(word, each(I64(LOW), LANES)) for word in made[1::2])
     return [code.ir.lshr(code.ir.or_(*pair), each(I64(WORD - BITS), LANES)) for pair in zip(upper, lower, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from pollard.kernels.code.simd import BLOCK, F32, I32, I64, VOID, Code, Value, vector
+from pollard.kernels.code.simd import BLOCK, F32, I32, I64, VOID, Code, Value, each, vector
 from pollard.kernels.code.spec import KernelSpec
 
 HALF = ir.HalfType()
@@ -135,8 +135,7 @@ class _Halves(Numbers):
         kind, wide = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
         low, high = ([code.ir.zext(_get(code, each, kind), wide) for each in pointers[half::2]] for half in (0, 1))
         return [
-            code.ir.or_(below, code.ir.shl(above, _each(I32(16), lanes)))
-            for below, above in zip(low, high, strict=True)
+            code.ir.or_(below, code.ir.shl(above, each(I32(16), lanes))) for below, above in zip(low, high, strict=True)
         ]
 
 
@@ -149,30 +148,30 @@ class _BFloat16(_Halves):
     def splats(self, code: Code, pointer: Value, count: int, lanes: int) -> list[Value]:
         # To broadcast a word is a load and no more; it brings two of them.
         splats: list[Value] = []
-        for each in range(0, count - 1, 2):
-            word = code.ir.zext(_get(code, self.at(code, pointer, each), I32), I64)
+        for number in range(0, count - 1, 2):
+            word = code.ir.zext(_get(code, self.at(code, pointer, number), I32), I64)
             splats += self.widened(code, code.splat_index(word, lanes), lanes)
         return splats if count % 2 == 0 else splats + super().splats(code, self.at(code, pointer, count - 1), 1, lanes)
 
     def widened(self, code: Code, words: Value, lanes: int) -> list[Value]:
-        even = code.ir.shl(words, _each(I32(16), lanes))
-        odd = code.ir.and_(words, _each(HIGH, lanes))
+        even = code.ir.shl(words, each(I32(16), lanes))
+        odd = code.ir.and_(words, each(HIGH, lanes))
         return [code.ir.bitcast(half, vector(lanes)) for half in (even, odd)]
 
     def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
         even, odd = (_rounded(code, value, lanes) for value in values)
-        return code.ir.or_(code.ir.lshr(even, _each(I32(16), lanes)), code.ir.and_(odd, _each(HIGH, lanes)))
+        return code.ir.or_(code.ir.lshr(even, each(I32(16), lanes)), code.ir.and_(odd, each(HIGH, lanes)))
 
     def few(self, code: Code, pointer: Value, lanes: int) -> Value:
         if lanes == 1:
             return self.one(code, pointer)
         halves = _get(code, pointer, ir.VectorType(I16, lanes))
-        words = code.ir.shl(code.ir.zext(halves, ir.VectorType(I32, lanes)), _each(I32(16), lanes))
+        words = code.ir.shl(code.ir.zext(halves, ir.VectorType(I32, lanes)), each(I32(16), lanes))
         return code.ir.bitcast(words, vector(lanes))
 
     def store_few(self, code: Code, values: Value, pointer: Value) -> None:
         lanes = code.lanes_of(values)
-        upper = code.ir.lshr(_rounded(code, values, lanes), _each(I32(16), lanes))
+        upper = code.ir.lshr(_rounded(code, values, lanes), each(I32(16), lanes))
         _put(code, code.ir.trunc(upper, I16 if lanes == 1 else ir.VectorType(I16, lanes)), pointer)
 
 
@@ -248,10 +247,6 @@ def zipped_splats(code: Code, above: Value, below: Value, count: int, lanes: int
     return [code.shuffle(words, words, [number] * lanes) for number in range(count)]
 
 
-def _each(word: Value, lanes: int) -> Value:
-    return word if lanes == 1 else ir.Constant(ir.VectorType(I32, lanes), [word.constant] * lanes)
-
-
 def _get(code: Code, pointer: Value, kind: Any) -> Value:
     return code.ir.load(code.ir.bitcast(pointer, kind.as_pointer()), align=2)
 
@@ -263,8 +258,8 @@ def _put(code: Code, value: Value, pointer: Value) -> None:
 def _rounded(code: Code, value: Value, lanes: int) -> Value:
     """The bits of float32 numbers, of which the upper halves are those of bfloat16: to nearest, ties to even."""
     bits = _bits(code, value, lanes)
-    odd = code.ir.and_(code.ir.lshr(bits, _each(I32(16), lanes)), _each(I32(1), lanes))
-    return carried(code, value, code.ir.add(_each(I32(0x7FFF), lanes), odd), lanes)
+    odd = code.ir.and_(code.ir.lshr(bits, each(I32(16), lanes)), each(I32(1), lanes))
+    return carried(code, value, code.ir.add(each(I32(0x7FFF), lanes), odd), lanes)
 
 
 def carried(code: Code, value: Value, below: Value, lanes: int) -> Value:
@@ -272,7 +267,7 @@ def carried(code: Code, value: Value, below: Value, lanes: int) -> Value:
     bits = _bits(code, value, lanes)
     # What is added would carry a NaN over to another number.
     is_nan = code.ir.fcmp_unordered("uno", value, value)
-    return code.ir.select(is_nan, code.ir.or_(bits, _each(QUIET, lanes)), code.ir.add(bits, below))
+    return code.ir.select(is_nan, code.ir.or_(bits, each(QUIET, lanes)), code.ir.add(bits, below))
 
 
 def _bits(code: Code, value: Value, lanes: int) -> Value:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from pollard.kernels.code.simd import I32, I64, Code, Value
+from pollard.kernels.code.simd import I32, I64, Code, Value, each
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -38,22 +38,10 @@ def _round(code: Code, state: Sequence[Value], keys: Sequence[Value]) -> list[Va
     products = [_product(code, word, by) for word, by in zip((first, third), MULTIPLIERS, strict=True)]
     high = [_upper(code, product) for product in products]
     mixed = [
-        code.ir.xor(code.ir.xor(above, word), splat_long(code, key, lanes))
+        code.ir.xor(code.ir.xor(above, word), code.splat(key, lanes))
         for above, word, key in zip(reversed(high), (second, fourth), keys, strict=True)
     ]
     return [mixed[0], products[1], mixed[1], products[0]]
-
-
-def each(constant: Value, lanes: int) -> Value:
-    """A constant in every lane."""
-    return ir.Constant(ir.VectorType(constant.type, lanes), [constant.constant] * lanes)
-
-
-def splat_long(code: Code, value: Value, lanes: int) -> Value:
-    """A 64-bit integer in every lane."""
-    undefined = ir.Constant(ir.VectorType(I64, lanes), ir.Undefined)
-    first = code.ir.insert_element(undefined, value, I32(0))
-    return code.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
 
 def _upper(code: Code, words: Value) -> Value:

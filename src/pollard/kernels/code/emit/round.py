@@ -10,8 +10,8 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS, carried
-from pollard.kernels.code.emit.philox import WORD, each, splat_long, words
-from pollard.kernels.code.simd import I32, I64, Code, Value
+from pollard.kernels.code.emit.philox import WORD, words
+from pollard.kernels.code.simd import I32, I64, Code, Value, each
 from pollard.kernels.code.spec import KernelSpec
 
 LANES, WORDS = 8, 4
@@ -55,7 +55,7 @@ def stochastic(spec: KernelSpec) -> ir.Module:
 def _bits(code: Code, arguments: Arguments, first: Value) -> list[Value]:
     """Random 16 bits for each of AT_ONCE numbers from the `first` on, vectors of 32-bit lanes."""
     zero = each(I64(0), LANES)
-    base = splat_long(code, code.ir.lshr(first, I64((BLOCK // LANES).bit_length() - 1)), LANES)
+    base = code.splat(code.ir.lshr(first, I64((BLOCK // LANES).bit_length() - 1)), LANES)
     counters = [
         code.ir.add(base, ir.Constant(ir.VectorType(I64, LANES), list(range(LANES * k, LANES * (k + 1)))))
         for k in range(ABREAST)

@@ -12,8 +12,8 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.deviates import normal_pair, uniform
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.philox import LOW, WORD, each, splat_long, words
-from pollard.kernels.code.simd import I32, I64, Code, Value
+from pollard.kernels.code.emit.philox import LOW, WORD, words
+from pollard.kernels.code.simd import I32, I64, Code, Value, each
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
@@ -37,7 +37,7 @@ def block(spec: KernelSpec) -> ir.Module:
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         scratch = code.room(4 * TILE)
         out = code.floats(arguments["out"], code.mul(work[0], arguments["LD"]))
-        row = splat_long(code, code.add(arguments["FIRST"], work[0]), lanes // 2)
+        row = code.splat(code.add(arguments["FIRST"], work[0]), lanes // 2)
         with code.loop(0, arguments["COLUMNS"], TILE) as tile:
             left = code.sub(arguments["COLUMNS"], tile.index)
             ragged = code.less(left, TILE)
@@ -105,7 +105,7 @@ def _picked(code: Code, spec: KernelSpec, arguments: Arguments, rows: Halves, co
 
 def _words(code: Code, arguments: Arguments, counters: Sequence[Halves], rows: Sequence[Halves]) -> list[list[Value]]:
     """The four random words of each counter in each row, vectors of 32-bit lanes, for each of `counters`."""
-    rest = [splat_long(code, arguments[name], int(rows[0][0].type.count)) for name in ("LAYER", "DRAW")]
+    rest = [code.splat(arguments[name], int(rows[0][0].type.count)) for name in ("LAYER", "DRAW")]
     places = [(*place, *rest) for pair in zip(counters, rows, strict=True) for place in zip(*pair, strict=True)]
     made = words(code, places, arguments["SEED"])
     return [
@@ -115,7 +115,7 @@ def _words(code: Code, arguments: Arguments, counters: Sequence[Halves], rows: S
 
 
 def _counters(code: Code, first: Value, lane: int, lanes: int) -> Halves:
-    kind, base = ir.VectorType(I64, lanes // 2), splat_long(code, first, lanes // 2)
+    kind, base = ir.VectorType(I64, lanes // 2), code.splat(first, lanes // 2)
     even, odd = (ir.Constant(kind, list(range(lane + half, lane + lanes, 2))) for half in range(2))
     return code.ir.add(base, even), code.ir.add(base, odd)
 
