@@ -92,6 +92,11 @@ class Numbers:
         """Copy a number, as it lies there."""
         code.store_one(code.load(source, 1), target)
 
+    def copy(self, code: Code, source: Value, target: Value, count: Value) -> None:
+        """Copy `count` numbers, as they lie there."""
+        with code.loop(0, count) as one:
+            self.copy_one(code, self.at(code, source, one.index), self.at(code, target, one.index))
+
     def few(self, code: Code, pointer: Value, lanes: int) -> Value:
         """A vector of as many numbers as it has `lanes`, in their order."""
         return code.load(pointer, lanes)
@@ -121,15 +126,15 @@ class _Halves(Numbers):
 
     def put_words(self, code: Code, words: Value, pointer: Value, mask: Mask | None = None) -> None:
         if mask is None:
-            _put(code, words, pointer)
+            put(code, words, pointer)
             return
         code.call(f"llvm.masked.store.v{words.type.count}i32.p0", VOID, [words, pointer, I32(2), mask.words])
         with code.when(code.equal(code.ir.and_(mask.filled, I64(1)), 1)):
             half = code.ir.trunc(code.ir.extract_element(words, code.ir.trunc(mask.count, I32)), I16)
-            _put(code, half, code.offset(pointer, code.mul(mask.count, 4)))
+            put(code, half, code.offset(pointer, code.mul(mask.count, 4)))
 
     def copy_one(self, code: Code, source: Value, target: Value) -> None:
-        _put(code, _get(code, source, I16), target)
+        put(code, _get(code, source, I16), target)
 
     def side_by_side(self, code: Code, pointers: Sequence[Value], lanes: int) -> list[Value]:
         kind, wide = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
@@ -172,7 +177,7 @@ class _BFloat16(_Halves):
     def store_few(self, code: Code, values: Value, pointer: Value) -> None:
         lanes = code.lanes_of(values)
         upper = code.ir.lshr(_rounded(code, values, lanes), each(I32(16), lanes))
-        _put(code, code.ir.trunc(upper, I16 if lanes == 1 else ir.VectorType(I16, lanes)), pointer)
+        put(code, code.ir.trunc(upper, I16 if lanes == 1 else ir.VectorType(I16, lanes)), pointer)
 
 
 class _Paired(_BFloat16):
@@ -212,7 +217,7 @@ class _Float16(_Halves):
 
     def store_few(self, code: Code, values: Value, pointer: Value) -> None:
         lanes = code.lanes_of(values)
-        _put(code, code.ir.fptrunc(values, HALF if lanes == 1 else ir.VectorType(HALF, lanes)), pointer)
+        put(code, code.ir.fptrunc(values, HALF if lanes == 1 else ir.VectorType(HALF, lanes)), pointer)
 
 
 NUMBERS: dict[str, Numbers] = {"float32": Numbers(), "bfloat16": _BFloat16(), "float16": _Float16()}
@@ -251,7 +256,8 @@ def _get(code: Code, pointer: Value, kind: Any) -> Value:
     return code.ir.load(code.ir.bitcast(pointer, kind.as_pointer()), align=2)
 
 
-def _put(code: Code, value: Value, pointer: Value) -> None:
+def put(code: Code, value: Value, pointer: Value) -> None:
+    """Write what has 16 bits or more, or a vector of it, to `pointer`, aligned as halves are."""
     code.ir.store(value, code.ir.bitcast(pointer, value.type.as_pointer()), align=2)
 
 
@@ -274,4 +280,4 @@ def _bits(code: Code, value: Value, lanes: int) -> Value:
     return code.ir.bitcast(value, I32 if lanes == 1 else ir.VectorType(I32, lanes))
 
 
-__all__ = ["NUMBERS", "QUIET", "Mask", "Numbers", "carried", "dense", "zipped", "zipped_splats"]
+__all__ = ["NUMBERS", "QUIET", "Mask", "Numbers", "carried", "dense", "put", "zipped", "zipped_splats"]

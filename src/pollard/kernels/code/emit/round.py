@@ -9,7 +9,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.numbers import NUMBERS, carried
+from pollard.kernels.code.emit.numbers import NUMBERS, carried, put
 from pollard.kernels.code.emit.philox import WORD, words
 from pollard.kernels.code.simd import I32, I64, Code, Value, each
 from pollard.kernels.code.spec import KernelSpec
@@ -21,6 +21,7 @@ ABREAST = 2  # blocks side by side: the words of one alone wait for each other
 AT_ONCE = ABREAST * BLOCK
 PART = 64 * AT_ONCE  # numbers in a unit of work
 
+EXACT, ROUNDED = NUMBERS["float32"], NUMBERS["bfloat16"]
 ROUND = ("exact", "rounded", "PASSES", "COUNT", "SEED")
 
 
@@ -34,20 +35,18 @@ def stochastic(spec: KernelSpec) -> ir.Module:
         with code.loop(first, code.minimum(code.add(first, PART), arguments["COUNT"]), AT_ONCE) as some:
             left = code.sub(arguments["COUNT"], some.index)
             ragged = code.less(left, AT_ONCE)
-            exact, rounded = (
-                code.floats(arguments["exact"], some.index),
-                _halves(code, arguments["rounded"], some.index),
-            )
+            exact = EXACT.at(code, arguments["exact"], some.index)
+            rounded = ROUNDED.at(code, arguments["rounded"], some.index)
             with code.when(ragged):
-                _copy(code, "float32", exact, rooms[0], left)
+                EXACT.copy(code, exact, rooms[0], left)
             source, target = (
                 code.ir.select(ragged, room, here) for room, here in zip(rooms, (exact, rounded), strict=True)
             )
             for place, bits in enumerate(_bits(code, arguments, some.index)):
-                number = code.load(code.floats(source, LANES * place), LANES)
-                _put(code, _rounded(code, number, bits), _halves(code, target, code.integer(LANES * place)))
+                number = code.load(EXACT.at(code, source, LANES * place), LANES)
+                put(code, _rounded(code, number, bits), ROUNDED.at(code, target, LANES * place))
             with code.when(ragged):
-                _copy(code, "bfloat16", rooms[1], rounded, left)
+                ROUNDED.copy(code, rooms[1], rounded, left)
 
     return kernel_module(ROUND, unit, x86=False)
 
@@ -76,17 +75,3 @@ def _rounded(code: Code, number: Value, bits: Value) -> Value:
     """Vectors of 16-bit lanes."""
     made = carried(code, number, bits, LANES)
     return code.ir.trunc(code.ir.lshr(made, each(I32(HALF), LANES)), ir.VectorType(ir.IntType(16), LANES))
-
-
-def _halves(code: Code, pointer: Value, count: Value) -> Value:
-    return NUMBERS["bfloat16"].at(code, pointer, count)
-
-
-def _put(code: Code, halves: Value, pointer: Value) -> None:
-    code.ir.store(halves, code.ir.bitcast(pointer, halves.type.as_pointer()), align=2)
-
-
-def _copy(code: Code, kind: str, source: Value, target: Value, count: Value) -> None:
-    numbers = NUMBERS[kind]
-    with code.loop(0, count) as one:
-        numbers.copy_one(code, numbers.at(code, source, one.index), numbers.at(code, target, one.index))

@@ -12,11 +12,13 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit.deviates import normal_pair, uniform
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.philox import LOW, WORD, words
 from pollard.kernels.code.simd import I32, I64, Code, Value, each
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
+BITS32 = NUMBERS["float32"]  # copied as they lie there, whatever they stand for
 COUNTERS, WORDS = 16, 4
 TILE = COUNTERS * WORDS
 PART = 1024  # positions in a unit of work
@@ -49,7 +51,7 @@ def block(spec: KernelSpec) -> ir.Module:
                 for word, numbers in enumerate(_deviates(code, spec, made)):
                     code.store(_scaled(code, arguments, numbers), code.floats(target, COUNTERS * word + turn * lanes))
             with code.when(ragged):
-                _copy(code, scratch, here, left)
+                BITS32.copy(code, scratch, here, left)
 
     return kernel_module(BLOCK, unit, x86=False)
 
@@ -68,7 +70,7 @@ def positions(spec: KernelSpec) -> ir.Module:
             places = [code.offset(arguments[name], code.mul(some.index, 8)) for name in ("rows", "columns")]
             with code.when(ragged):
                 for place, room in zip(places, scratch, strict=False):
-                    _copy(code, place, room, code.mul(left, 2))
+                    BITS32.copy(code, place, room, code.mul(left, 2))
             rows, columns = (
                 _split(code, code.ir.select(ragged, room, place), lanes)
                 for place, room in zip(places, scratch, strict=False)
@@ -76,7 +78,7 @@ def positions(spec: KernelSpec) -> ir.Module:
             numbers = _picked(code, spec, arguments, rows, columns)
             code.store(numbers, code.ir.select(ragged, scratch[2], out))
             with code.when(ragged):
-                _copy(code, scratch[2], out, left)
+                BITS32.copy(code, scratch[2], out, left)
 
     return kernel_module(POSITIONS, unit, x86=False)
 
@@ -147,9 +149,3 @@ def _split(code: Code, pointer: Value, lanes: int) -> Halves:
     kind = ir.VectorType(I64, lanes)
     both = code.ir.load(code.ir.bitcast(pointer, kind.as_pointer()), align=8)
     return code.shuffle(both, both, range(0, lanes, 2)), code.shuffle(both, both, range(1, lanes, 2))
-
-
-def _copy(code: Code, source: Value, target: Value, count: Value) -> None:
-    """Copy so many 32-bit words."""
-    with code.loop(0, count) as word:
-        code.put_index(code.index_at(source, word.index), target, word.index)
