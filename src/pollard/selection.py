@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize, prune
 from pollard.errors import InvalidInput, NothingMatched
 
 Choice = TypeVar("Choice")
+LISTED = 5  # names that a message shows
 LayerFilter = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 # What hooks of torch make a parameter anew at each call, by the module that they are of, and how to be rid of them.
@@ -300,12 +301,12 @@ def refuse_tied(model: nn.Module, names: Iterable[str]) -> None:
                 )
 
 
-def listed(names: Iterable[str], at_most: int = 5) -> str:
-    """Names for a message: quoted, at most `at_most` of them; `none` where there is none.
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: quoted, at most five of them; `none` where there is none.
 
-    >>> listed("abcdef", at_most=3)
-    "'a', 'b', 'c', ... (6)"
+    >>> listed("abcdef")
+    "'a', 'b', 'c', 'd', 'e', ... (6)"
     """
     names = list(names)
-    shown = ", ".join(repr(name) for name in names[:at_most])
-    return shown or "none" if len(names) <= at_most else f"{shown}, ... ({len(names)})"
+    shown = ", ".join(repr(name) for name in names[:LISTED])
+    return shown or "none" if len(names) <= LISTED else f"{shown}, ... ({len(names)})"

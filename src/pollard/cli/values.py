@@ -39,7 +39,7 @@ def counts(text: str, what: str) -> list[int]:
     [1, 2]
     """
     found = words(text, what)
-    if not all(part.isdecimal() and int(part) for part in found):
+    if not _are_counts(found):
         raise InvalidInput(f"{what} {text!r}", "whole numbers above 0, separated by commas", "Write them as in 1,2.")
     return [int(part) for part in found]
 
@@ -59,14 +59,8 @@ def shape(text: str) -> tuple[int, int, int]:
     >>> shape("4096x1024x128")
     (4096, 1024, 128)
     """
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
-        raise InvalidInput(
-            f"shape {text!r}",
-            "OUTxINxBATCH, three whole numbers above 0",
-            "Write 4096x1024x128 for Linear(1024, 4096) on 128 rows.",
-        )
-    out_features, in_features, batch = map(int, parts)
+    example = "4096x1024x128 for Linear(1024, 4096) on 128 rows"
+    out_features, in_features, batch = _sizes("shape", text, "OUTxINxBATCH", example)
     return out_features, in_features, batch
 
 
@@ -76,14 +70,8 @@ def convolution(text: str) -> tuple[int, int, int, int]:
     >>> convolution("64x32x3x3")
     (64, 32, 3, 3)
     """
-    parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
-        raise InvalidInput(
-            f"shape {text!r}",
-            "OUTxCHANNELSxROWSxCOLUMNS, four whole numbers above 0",
-            "Write 64x32x3x3 for Conv2d(32, 64, 3).",
-        )
-    out, channels, rows, columns = map(int, parts)
+    example = "64x32x3x3 for Conv2d(32, 64, 3)"
+    out, channels, rows, columns = _sizes("shape", text, "OUTxCHANNELSxROWSxCOLUMNS", example)
     return out, channels, rows, columns
 
 
@@ -93,12 +81,8 @@ def tokens(text: str) -> tuple[int, int]:
     >>> tokens("32x128")
     (32, 128)
     """
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise InvalidInput(
-            f"tokens {text!r}", "BATCHxLENGTH, two whole numbers above 0", "Write 1x128 for one sequence of 128 tokens."
-        )
-    return int(parts[0]), int(parts[1])
+    batch, length = _sizes("tokens", text, "BATCHxLENGTH", "1x128 for one sequence of 128 tokens")
+    return batch, length
 
 
 def images(text: str) -> tuple[int, int, int, int]:
@@ -107,14 +91,8 @@ def images(text: str) -> tuple[int, int, int, int]:
     >>> images("32x3x32x32")
     (32, 3, 32, 32)
     """
-    parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
-        raise InvalidInput(
-            f"images {text!r}",
-            "BATCHxCHANNELSxHEIGHTxWIDTH, four whole numbers above 0",
-            "Write 1x3x32x32 for one image of three channels, 32 by 32.",
-        )
-    batch, channels, height, width = map(int, parts)
+    example = "1x3x32x32 for one image of three channels, 32 by 32"
+    batch, channels, height, width = _sizes("images", text, "BATCHxCHANNELSxHEIGHTxWIDTH", example)
     return batch, channels, height, width
 
 
@@ -125,6 +103,19 @@ def widths(text: str) -> list[int]:
     [784, 300, 100, 10]
     """
     parts = text.split("-")
-    if len(parts) < 2 or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) < 2 or not _are_counts(parts):
         raise InvalidInput(f"network {text!r}", "widths from input to output, joined by '-'", "Write 784-300-100-10.")
     return [int(part) for part in parts]
+
+
+def _sizes(what: str, text: str, form: str, example: str) -> list[int]:
+    """As many sizes as `form` names, joined by x; raises InvalidInput for anything else."""
+    parts, wanted = text.lower().split("x"), len(form.split("x"))
+    if len(parts) != wanted or not _are_counts(parts):
+        number = ("two", "three", "four")[wanted - 2]
+        raise InvalidInput(f"{what} {text!r}", f"{form}, {number} whole numbers above 0", f"Write {example}.")
+    return [int(part) for part in parts]
+
+
+def _are_counts(parts: list[str]) -> bool:
+    return all(part.isdecimal() and int(part) for part in parts)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,11 +117,11 @@ def correlation_table(points: Sequence[Point]) -> Table:
     return plain_table(title, columns, rows, left=2)
 
 
-def rank_correlation(
-    points: Sequence[Point], aim: str, reached: Callable[[Point], float] = itemgetter("test_accuracy")
-) -> Rank:
-    """The rank correlation of `aim` with what was `reached`, over points that have the one and the other."""
-    pairs = [(point["label"], value, reached(point)) for point in points if (value := aim_of(point, aim)) is not None]
+def rank_correlation(points: Sequence[Point], aim: str) -> Rank:
+    """The rank correlation of `aim` with the test accuracy, over points that have the one and the other."""
+    pairs = [
+        (point["label"], value, point["test_accuracy"]) for point in points if (value := aim_of(point, aim)) is not None
+    ]
     finite = [(label, a, b) for label, a, b in pairs if math.isfinite(a) and math.isfinite(b)]
     names, aims, ends = zip(*finite, strict=True) if finite else ((), (), ())
     series = len(set(names))

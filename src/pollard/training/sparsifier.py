@@ -109,19 +109,24 @@ class Sparsifier(Wrapper):
         method.after_update(self.weights, 0)
         self._require_agreement()
         self._explored = {name: Exploration(weight.topology) for name, weight in self.weights.items()}
+        self._listen()
+        self._watch()
+        self._warn()
+
+    def _warn(self) -> None:
+        """Of what is probably not meant, to whoever makes this."""
+        method = self.method
         if method.end > 0 and not self.weights:
             message = f"every sparse layer is frozen: {method.name} moves none. Set requires_grad before this call."
-            warnings.warn(message, NothingMoves, stacklevel=2)
+            warnings.warn(message, NothingMoves, stacklevel=3)
         elif method.end > 0 and method.next_due(0) is None:
             message = (
                 f"{method.name} updates every {method.every} steps, up to step {method.end}: not once. Lower every."
             )
-            warnings.warn(message, NothingMoves, stacklevel=2)
-        self._listen()
-        self._watch()
-        undecayed = without_decay(optimizer, [weight.parameter for weight in self.weights.values()])
+            warnings.warn(message, NothingMoves, stacklevel=3)
+        undecayed = without_decay(self.optimizer, [weight.parameter for weight in self.weights.values()])
         if undecayed:
-            warnings.warn(undecayed, NoDecay, stacklevel=2)
+            warnings.warn(undecayed, NoDecay, stacklevel=3)
 
     def _listen(self) -> None:
         self._unasked = Unasked(self.method)

@@ -82,28 +82,26 @@ def sparse_training(
             "Make it of model.parameters(): it comes second.",
         )
     sparse = _chosen_sparse(model, layers, density)
-    if sparse and density is None:
-        density = Plan({name: layer.topology for name, layer in sparse.items()}).density
+    asked = density
     if density is None:
-        density = density_of(pattern)
+        density = _kept(sparse) if sparse else density_of(pattern)
     made = _made(method, density, steps, options)
     if allocation is not None:
         made = replace(made, allocation=allocation)
-    if not sparse:
-        _refuse_wrapper(model)
-        made.require_resizable(patterns_of(pattern))
-        seed = agreed(seed)
-        draw = torch.Generator().manual_seed(seed)
-        plan = _first_plan(model, made, density, criterion, batch, pattern=pattern, layers=layers, generator=draw)
-        made.require({name: topology.pattern for name, topology in plan.items()})
-        held = matrices(model) if made.remembers else {}
-        dense = {name: held[name].weight.detach().clone() for name in plan if made.remembers}
-        _make_sparse(model, optimizer, plan, storage)
-        return Sparsifier(model, optimizer, made, layers=list(plan), seed=seed, dense=dense, own_steps=own_steps)
-    if made.density is None:
-        assert density is not None
-        _tell_density(sparse, density)
-    return Sparsifier(model, optimizer, made, layers=layers, seed=seed, own_steps=own_steps)
+    if sparse:
+        if made.density is None and asked is not None:
+            _tell_density(_kept(sparse), asked)
+        return Sparsifier(model, optimizer, made, layers=layers, seed=seed, own_steps=own_steps)
+    _refuse_wrapper(model)
+    made.require_resizable(patterns_of(pattern))
+    seed = agreed(seed)
+    draw = torch.Generator().manual_seed(seed)
+    plan = _first_plan(model, made, density, criterion, batch, pattern=pattern, layers=layers, generator=draw)
+    made.require({name: topology.pattern for name, topology in plan.items()})
+    held = matrices(model) if made.remembers else {}
+    dense = {name: held[name].weight.detach().clone() for name in plan if made.remembers}
+    _make_sparse(model, optimizer, plan, storage)
+    return Sparsifier(model, optimizer, made, layers=list(plan), seed=seed, dense=dense, own_steps=own_steps)
 
 
 def _first_plan(
@@ -136,9 +134,13 @@ def _chosen_sparse(
     return sparse
 
 
-def _tell_density(sparse: Mapping[str, SparseLinear | MaskedLinear], asked: float) -> None:
+def _kept(sparse: Mapping[str, SparseLinear | MaskedLinear]) -> float:
+    """The density of layers that are sparse already."""
+    return Plan({name: layer.topology for name, layer in sparse.items()}).density
+
+
+def _tell_density(kept: float, asked: float) -> None:
     """Warns OtherDensity where layers that stay as they are keep clearly another share of their weights than was `asked`."""
-    kept = Plan({name: layer.topology for name, layer in sparse.items()}).density
     if not math.isclose(kept, asked, rel_tol=0.05):
         message = (
             f"layers that are sparse already stay as they are, at density {kept:.4g}, where {asked:g} was asked. Leave density= out, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -372,10 +372,3 @@ def _of(name: str, layer: SparseLinear | MaskedLinear, optimizer: Optimizer) -> 
     if isinstance(layer, SparseLinear):
         return CompressedWeight(name, layer, optimizer)
     return MaskedWeight(name, layer, optimizer)
-
-
-def state_entries(weight: Weight) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's per-weight state of `weight` at the kept weights: names and `(nnz,)` tensors."""
-    for key, entry in (pair for state in weight.states() for pair in state.items()):
-        if isinstance(entry, Tensor) and entry.dim() > 0:
-            yield key, weight.kept_of(entry)

@@ -8,7 +8,6 @@ from torch import nn
 
 import pollard
 from learning import MOVING, OPTIMIZERS, STEPS, begin, examples, learn, network
-from pollard.training.weights import state_entries
 
 
 def spread(topology, entries):
@@ -19,7 +18,13 @@ def spread(topology, entries):
 
 
 def snapshot(weight):
-    held = {"value": weight.values(), **dict(state_entries(weight))}
+    state = {
+        key: weight.kept_of(entry)
+        for state in weight.states()
+        for key, entry in state.items()
+        if isinstance(entry, torch.Tensor) and entry.dim() > 0
+    }
+    held = {"value": weight.values(), **state}
     return {key: spread(weight.topology, entry.clone()) for key, entry in held.items()}
 
 

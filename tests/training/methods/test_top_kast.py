@@ -14,7 +14,6 @@ from pollard.formats.matrix import SparseMatrix
 from pollard.recipes import Recipe
 from pollard.training.methods.top_kast import top_kast
 from pollard.training.sparsifier import Sparsifier
-from pollard.training.weights import state_entries
 from small_weights import STORAGES, change, seen, small_weight
 
 NAN = torch.nan
@@ -89,10 +88,10 @@ def test_with_a_dense_memory_the_largest_of_the_models_own_weights_are_trained(p
         mask = weight.topology.mask()
         assert torch.equal(weight.layer.to_dense().weight, own[name] * mask)
         assert torch.equal(weight.memory, own[name])
-    (momentum,) = (entry for key, entry in state_entries(sparse.weights["0"]) if key == "momentum_buffer")
-    assert torch.equal(
-        SparseMatrix(momentum, sparse.weights["0"].topology).to_dense() > 0, sparse.weights["0"].topology.mask()
-    )
+    weight = sparse.weights["0"]
+    (state,) = weight.states()
+    momentum = SparseMatrix(weight.kept_of(state["momentum_buffer"]), weight.topology)
+    assert torch.equal(momentum.to_dense() > 0, weight.topology.mask())
 
 
 def test_a_trained_model_goes_on_as_what_is_left_of_it():
