@@ -37,6 +37,35 @@ def network(widths: list[int], epsilon: float) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def trained(
+    sparsifier: pollard.Sparsifier, widths: list[int], batch: int, steps: int
+) -> tuple[list[float], list[float]]:
+    """Seconds and losses of so many steps on one random batch."""
+    x, y = torch.randn(batch, widths[0]), torch.randint(0, widths[-1], (batch,))
+    seconds, losses = [], []
+    for _ in range(steps):
+        started = time.perf_counter()
+        sparsifier.zero_grad()
+        loss = nn.functional.cross_entropy(sparsifier.model(x), y)
+        loss.backward()
+        sparsifier.step()
+        seconds.append(time.perf_counter() - started)
+        losses.append(loss.item())
+    return seconds, losses
+
+
+def costs(seconds: list[float], every: int) -> dict[str, float]:
+    """Medians of a step with the topology at rest and, beyond two of those, of an update and the step after it; the first two tune."""
+    numbered = list(enumerate(seconds, start=1))
+    at_rest = median(each for step, each in numbered if step > 2 and step % every > 1)
+    moving = median(each for step, each in numbered if step % every == 0)
+    after = median(each for step, each in numbered if step > 1 and step % every == 1)
+    return {
+        "seconds_a_step": round(at_rest, 3),
+        "seconds_an_update": round(moving + after - 2 * at_rest, 3),
+    }
+
+
 def main() -> None:
     """Build, train some steps, tell."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -54,19 +83,7 @@ def main() -> None:
     built = time.perf_counter() - started
     optimizer = torch.optim.SGD(model.parameters(), 3e-4, momentum=0.9, weight_decay=2e-4, fused=True)
     sparsifier = pollard.Sparsifier(model, optimizer, METHODS["set"](0.5, 10 * given.steps, every=given.every))
-    x, y = torch.randn(given.batch, widths[0]), torch.randint(0, widths[-1], (given.batch,))
-    seconds, losses = [], []
-    for _ in range(given.steps):
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        sparsifier.step()
-        seconds.append(time.perf_counter() - started)
-        losses.append(loss.item())
-    at_rest = [each for step, each in enumerate(seconds, start=1) if step > 2 and step % given.every > 1]
-    moving = [each for step, each in enumerate(seconds, start=1) if step % given.every == 0]
-    after = [each for step, each in enumerate(seconds, start=1) if step > 1 and step % given.every == 1]
+    seconds, losses = trained(sparsifier, widths, given.batch, given.steps)
     told = {
         "network": given.widths,
         "neurons": sum(widths),
@@ -75,8 +92,7 @@ def main() -> None:
         "batch": given.batch,
         "threads": torch.get_num_threads(),
         "seconds_to_build": round(built, 2),
-        "seconds_a_step": round(median(at_rest), 3),
-        "seconds_an_update": round(median(moving) + median(after) - 2 * median(at_rest), 3),
+        **costs(seconds, given.every),
         "bytes": asdict(module_bytes(model, optimizer)),
         "peak_above_baseline": peak_rss_bytes() - before,
         "losses": [round(loss, 4) for loss in losses],
