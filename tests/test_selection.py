@@ -11,7 +11,8 @@ MODULES = {name: nn.Linear(2, 2) for name in ("enc.fc1", "enc.fc2", "head")}
 
 def test_linear_layers_are_exactly_those_that_a_replacement_serves():
     class Watched(nn.Linear):
-        pass
+        def forward(self, x):
+            return super().forward(x)
 
     shared = nn.Linear(2, 2)
     model = nn.ModuleDict(

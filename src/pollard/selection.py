@@ -6,16 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize, prune
 
 from pollard.errors import InvalidInput, NothingMatched
 
 Choice = TypeVar("Choice")
 LISTED = 5  # names that a message shows
+OF_ITS_OWN = "a subclass of nn.Linear with more of its own than how it is constructed"
+# What a subclass may define that is an `nn.Linear` constructed in its own way, and Python's own notes on a class.
+_CONSTRUCTION = {
+    "__init__",
+    "reset_parameters",
+    "extra_repr",
+    "__repr__",
+    "__constants__",
+    "__doc__",
+    "__annotations__",
+}
+_CONSTRUCTION |= {"__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__orig_bases__"}
+_CONSTRUCTION |= {"__annotate_func__", "__annotations_cache__", "__parameters__"}
 LayerFilter = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 # What hooks of torch make a parameter anew at each call, by the module that they are of, and how to be rid of them.
@@ -27,16 +41,39 @@ _REMOVERS = {
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers of `model` that can be pruned and replaced, by name: modules whose type is exactly `nn.Linear`.
+    """The layers of `model` that can be pruned and replaced, by name: `nn.Linear`, and subclasses that are only constructed otherwise.
 
-    A subclass may be read in ways a replacement does not serve (`nn.MultiheadAttention` reads its output projection's
-    weight past the module), so it is left alone. A linear layer that is lazy still, or parametrized, is among them, to be
+    A subclass with anything else of its own may compute or be used in ways that a replacement does not serve, and is left
+    alone. A linear layer that is lazy still, or parametrized, is among them, to be
     refused by `refuse_unready` rather than passed over. A module used in several places appears once, under its first name.
 
     >>> list(linear_layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))))
     ['0', '2']
     """
-    return {name: module for name, module in model.named_modules() if _bare_type(module) in {nn.Linear, nn.LazyLinear}}
+    return {name: module for name, module in model.named_modules() if is_linear(module)}
+
+
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is an `nn.Linear`, or of a subclass that defines no more than how it is constructed, drawn anew and shown.
+
+    >>> class Small(nn.Linear):
+    ...     def __init__(self, *args):
+    ...         super().__init__(*args)
+    ...         nn.init.normal_(self.weight, std=0.02)
+    >>> class Shifted(nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x) + 1
+    >>> is_linear(Small(4, 3)), is_linear(Shifted(4, 3))
+    (True, False)
+    """
+    kind = _bare_type(module)
+    if kind in {nn.Linear, nn.LazyLinear}:
+        return True
+    # Of torch's attention, which reads its weight past the module.
+    if not issubclass(kind, nn.Linear) or kind is NonDynamicallyQuantizableLinear:
+        return False
+    own = set(kind.__mro__) - set(nn.Linear.__mro__)
+    return all(name in _CONSTRUCTION for each in own for name in vars(each))
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -135,11 +172,11 @@ def require_prunable(model: nn.Module) -> dict[str, nn.Linear]:
     layers = weight_layers(model).values()
     there = counted(Counter(map(kind_of, layers)))
     own = sorted({kind_of(layer) for layer in layers if isinstance(layer, nn.Linear)})
-    why = f" {', '.join(own)}: a subclass of nn.Linear may read its weight in its own way." if own else ""
+    why = f" {', '.join(own)}: {OF_ITS_OWN}." if own else ""
     raise NothingMatched(
         f"a model with nothing to prune: its weight layers are {there}",
         "at least one linear, convolutional, recurrent or attention layer",
-        "Served are modules whose type is exactly nn.Linear, convolutions without groups, recurrent modules and their cells, attention and "
+        "Served are nn.Linear, convolutions without groups, recurrent modules and their cells, attention and "
         f"nn.Bilinear, where their weights are their own: neither tied nor made anew at each call.{why} "
         "Layers in a plain list are seen only if they are registered too: use nn.ModuleList.",
     )

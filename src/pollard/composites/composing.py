@@ -14,6 +14,7 @@ from pollard.copies import copied
 from pollard.errors import NothingMatched
 from pollard.references import Reference, references, replace
 from pollard.selection import (
+    OF_ITS_OWN,
     LayerFilter,
     is_sparse,
     kind_of,
@@ -94,7 +95,7 @@ def _unserved(kind: type[nn.Module]) -> str:
     if served:
         return f"its forward is not that of {served[0]}"
     if issubclass(kind, nn.Linear):
-        return "a subclass of nn.Linear may read its weight in its own way"
+        return OF_ITS_OWN
     return "its kind is not rebuilt of linear layers"
 
 

@@ -15,13 +15,14 @@ from pollard.nn.masked import MaskedLinear
 from pollard.selection import listed
 
 _SPARSE = (SparseLinear, MaskedLinear)
+_CLASS = "_dense_class"
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def refuse_in_the_way(layers: Mapping[nn.Module, str]) -> None:
     """Raises InvalidInput for an attribute of a dense layer that means something else to a sparse one."""
     for module, name in layers.items():
-        taken = [key for key in _extra(module) if type(module) is nn.Linear and _means_something(key)]
+        taken = [key for key in _extra(module) if isinstance(module, nn.Linear) and _means_something(key)]
         if taken:
             raise InvalidInput(
                 f"layer {name!r} with {listed(taken)} of your own",
@@ -51,7 +52,7 @@ def refuse_bound(layers: Mapping[nn.Module, str]) -> None:
 def refuse_hooked(layers: Mapping[nn.Module, str]) -> None:
     """Raises InvalidInput for a dense layer whose parameters have hooks: a gradient of another shape would come to them."""
     for module, name in layers.items():
-        for key, parameter in module.named_parameters(recurse=False) if type(module) is nn.Linear else ():
+        for key, parameter in module.named_parameters(recurse=False) if isinstance(module, nn.Linear) else ():
             if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):  # noqa: SLF001
                 raise InvalidInput(
                     f"hooks on the {key} of layer {name!r}",
@@ -61,7 +62,12 @@ def refuse_hooked(layers: Mapping[nn.Module, str]) -> None:
 
 
 def carry(old: nn.Module, new: nn.Module) -> None:
-    """Gives `new` each attribute, parameter, buffer and module of `old` that its class does not have by itself."""
+    """Gives `new` each attribute, parameter, buffer and module of `old` that its class does not have by itself.
+
+    The class of a dense layer, where it is a subclass, goes along as well, and a layer that is dense again is of it.
+    """
+    if isinstance(old, nn.Linear) and type(old) is not nn.Linear:
+        vars(new)[_CLASS] = type(old)
     for key in _extra(old):
         if key in old._buffers:  # noqa: SLF001
             new.register_buffer(key, old._buffers[key], persistent=key not in old._non_persistent_buffers_set)  # noqa: SLF001
@@ -69,6 +75,8 @@ def carry(old: nn.Module, new: nn.Module) -> None:
             new.register_parameter(key, old._parameters[key])  # noqa: SLF001
         elif key in old._modules:  # noqa: SLF001
             new.add_module(key, old._modules[key])  # noqa: SLF001
+        elif key == _CLASS and isinstance(new, nn.Linear):
+            new.__class__ = vars(old)[key]
         else:
             vars(new)[key] = vars(old)[key]
 
@@ -81,7 +89,7 @@ def carry_marks(old: nn.Parameter, new: nn.Parameter) -> None:
 
 def _extra(module: nn.Module) -> list[str]:
     registered = [key for kind in _REGISTERED for key in vars(module)[kind]]
-    own = _owned().get(type(module), frozenset())
+    own = _owned().get(nn.Linear if isinstance(module, nn.Linear) else type(module), frozenset())
     return [key for key in (*registered, *vars(module)) if key not in own and key != "_compiled_call_impl"]
 
 

@@ -21,7 +21,7 @@ from pollard.nn.masked import MaskedLinear
 from pollard.nn.states import ARRAYS, topology_of
 from pollard.nn.surgery import composing, replaceable, swap
 from pollard.references import references
-from pollard.selection import listed, refuse_tied, unmatched
+from pollard.selection import is_linear, listed, refuse_tied, unmatched
 
 Model = TypeVar("Model", bound=nn.Module)
 State = Mapping[str, Any] | str | PathLike[str]
@@ -118,7 +118,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear:
     """A layer for the entries `name`, with room for their values."""
     dense = _module(model, name)
-    if not name or not (type(dense) is nn.Linear or isinstance(dense, MaskedLinear)):
+    if not name or not (is_linear(dense) or isinstance(dense, MaskedLinear)):
         raise InvalidInput(
             f"sparse entries for {name or 'the model itself'!r}, a {type(dense).__name__}",
             "a linear layer within a model",

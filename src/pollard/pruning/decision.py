@@ -90,7 +90,7 @@ def prune(
     pattern: one for all layers (unstructured, `v4`, `b16x2`, `2:4`), or a mapping of name patterns, of which the last that
     matches wins: `{"*": "v4", "head": "unstructured"}`; what none matches is unstructured.
     layers: which linear layers, as name patterns or a callable `(name, module) -> bool`. Biases, norms, embeddings and
-    subclasses of `nn.Linear` are left alone.
+    subclasses of `nn.Linear` with methods of their own are left alone.
     min_density, max_density: bounds per layer, a number or a mapping of name patterns.
     generator: for criteria that draw numbers; torch's own by default, and then its state moves on.
     scoring: how the network is called and measured, as `Scoring(chunk_size=64, mode="train")`.
