@@ -13,7 +13,7 @@ from pollard.errors import InvalidInput, PatternError
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
 from pollard.nn.surgery import sparsify_
-from pollard.pruning import CRITERIA, decision, prune
+from pollard.pruning import CRITERIA, dense_decision, prune
 from pollard.pruning.budget import Layer
 from pollard.pruning.plan import Plan
 from pollard.pruning.scoring import Scoring
@@ -103,8 +103,8 @@ def test_on_the_way_to_n_of_m_more_of_every_m_are_kept(monkeypatch):
         seen.append((str(layer.pattern), count))
         return chosen(name, layer, count)
 
-    chosen = decision._topology
-    monkeypatch.setattr(decision, "_topology", watched)
+    chosen = dense_decision._topology
+    monkeypatch.setattr(dense_decision, "_topology", watched)
     model = nn.Sequential(nn.Linear(64, 64))
     plan = prune(model, "magnitude", pattern="1:8", rounds=4)
     assert seen == [("5:8", 5 * 512), ("3:8", 3 * 512), ("2:8", 2 * 512), ("1:8", 512)]
