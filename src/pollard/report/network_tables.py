@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pollard.report.network_costs import SPARSE, LayerCost, Matrix, NetworkCosts
-from pollard.report.render import plain_table, quantity_ms, quantity_ratio, quantity_share
+from pollard.report.render import best_dense, plain_table, quantity_ms, quantity_ratio, quantity_share
 from pollard.tables import PrintedTable
 
 LONG = 12  # layers, above which those that are alike share a row
@@ -66,17 +66,12 @@ def _heading(network: str, inputs: Sequence[Sequence[int]], threads: int) -> str
     return f"{network} on {shapes}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _best_dense(record: Mapping[str, Any]) -> str:
-    wins = ", dense wins" if record["dense_wins"] else ""
-    return f"{quantity_ratio(record['speedup']):>5} {record['best_dense']}{wins}"
-
-
 _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "pattern": lambda record: record["pattern"],
     "dtype": lambda record: record["dtype"],
     "density": lambda record: f"{record['density']:.3g}",
     "ms": lambda record: quantity_ms(record["ms"]),
-    VS_DENSE: _best_dense,
+    VS_DENSE: best_dense,
     "vs\nnn.Linear": lambda record: quantity_ratio(record["nn_linear_speedup"]),
     "vs\nfloat32": lambda record: quantity_ratio(record["fp32_speedup"]),
     "vs\nbf16": lambda record: quantity_ratio(record["bf16_speedup"]),

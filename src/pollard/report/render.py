@@ -156,7 +156,8 @@ def _shape(record: Mapping[str, Any]) -> str:
     return "x".join(map(str, record["shape"]))
 
 
-def _best_dense(record: Mapping[str, Any]) -> str:
+def best_dense(record: Mapping[str, Any]) -> str:
+    """How many times as fast as the fastest dense way a record is, which way that is, and whether it wins."""
     wins = ", dense wins" if record["dense_wins"] else ""
     return f"{quantity_ratio(record['speedup']):>5} {record['best_dense']}{wins}"
 
@@ -172,7 +173,7 @@ _BENCH_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "density": lambda record: f"{record['density']:g}",
     "ms": lambda record: quantity_ms(record["ms"]),
     "GF/s": lambda record: f"{record['gflops']:.1f}",
-    VS_DENSE: _best_dense,
+    VS_DENSE: best_dense,
     "vs\nnn.Linear": lambda record: quantity_ratio(record["nn_linear_speedup"]),
     "vs\nbf16": lambda record: quantity_ratio(record["bf16_speedup"]),
     VS_PEER: _best_peer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from pollard.errors import KernelError
@@ -77,13 +78,18 @@ class Bound:
         self._entry(self._pack(*addresses) + self._rest, self._units, self._threads)
 
 
-def equal_runs(count: int, parts: int) -> list[int]:
-    """Where each of `parts` equal runs of `count` things begins, and where the last one ends.
+def equal_runs(count: int, parts: int) -> Tensor:
+    """Where each of `parts` equal runs of `count` things begins, and where the last one ends: int32 `(parts + 1,)`.
 
-    >>> equal_runs(10, 4)
+    >>> equal_runs(10, 4).tolist()
     [0, 2, 5, 7, 10]
     """
-    return [count * part // parts for part in range(parts + 1)]
+    return torch.tensor([count * part // parts for part in range(parts + 1)], dtype=torch.int32, device="cpu")
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies, as `Bound` takes it; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _slot(value: Tensor | int) -> int:

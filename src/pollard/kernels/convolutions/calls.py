@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.kernels.code.launch import Launch
+from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.convolutions.passes import BLOCK, Pass, fitting, runs, tile_width, together, useful
+from pollard.kernels.convolutions.passes import BLOCK, Pass, fitting, tile_width, together, useful
 from pollard.kernels.convolutions.plan import Dots, Field
 from pollard.kernels.convolutions.scattered import Layout, Scatter
 from pollard.kernels.convolutions.tuned import Call, Tuned
@@ -20,6 +19,7 @@ from pollard.kernels.convolutions.turned import turned
 from pollard.kernels.convolutions.window import Window, still
 from pollard.kernels.products.derived import tiling
 from pollard.kernels.products.operand import name_of
+from pollard.kernels.products.ordered import ordering
 from pollard.kernels.products.workspace import workspace
 
 # Runs of samples whose dot products are summed apart: a number of its own, so that no bit depends on the number of threads.
@@ -51,7 +51,8 @@ class Convolution:
         back, permutation = self.back_over(grad, values.dtype, sizes)
         if permutation is None:
             return back.best((grad, values))
-        arrange = self._ordering(permutation, values)
+        spec = KernelSpec("order", self.target.isa, values=name_of(values.dtype))
+        arrange = ordering(spec, permutation, self.threads)
         run = back.best((grad, arrange(values)))
         return lambda grad, values: run(grad, arrange(values))
 
@@ -104,7 +105,7 @@ class Convolution:
         launch = Launch(
             spec, units, threads, PARTS=parts,
             columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
-            offsets=field.offsets(), patches=table, bounds=runs(groups, slices), **field.arguments("x", x.stride()), **there,
+            offsets=field.offsets(), patches=table, bounds=equal_runs(groups, slices), **field.arguments("x", x.stride()), **there,
             PASSES=1, PATCHES=len(table), SAMPLES=samples, GROUPS=topology.groups, VALUES=topology.nnz,
         ).at(units)  # fmt: skip
         nnz = topology.nnz
@@ -126,20 +127,6 @@ class Convolution:
             operation, self.target.isa, rows=pattern.rows, columns=pattern.columns, block=min(pattern.rows, BLOCK),
             numbers=name_of(images.dtype), index=self.topology.indices.columns.itemsize,
         )  # fmt: skip
-
-    def _ordering(self, permutation: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
-        count, threads = self.topology.nnz, self.threads
-        spec = KernelSpec("order", self.target.isa, values=name_of(values.dtype))
-        launch = Launch(spec, threads, threads, permutation=permutation, bounds=runs(count, threads), PASSES=1).at(
-            threads
-        )
-
-        def arrange(values: Tensor) -> Tensor:
-            ordered = workspace("values", count)
-            launch(values.data_ptr(), ordered.data_ptr())
-            return ordered
-
-        return arrange
 
 
 def _sizes(images: Tensor) -> tuple[int, int]:

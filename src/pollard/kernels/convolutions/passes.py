@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from pollard.errors import KernelError
 from pollard.formats.topology import Topology
-from pollard.kernels.code.launch import Launch, equal_runs
+from pollard.kernels.code.launch import Launch, address, equal_runs
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target, caches
 from pollard.kernels.convolutions.plan import Field, Patches, joined
@@ -84,7 +83,7 @@ class Pass(Tuned):
         launch = Launch(
             self.spec_of(choice), units, threads, PARTS=parts,
             columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
-            offsets=field.offsets(), patches=table, bounds=runs(groups, cuts), ends=0 if ends is None else ends,
+            offsets=field.offsets(), patches=table, bounds=equal_runs(groups, cuts), ends=0 if ends is None else ends,
             **field.arguments("x", images.stride()), PASSES=1, PATCHES=len(table), SAMPLES=samples, Y_SAMPLE=strides[0],
             Y_CHANNEL=strides[1], Y_GROUPS=slabs[0], Y_SLABS=slabs[1], Y_PIXELS=slabs[2], Y_PLANE=patches.plane, ROOM=room,
         ).at(units)  # fmt: skip
@@ -93,7 +92,7 @@ class Pass(Tuned):
         def call(x: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
             y, fields = result(x), workspace("field", field.size * units)
             rooms = workspace("room", room * units) if room else None
-            launch(values.data_ptr(), x.data_ptr(), y.data_ptr(), _address(bias), fields.data_ptr(), _address(rooms))
+            launch(values.data_ptr(), x.data_ptr(), y.data_ptr(), address(bias), fields.data_ptr(), address(rooms))
             return y
 
         return call
@@ -193,13 +192,4 @@ def cut(threads: int, samples: int, groups: int) -> tuple[int, int]:
     return found, max(1, min(-(-threads // found), groups))
 
 
-def runs(count: int, parts: int) -> Tensor:
-    """int32, where each of `parts` equal runs of `count` things begins, and where the last ends."""
-    return torch.tensor(equal_runs(count, parts), dtype=torch.int32, device="cpu")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-__all__ = ["BLOCK", "Pass", "cut", "fitting", "runs", "tile_width", "together", "useful"]
+__all__ = ["BLOCK", "Pass", "cut", "fitting", "tile_width", "together", "useful"]

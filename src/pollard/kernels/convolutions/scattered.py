@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.kernels.code.launch import Launch
+from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.convolutions.passes import BLOCK, cut, fitting, runs, tile_width, together, useful
+from pollard.kernels.convolutions.passes import BLOCK, cut, fitting, tile_width, together, useful
 from pollard.kernels.convolutions.plan import Field, Patches
 from pollard.kernels.convolutions.tuned import Call, Tuned
 from pollard.kernels.convolutions.turned import by_shift
@@ -128,7 +128,7 @@ class Scatter(Tuned):
         launch = Launch(
             self.spec_of(Choice(patches.vectors, width)), units, threads, PARTS=parts,
             columns=topology.indices.columns, tiles=tiles.pointers, TILES=tiles.tiles, STRIDE=tiles.stride, END=tiles.end,
-            starts=self.layout.starts, offsets=dx.offsets(), patches=table, bounds=runs(groups, cuts),
+            starts=self.layout.starts, offsets=dx.offsets(), patches=table, bounds=equal_runs(groups, cuts),
             **dy.arguments("dy", self.grad.stride()), **dx.arguments("dx", strides, parts),
             PASSES=1, PATCHES=len(table), SAMPLES=samples, WIDTH=width // per,
         ).at(units)  # fmt: skip

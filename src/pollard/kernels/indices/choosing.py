@@ -59,9 +59,11 @@ def _chosen(
     Launch(
         KernelSpec("choose", target.isa, index=topology.indices.itemsize), threads, threads, scores=scores, bound=torch.tensor([bound], dtype=torch.float32, device="cpu"),
         flags=torch.from_numpy(stays), columns=topology.indices.columns, pointers=topology.indices.row_pointers, found=found, best=best,
-        counts=counts, spare=torch.empty(threads, dtype=torch.float32, device="cpu"), bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"), PASSES=1, WIDTH=width,
+        counts=counts, spare=torch.empty(threads, dtype=torch.float32, device="cpu"), bounds=bounds, PASSES=1, WIDTH=width,
         FIRST=first,
     )()  # fmt: skip
-    parts = [slice(start * width, start * width + n) for start, n in zip(bounds, counts.tolist(), strict=False)]
+    parts = [
+        slice(start * width, start * width + n) for start, n in zip(bounds.tolist(), counts.tolist(), strict=False)
+    ]
     places = torch.cat([found[part] for part in parts]).long()
     return places.add_(first * width), torch.cat([best[part] for part in parts])

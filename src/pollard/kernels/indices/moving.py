@@ -35,7 +35,7 @@ def move_values(
     bounds = equal_runs(len(source), chunks)
     starts = [0] * (chunks + 1)
     if isinstance(fill, Tensor):
-        grown = [int(np.count_nonzero(source[first:last].numpy() < 0)) for first, last in pairwise(bounds)]
+        grown = [int(np.count_nonzero(source[first:last].numpy() < 0)) for first, last in pairwise(bounds.tolist())]
         starts = list(accumulate(grown, initial=0))
         if fill.shape != (starts[-1] * size,):
             raise InvalidInput(
@@ -47,7 +47,8 @@ def move_values(
         else old.new_full((size,), fill)
     )
     step = size * old.element_size() if isinstance(fill, Tensor) else 0
-    fast = partial(_fast, old, source, fills, new.detach(), cuts=(bounds, starts), step=step)
+    cuts = bounds, torch.tensor(starts, dtype=torch.int32, device="cpu")
+    fast = partial(_fast, old, source, fills, new.detach(), cuts=cuts, step=step)
     fits = attempt(fast) if old.is_cpu else None
     if fits is None:
         fits = _slow(old, source, fills, new.detach())
@@ -88,12 +89,12 @@ def _fast(
     new: Tensor,
     target: Target,
     *,
-    cuts: tuple[list[int], list[int]],
+    cuts: tuple[Tensor, Tensor],
     step: int,
 ) -> bool:
     # Whether every source is a grain of `old`.
     chunks, size = torch.get_num_threads(), max(1, len(new) // max(len(source), 1))
-    bounds, starts = (torch.tensor(cut, dtype=torch.int32, device="cpu") for cut in cuts)
+    bounds, starts = cuts
     wrong = torch.zeros(1, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("move", target.isa, rows=size, size=old.element_size()), chunks, chunks, old=old, new=new, source=source,

@@ -85,10 +85,10 @@ def _within(scores: Scores, low: float, high: float, target: Target) -> Within:
     found, counts = np.empty(scores.size, np.float32), torch.zeros(threads, 3, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("within", target.isa), threads, threads, scores=torch.from_numpy(scores), found=torch.from_numpy(found),
-        counts=counts, bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"), PASSES=1, LOW=_integer(low, last=True), HIGH=_integer(high, last=False),
+        counts=counts, bounds=bounds, PASSES=1, LOW=_integer(low, last=True), HIGH=_integer(high, last=False),
     )()  # fmt: skip
     inside, past, below = counts.t().tolist()
-    parts = [found[first : first + count] for first, count in zip(bounds, inside, strict=False)]
+    parts = [found[first : first + count] for first, count in zip(bounds.tolist(), inside, strict=False)]
     return Within(np.concatenate(parts), sum(past), scores.size - sum(below))
 
 
@@ -97,7 +97,7 @@ def _reaching(scores: Scores, bound: float, strictly: bool, target: Target) -> F
     low = _integer(bound, last=True) if strictly else _integer(bound, last=False) - 1
     Launch(
         KernelSpec("above", target.isa), threads, threads, scores=torch.from_numpy(scores), flags=torch.from_numpy(flags),
-        bounds=torch.tensor(equal_runs(scores.size, threads), dtype=torch.int32, device="cpu"), PASSES=1, LOW=low,
+        bounds=equal_runs(scores.size, threads), PASSES=1, LOW=low,
     )()  # fmt: skip
     return flags
 

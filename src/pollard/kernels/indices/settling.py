@@ -34,7 +34,7 @@ def distinct(numbers: Integers, total: int) -> Integers:
 def _ticked(numbers: Integers, total: int, target: Target) -> Integers:
     threads, words = torch.get_num_threads(), -(-total // WORD)
     bits = torch.zeros(words + threads * LINE, dtype=torch.int64, device="cpu")
-    bounds = torch.tensor(equal_runs(words, threads), dtype=torch.int32, device="cpu")
+    bounds = equal_runs(words, threads)
     starts = torch.zeros(threads + 1, dtype=torch.int32, device="cpu")
     Launch(
         KernelSpec("tick", target.isa), threads, threads, numbers=torch.from_numpy(numbers), bits=bits, counts=starts[1:],

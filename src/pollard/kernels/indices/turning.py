@@ -28,7 +28,7 @@ def even(pointers: Tensor, chunks: int) -> Tensor:
     [0, 2, 4]
     """
     starts = pointers.numpy()
-    cuts = np.searchsorted(starts, equal_runs(int(starts[-1]), chunks))
+    cuts = np.searchsorted(starts, equal_runs(int(starts[-1]), chunks).numpy())
     cuts[0], cuts[-1] = 0, len(starts) - 1
     return torch.from_numpy(cuts.astype(np.int32))
 

@@ -93,9 +93,8 @@ class Packing:
             numbers=operand.dtype,
         )
         self._chunks = max(1, min(threads, self._features) if chunks is None else chunks)
-        bounds = equal_runs(self._features, self._chunks)
         self._launch = Launch(
-            spec, self._chunks, threads, bounds=torch.tensor(bounds, dtype=torch.int32, device="cpu"),
+            spec, self._chunks, threads, bounds=equal_runs(self._features, self._chunks),
             PASSES=1, FEATURES=self._features, CHUNKS=self._chunks,
         )  # fmt: skip
 

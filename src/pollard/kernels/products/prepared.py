@@ -13,13 +13,14 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
-from pollard.kernels.code.launch import Launch, equal_runs
+from pollard.kernels.code.launch import Launch, address, equal_runs
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import caches
 from pollard.kernels.products import results
 from pollard.kernels.products.derived import ByColumns, Tiling, bounds, by_columns, calls, places_in_runs, tiling
 from pollard.kernels.products.operand import Operand, Packing
+from pollard.kernels.products.ordered import ordering
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.tuning import Choice, near_batch
 from pollard.kernels.products.workspace import workspace
@@ -116,7 +117,9 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
     out, width = topology.shape[::-1] if choice.transposed else topology.shape
     if choice.transposed:
         turned = by_columns(topology, product.width(choice))
-        walk, arrange = _walk_by_columns(product, turned, choice), _ordering(product, turned, choice)
+        walk = _walk_by_columns(product, turned, choice)
+        order = KernelSpec("order", product.target.isa, values=product.values, numbers=product.multiplied(choice))
+        arrange = ordering(order, turned.permutation, threads)
     else:
         tiles = tiling(topology, product.width(choice))
         longer = _returning(topology, tiles, 4 * product.unit * choice.vectors)
@@ -148,33 +151,12 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
             y = room(x)
             panelled, read = x if pack is None else pack(x), values if arrange is None else arrange(values)
             sums = workspace("sums", resting) if resting else None
-            run(read.data_ptr(), panelled.data_ptr(), y.data_ptr(), _address(offset), _address(sums))
+            run(read.data_ptr(), panelled.data_ptr(), y.data_ptr(), address(offset), address(sums))
             return y
 
         return call
 
     return fit
-
-
-def _ordering(product: Product, turned: ByColumns, choice: Choice) -> Callable[[Tensor], Tensor]:
-    # Values as the transpose is walked. To take each from its place for every panel would cost more than to move all once.
-    threads, grains = product.threads, product.topology.grains
-    bounds = torch.tensor(equal_runs(grains, threads), dtype=torch.int32, device="cpu")
-    launch = Launch(
-        KernelSpec("order", product.target.isa, values=product.values, numbers=product.multiplied(choice)),
-        threads,
-        threads,
-        permutation=turned.permutation,
-        bounds=bounds,
-        PASSES=1,
-    ).at(threads)
-
-    def arrange(values: Tensor) -> Tensor:
-        ordered = workspace("values", grains)
-        launch(values.data_ptr(), ordered.data_ptr())
-        return ordered
-
-    return arrange
 
 
 def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fit:
@@ -196,7 +178,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y, sample = room(x), x if ready else x.float().contiguous()
-            run(values.data_ptr(), sample.data_ptr(), y.data_ptr(), _address(offset))
+            run(values.data_ptr(), sample.data_ptr(), y.data_ptr(), address(offset))
             return y
 
         return call
@@ -213,7 +195,7 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     packing = Packing(product.target, product.operand, product.panels(choice).kind, threads, purpose="operand")
     tiles = tiling(product.topology, choice.width or product.topology.width)
     chunks = min(threads, tiles.tiles)
-    cuts = torch.tensor(equal_runs(tiles.tiles, chunks), dtype=torch.int32, device="cpu")
+    cuts = equal_runs(tiles.tiles, chunks)
     launch = Launch(
         product.spec(choice), chunks, threads, **_walk(product.topology, tiles, 1), cuts=cuts,
         GROUPS=product.topology.groups, IN=width, WIDTH=tiles.width * product.topology.pattern.columns, CHUNKS=chunks,
@@ -277,10 +259,6 @@ _MAKERS: dict[str, Callable[..., Fit]] = {
 def _features_first(batch: int, features: int, dtype: str) -> Callable[[Tensor], Tensor]:
     # Makes room for a result: a tensor of its own, no view, so that it may be written to.
     return results.room((batch, features), (1, batch), getattr(torch, dtype))
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 __all__ = ["Call", "prepared"]
