@@ -22,6 +22,14 @@ def noisy() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(), nn.Linear(24, 4))
 
 
+def convolutions() -> nn.Sequential:
+    """Two of them with a norm between, for images `(3, 6, 6)`."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 5),
+    )  # fmt: skip
+
+
 def residual(input_shape: tuple[int, ...], classes: int) -> ResNet:
     """A ResNet of one block a stage, a quarter as wide as published."""
     return ResNet([4, 8, 16], 1, Ends(input_shape, classes), projects=False)

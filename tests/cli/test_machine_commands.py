@@ -7,6 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from commands import invoke
 from pollard.cli import app, doctor
 from pollard.report.doctor import KINDS, SIDES, Check, Diagnosis
 
@@ -31,12 +32,6 @@ FIELDS = {
     "torch_sparse_ms",
     "target",
 }
-
-
-def invoke(*words: str):
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def test_bench_prints_records(tmp_path):

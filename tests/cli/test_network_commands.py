@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from commands import invoke
 from pollard.cli import app
 
 MODULE = """
@@ -28,12 +29,6 @@ def written(own_folder):
     Path("tiny_networks.py").write_text(MODULE)
     yield
     sys.modules.pop("tiny_networks", None)
-
-
-def invoke(*words: str):
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def test_bench_times_a_network_in_each_pattern_and_precision():

@@ -6,19 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from pollard.cli import app
+from commands import invoke
 from pollard.pruning.plan import Plan
 from pollard.recipes import Recipe
 
 QUICK = ["--epochs", "2", "--model", "mlp-64-24-10"]
-
-
-def invoke(*words: str):
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pollard.kernels.products.explanation import explain as explain_kernel
 from pollard.recipes.moving import Span, moving_method
 from pollard.report.network_costs import network_costs
 from pollard.report.network_tables import costs_tables
-from pollard.report.networks import is_known, known
+from pollard.report.networks import Workload, is_known, known
 from pollard.report.render import plain_table
 from pollard.report.schedule import schedule_view
 from pollard.training.methods import METHODS
@@ -80,29 +80,33 @@ def explain(
     """
     if what in METHODS:
         method = moving_method(what, density, Span(steps, epoch), {}, method_options)
-        emit(*schedule_view(method, steps, density), as_json=json)
-        return
-    if is_known(what):
-        whole = workload(what, tokens, images)
-        with stages() as tell:
-            costs = network_costs(whole, pattern=pattern, density=density, dtype=dtype, tell=tell)
-        emit(costs.as_json(), [part for table in costs_tables(costs) for part in (table, "")], as_json=json)
-        return
-    if not values.is_shape(what):
+        answer, view = schedule_view(method, steps, density)
+    elif is_known(what):
+        answer, view = _network_view(workload(what, tokens, images), pattern=pattern, density=density, dtype=dtype)
+    elif values.is_shape(what):
+        kept = density, pattern
+        found = _explained(what, op, kept, dtype=dtype, device=device, activation=activation, images=images)
+        answer, view = _kernel_view(found, ir=ir, asm=asm)
+    else:
         raise InvalidInput(
             repr(what),
             f"OUTxINxBATCH, a network ({known()}), or one of " + ", ".join(METHODS),
             "pollard explain 1024x1024x128, or pollard explain 64x64x3x3, for example.",
         )
-    found = _explained(what, op, (density, pattern), dtype=dtype, device=device, activation=activation, images=images)
+    emit(answer, view, as_json=json)
+
+
+def _network_view(whole: Workload, **options: Any) -> tuple[dict[str, Any], list[RenderableType]]:
+    """What a network costs, layer by layer, as JSON and for a terminal."""
+    with stages() as tell:
+        costs = network_costs(whole, tell=tell, **options)
+    return costs.as_json(), [part for table in costs_tables(costs) for part in (table, "")]
+
+
+def _kernel_view(found: Explanation, *, ir: bool, asm: bool) -> tuple[dict[str, Any], list[RenderableType]]:
+    """The chosen kernel, why, those that were timed, the fastest first, and its code if asked, as JSON and for a terminal."""
     code = {"ir": found.ir()} if ir else {}
     code |= {"assembly": found.assembly()} if asm else {}
-    answer, view = _kernel_view(found)
-    emit(answer | code, [*view, *filter(None, code.values())], as_json=json)
-
-
-def _kernel_view(found: Explanation) -> tuple[dict[str, Any], list[RenderableType]]:
-    """The chosen kernel, why, and those that were timed, the fastest first, as JSON and for a terminal."""
     ranked = sorted(found.candidates, key=lambda candidate: candidate[1])
     timed = plain_table("candidates", ("kernel", "us a call"), [(spec, f"{time:.1f}") for spec, time in ranked])
     answer = {
@@ -111,7 +115,9 @@ def _kernel_view(found: Explanation) -> tuple[dict[str, Any], list[RenderableTyp
         "candidates": [{"kernel": spec, "microseconds": time} for spec, time in ranked],
     }
     view: list[RenderableType] = [f"kernel: {found.choice}", f"reason: {found.reason}"]
-    return answer, view + (["", timed] if ranked else [])
+    if ranked:
+        view += ["", timed]
+    return answer | code, [*view, *filter(None, code.values())]
 
 
 def _explained(
@@ -130,5 +136,6 @@ def _explained(
         raise InvalidInput(
             f"--activation {activation} of a convolution", "one of a layer OUTxINxBATCH", "Leave --activation out."
         )
-    over = (32, values.convolution(what)[1], 32, 32) if images is None else values.images(images)
-    return explain_convolution(op, values.convolution(what), *kept, images=over, dtype=dtype)
+    shape = values.convolution(what)
+    over = (32, shape[1], 32, 32) if images is None else values.images(images)
+    return explain_convolution(op, shape, *kept, images=over, dtype=dtype)

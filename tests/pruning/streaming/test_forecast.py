@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import pollard
+from networks import convolutions
 from pollard.errors import InvalidInput
 from pollard.pruning.criteria import CRITERIA
 from pollard.pruning.streaming import forecast, meter, rehearsal
@@ -32,13 +33,6 @@ class Attention(nn.Module):
 
 def mlp():
     return nn.Sequential(nn.Linear(12, 96), nn.ReLU(), nn.Linear(96, 64), nn.Dropout(0.5), nn.ReLU(), nn.Linear(64, 5))
-
-
-def convolutions():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(64, 5),
-    )  # fmt: skip
 
 
 MODELS = {"mlp": (mlp, (12,)), "convolutions": (convolutions, (3, 6, 6)), "attention": (Attention, (4, 16))}

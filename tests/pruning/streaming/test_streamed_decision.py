@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pollard
+from networks import convolutions
 from pollard.errors import InvalidInput, LayerCollapse, ScoresTie
 from pollard.pruning.criteria import CRITERIA, criterion
 from pollard.pruning.streaming import decision as streamed_decision
@@ -31,13 +32,6 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v))
         return self.head((x + self.down(nn.functional.gelu(self.up(x)))).mean(1))
-
-
-def convolutions():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(64, 5),
-    )  # fmt: skip
 
 
 MODELS = {
