@@ -61,13 +61,18 @@ def _(method):
     torch.testing.assert_close(gradient(2 * x), torch.func.grad(lambda a: twin(a).square().sum())(2 * x))
 
 
-@piece(FAMILY, "`fx.symbolic_trace`")
+@piece(FAMILY, "`fx.symbolic_trace`", note="it calls sparse layers, as it does torch's own")
 def _(method):
     model = model_of(method)
     require_output(torch.fx.symbolic_trace(model)(X), model, X)
 
 
-@piece(FAMILY, "`jit.trace`, saved and loaded", ignored=JIT)
+@piece(
+    FAMILY,
+    "`jit.trace`, saved and loaded",
+    ignored=JIT,
+    note="it keeps the topology of its moment: trace again once that has moved",
+)
 def _(method):
     model = model_of(method).eval()
     traced = torch.jit.trace(model, x)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from transformers.pytorch_utils import Conv1D
 
+import pollard
 from kinds import KINDS, X, network
 from pollard.composites import COMPOSITES, Composite, composable, composed, composite
 from pollard.composites.composite import dotted, kind_for
@@ -335,3 +336,26 @@ def test_what_is_set_after_construction_is_what_torchs_own_goes_by(name, early):
     expected = flat(whole(x))
     for module in (made, copy.deepcopy(made), made.whole()):
         torch.testing.assert_close(flat(module(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_drawn_anew_with_all_that_it_holds(name):
+    whole, args, kwargs = CASES[name]()
+    model = nn.ModuleList([whole])
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.5))
+    [made] = model
+    before = {key: each.detach().clone() for key, each in made.named_parameters()}
+    kept = {part: getattr(made, part).topology for part in made._parts}
+    made.reset_parameters()
+    assert {part: getattr(made, part).topology for part in made._parts} == kept
+    for key, each in made.named_parameters():
+        # Attention begins with no biases; transformers' Conv1D leaves drawing to its model.
+        same = "bias" in key and isinstance(whole, nn.MultiheadAttention | Conv1D) and "bias_" not in key
+        assert (
+            each.equal(torch.zeros_like(each) if isinstance(whole, nn.MultiheadAttention) else before[key])
+            if same
+            else (not each.equal(before[key]))
+        ), key
+    bounded = dict(made.named_parameters()) if isinstance(whole, nn.RNNBase) else {}
+    assert all(each.abs().max() <= whole.hidden_size**-0.5 for key, each in bounded.items() if "bias" in key)
+    made(*args, **kwargs)

@@ -99,6 +99,18 @@ def test_storage_of_an_input_that_is_gone_is_told():
         layer()(x)
 
 
+def test_a_part_of_an_empty_input_is_empty():
+    """As the states of an LSTM of several layers are, for a batch of no sequences."""
+    mine = layer()
+    assert mine(X.new_zeros(3, 0, X.shape[1])[2]).shape == (0, mine.out_features)
+    convolution = nn.Sequential(nn.Conv2d(4, 8, 3))
+    pollard.sparsify_(convolution, pollard.prune(convolution, "magnitude", 0.5))
+    assert convolution(torch.zeros(3, 0, 4, 5, 5)[2]).shape == (0, 8, 3, 3)
+    lstm = nn.Sequential(nn.LSTM(4, 8, 2))
+    pollard.sparsify_(lstm, pollard.prune(lstm, "magnitude", 0.5))
+    assert lstm(torch.zeros(5, 0, 4))[0].shape == (5, 0, 8)
+
+
 def test_another_model_s_state_is_refused_instead_of_computed_with():
     mine, other = layer(0), layer(1)
     state = {**dict(other.named_parameters()), **dict(other.named_buffers())}

@@ -48,6 +48,23 @@ def test_the_folder_holds_what_it_promises(tmp_path, recipe):
     assert tensors["fc1.values"].shape == (Plan.load(folder / "plan.safetensors")["fc1"].nnz,)
 
 
+@pytest.mark.parametrize("wanted", ["its own", "by a run from its weights"])
+def test_a_finished_run_whose_network_is_gone_says_how_to_have_it_again(tmp_path, recipe, wanted):
+    dense = replace(recipe.twin(), epochs=2)
+    result = run(dense, tmp_path, progress=False)
+    expected = (result.folder / "model.safetensors").read_bytes()
+    (result.folder / "model.safetensors").unlink()
+    after = replace(recipe, epochs=2, method="static", criterion="magnitude", score_at=2.0)
+    with pytest.raises(
+        StoreError, match=r"network is gone.*model\.safetensors.*Remove result\.json.*run the recipe again"
+    ):
+        result.model() if wanted == "its own" else run(after, tmp_path, progress=False)
+    (result.folder / "result.json").unlink()
+    again = run(dense, tmp_path, progress=False)
+    assert (again.folder / "model.safetensors").read_bytes() == expected
+    assert again.model() is not None
+
+
 def test_the_result_adds_up(tmp_path, recipe):
     result = run(recipe, tmp_path, progress=False)
     told = json.loads((result.folder / "result.json").read_text())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pollard.lazy import LazyWeight, not_written, tell_writes
+from pollard.symbolic import called, tracer_of
 
 # Kinds of modules by the dotted name of their class: those of libraries that are not there need not be imported.
 COMPOSITES: dict[str, type[Composite]] = {}
@@ -88,6 +89,13 @@ class Composite(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `whole` computes."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `forward` computes; for torch.fx one call, as the module that this was made of is."""
+        tracer = None if torch.compiler.is_compiling() else tracer_of(args, kwargs)
+        if tracer is None:
+            return super().__call__(*args, **kwargs)
+        return tracer.call_module(self, lambda *given, **named: called(self, tracer, given, named), args, kwargs)
+
     def whole(self) -> nn.Module:
         """The module that this was made of, with what the parts hold now; each of them is dense."""
         found = copy.deepcopy(self._frame[0])
@@ -103,6 +111,20 @@ class Composite(nn.Module, ABC):
                 new = getattr(self, name)
             setattr(found.get_submodule(owner), key, new)
         return found.train(self.training)
+
+    def reset_parameters(self) -> None:
+        """Draws anew: each layer its weight, all else as the module that this was made of draws it. What is kept stays."""
+        for part in self._parts:
+            getattr(self, part).reset_parameters()
+        # Weights are on meta there, where nothing is drawn.
+        bare: Any = copy.deepcopy(self._frame[0])
+        for name, _ in self._frame[0].named_parameters():
+            owner, _, key = name.rpartition(".")
+            if name not in self._parts.values():
+                setattr(bare.get_submodule(owner), key, getattr(self.get_submodule(owner), key))
+        draw = getattr(bare, "reset_parameters", None) or getattr(bare, "_reset_parameters", None)
+        if draw is not None:
+            draw()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As torch does, but for one that was taken apart, or what torch.nn.utils.prune would keep of it."""

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from pollard.activations import require_activation
 from pollard.errors import InvalidInput, PollardError, TopologyError
@@ -16,15 +17,13 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import derived
 from pollard.kernels.products.backend import tell_untuned
-from pollard.lazy import not_written
 from pollard.nn import initialise, states
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
 from pollard.nn.watched import is_watched
 from pollard.ops import convolution, matmul, operators
 from pollard.streamed.tensor import kept_values
-
-_STANDING = frozenset(("topology", *states.ARRAYS, states.PATTERN))
+from pollard.symbolic import called
 
 
 class SparseLinear(ReadableWeight, nn.Module):
@@ -218,6 +217,8 @@ class SparseLinear(ReadableWeight, nn.Module):
         # Of a symbol nobody knows the dimensions: they are flattened in any case.
         if isinstance(input, Tensor) and input.dim() == 2:
             return matmul.linear(input, values, topology, bias, activation=self.activation)
+        if isinstance(input, Proxy) and input.tracer.root is not self:
+            return called(self, input.tracer, [input], {})
         matmul.refuse(input)
         # Who has more dimensions than a batch works on rows next: norms, attention, what goes past a layer.
         x = input.reshape(-1, input.shape[-1])
@@ -307,19 +308,6 @@ class SparseLinear(ReadableWeight, nn.Module):
         told = f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
         told += f"pattern={self.pattern}, bias={self.bias is not None}"
         return told if self.activation is None else f"{told}, activation={self.activation}"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As torch does; InvalidInput for the weight, which is not stored, and for what says where values stand."""
-        if name == "weight":
-            raise not_written("an assignment")
-        if name in _STANDING:
-            raise InvalidInput(
-                f"an assignment to {name} of a sparse layer",
-                "a topology that changes together with its values",
-                "Use layer.keep_(topology, values) or load_state_dict. torch.func.functional_call takes parameters and buffers, not a "
-                "state: {**dict(model.named_parameters()), **dict(model.named_buffers())}.",
-            )
-        super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise InvalidInput(

@@ -20,6 +20,7 @@ from pollard.nn import initialise
 from pollard.nn.readable import straight_through
 from pollard.nn.watched import is_watched
 from pollard.streamed.tensor import StreamedTensor
+from pollard.symbolic import called
 
 
 class KeptParameter(nn.Parameter):
@@ -110,6 +111,8 @@ class MaskedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """`x (weight * mask)^T + bias`: `(..., in)` to `(..., out)`, features-first in memory for a 2-D x, as of `SparseLinear`."""
+        if isinstance(input, Proxy) and input.tracer.root is not self:
+            return called(self, input.tracer, [input], {})
         weight = self._kept()
         if self.active is not None:
             weight = straight_through(weight, self.active)

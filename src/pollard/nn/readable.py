@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
+from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.lazy import LazyWeight, not_written
+from pollard.nn.states import ARRAYS, PATTERN
 
 if TYPE_CHECKING:
 
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
             """Where they stand."""
 
 
+# What says where values stand.
+_STANDING = frozenset(("topology", *ARRAYS, PATTERN))
+
+
 class ReadableWeight:
-    """Gives a layer of kept values a `weight` to read."""
+    """Gives a layer of kept values a `weight` to read, and refuses what would be written past its values."""
 
     @property
     def weight(self: Kept) -> Tensor:
@@ -39,6 +45,19 @@ class ReadableWeight:
             found: Tensor = _uncompiled(self)
             return found
         return LazyWeight(self.topology.shape, [self.values], partial(dense_weight, self), partial(_gradient, self))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch does; InvalidInput for the weight, which is not stored, and for what says where values stand."""
+        if name == "weight":
+            raise not_written("an assignment")
+        if name in _STANDING:
+            raise InvalidInput(
+                f"an assignment to {name} of a sparse layer",
+                "a topology that changes together with its values",
+                "Use layer.keep_(topology, values) or load_state_dict. torch.func.functional_call takes parameters and buffers, not a "
+                "state: {**dict(model.named_parameters()), **dict(model.named_buffers())}.",
+            )
+        super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As torch does, but for a `weight`, or what torch.nn.utils.prune would keep of it."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pollard.errors import PollardError
-from pollard.formats.store import load_tensors, save_tensors
+from pollard.formats.store import save_tensors
 from pollard.recipes.build import initial
-from pollard.recipes.folder import MODEL, SNAPSHOTS, locked_folder, write_json
+from pollard.recipes.folder import MODEL, SNAPSHOTS, load_model, locked_folder, write_json
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.training import Observer, Outputs, ProgressBar, processes, train
@@ -32,7 +32,7 @@ def dense_weights(recipe: Recipe, out: Path, epoch: float, *, progress: bool = F
         if processes.rank() == 0 and not path.exists():
             stop = [] if epoch == recipe.epochs else [f"--snapshot={epoch!r}"]
             in_own_process(recipe, out, "--wait", *stop, progress=progress)
-    return load_tensors(path)[0]
+    return load_model(path)[0]
 
 
 def save_snapshot(recipe: Recipe, out: Path, epoch: float, *, progress: bool = True, checkpoint_steps: int = 0) -> None:

@@ -77,8 +77,14 @@ def save_model(path: Path, model: nn.Module, recipe: Recipe, ends: Ends, **told:
 def load_model(path: Path) -> tuple[dict[str, Tensor], Ends | None]:
     """What `save_model` wrote: parameters and buffers, and the ends of the data, None in files that did not tell them yet.
 
-    Raises StoreError where it cannot be read.
+    Raises StoreError where it cannot be read, and says how to have it again where it is gone.
     """
+    if not path.exists():
+        raise StoreError(
+            f"a finished run whose network is gone, {path}",
+            f"{path.name}, which it wrote",
+            f"Remove {RESULT} beside it and run the recipe again: it goes on from the last checkpoint, if that is there.",
+        )
     state, told = load_tensors(path)
     if "input_shape" not in told:
         return state, None

@@ -102,7 +102,7 @@ class RunResult:
         return self.aims is not None or self.recipe.method == "dense"
 
     def model(self) -> nn.Module:
-        """The trained network, of sparse layers where the run was sparse; raises StoreError where its files are damaged."""
+        """The trained network, of sparse layers where the run was sparse; raises StoreError where its files are damaged or gone."""
         plan = Plan.load(self.folder / PLAN) if self.recipe.method != "dense" else None
         return trained_network(self.recipe, plan, *load_model(self.folder / MODEL))
 

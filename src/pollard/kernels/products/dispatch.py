@@ -96,7 +96,8 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
     call, needed = way
     for each, bytes_needed in zip(tensors, needed, strict=False):
         # Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
-        if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize:
+        # A part of an empty tensor begins anywhere.
+        if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize and bytes_needed:
             raise freed(each, bytes_needed)
     y: Tensor = call(*tensors)
     return y
