@@ -1,4 +1,4 @@
-"""Figures of benchmarks/convolutions.py: layers and whole steps beside the best of dense torch, on each CPU that was measured."""
+"""Figures of benchmarks/convolutions.py and convolution_memory.py: layers and whole steps beside dense torch, on each CPU that was measured."""
 
 from __future__ import annotations
 
@@ -45,6 +45,23 @@ def convolution_steps() -> str:
             rows.append([*case, f"{best:.0f} ms", *told])
     head = ["network", "CPU", "pattern", "kept", "shared by", "best dense", "sparse", "as fast", "compiled", "as fast"]
     return markdown(head, rows, left=3)
+
+
+def convolution_memory() -> str:
+    """What training holds, and the peak of resident memory, as it is and without the holes of the heap."""
+    rows = []
+    for record in load("convolution-memory.json"):
+        pattern, density = record["way"].split(":")
+        kept = "" if pattern == "dense" else _percent(float(density))
+        rows.append(
+            [
+                record["network"],
+                pattern,
+                kept,
+                *(f"{record[name] / 1e6:.0f} MB" for name in ("held", "peak_in_use", "peak")),
+            ]
+        )
+    return markdown(["network", "pattern", "kept", "held", "peak, in use", "peak, resident"], rows, left=2)
 
 
 def _single(name: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
 from choice_figures import equal_time, exchanges, forms, newcomers, windows
-from convolution_figures import convolution_steps, convolutions
+from convolution_figures import convolution_memory, convolution_steps, convolutions
 from loss_figures import crossed, predicted
 from memory_figures import checkpoints, memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -281,7 +281,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
         "grain-time": equal_time,
     },
-    "docs/how-to/convolutions.md": {"convolutions": convolutions, "convolution steps": convolution_steps},
+    "docs/how-to/convolutions.md": {
+        "convolutions": convolutions,
+        "convolution steps": convolution_steps,
+        "convolution memory": convolution_memory,
+    },
     "docs/how-to/never-dense.md": {
         "never dense": never_dense,
         "never dense accuracies": partial(accuracies, "never-dense"),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ ONLY_LINUX = pytest.mark.skipif(
 )
 
 
-def told_by(script: str, *options: str) -> dict[str, Any]:
-    """What a script of benchmarks/ prints as JSON."""
-    told: dict[str, Any] = _told([str(BENCHMARKS / script), *options])
+def told_by(script: str, *options: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a script of benchmarks/ prints as JSON, with these environment variables too."""
+    told: dict[str, Any] = _told([str(BENCHMARKS / script), *options], variables)
     return told
 
 
@@ -28,9 +29,11 @@ def told_by_lines(lines: str) -> Any:
     return _told(["-c", lines])
 
 
-def _told(words: list[str]) -> Any:
+def _told(words: list[str], variables: Mapping[str, str] | None = None) -> Any:
     # Coverage's own tracing would count as the network's memory.
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    result = subprocess.run([sys.executable, *words], env=quiet, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, *words], env={**quiet, **(variables or {})}, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

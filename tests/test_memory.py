@@ -39,3 +39,14 @@ def test_its_topology_moves_by_dense_gradients_that_never_exist():
         assert each["updates"] == 2
         assert each["losses"][-1] < each["losses"][0]
     assert told[-1]["ratio"] <= 1.8
+
+
+@pytest.mark.slow
+@ONLY_LINUX
+def test_convolutions_hold_what_is_kept_and_activations_as_dense_ones_do():
+    # No holes of the heap, and no room that waits for the next result.
+    bare = {"MALLOC_TOP_PAD_": "131072", "POLLARD_RESULTS": "heap"}
+    options = ("--networks", "resnet-20", "--batch", "64", "--way")
+    dense, sparse = (told_by("convolution_memory.py", *options, way, variables=bare) for way in ("dense:1", "v4:0.05"))
+    assert sparse["held"] < 0.08 * dense["held"]
+    assert sparse["peak"] <= dense["peak"]
