@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
+from pollard.arguments import nearest
 from pollard.errors import InvalidInput
 from pollard.networks import fully_connected
 from pollard.networks.architecture import ARCHITECTURES, Ends
@@ -69,8 +69,7 @@ def _found(name: str) -> tuple[str, float]:
     suffix = WIDTH.search(name)
     stem = name[: suffix.start()] if suffix else name
     if suffix is None or suffix.end() != len(name) or stem not in ARCHITECTURES:
-        near = get_close_matches(stem, ARCHITECTURES, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else "The sizes of an mlp begin with the features of the data."
+        fix = nearest(stem, ARCHITECTURES) or "The sizes of an mlp begin with the features of the data."
         raise InvalidInput(f"model {name!r}", known(), fix)
     width = float(suffix[1])
     if not ARCHITECTURES[stem].widens or not 0.0 < width <= 64.0:

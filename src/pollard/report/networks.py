@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from pollard import networks
+from pollard.arguments import nearest
 from pollard.copies import copied
 from pollard.errors import InvalidInput
 from pollard.networks import FUNCTION, Ends
@@ -103,9 +103,8 @@ def load(model: str, tokens: tuple[int, int] | None = None, images: tuple[int, .
     [[32, 1, 28, 28]]
     """
     if not is_known(model):
-        near = get_close_matches(model, [*NETWORKS, *networks.ARCHITECTURES], n=1)
         own = f"Write a function that takes nothing and returns {RETURNED}; then name it, as in my_models:small."
-        raise InvalidInput(f"network {model!r}", known(), f"Did you mean {near[0]!r}?" if near else own)
+        raise InvalidInput(f"network {model!r}", known(), nearest(model, [*NETWORKS, *networks.ARCHITECTURES]) or own)
     takes = "--tokens" if model in NETWORKS else None if ":" in model else "--images"
     for option, given in {"--tokens": tokens, "--images": images}.items():
         if given is not None and option != takes:

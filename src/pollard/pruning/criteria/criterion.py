@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from pollard.arguments import require_untaken
 from pollard.errors import InvalidInput
 from pollard.pruning.measurements import MEASUREMENTS
 from pollard.pruning.scoring import Mode
@@ -115,13 +116,7 @@ def criterion(
             return solve
 
         member.solved_by = solved_by  # type: ignore[method-assign]  # an attribute of the function
-        taken = CRITERIA.get(member.name)
-        if taken is not None and taken.__module__ != member.__module__:
-            raise InvalidInput(
-                f"a second criterion called {member.name!r}",
-                f"a name other than {', '.join(CRITERIA)}",
-                "Rename the function.",
-            )
+        require_untaken("criterion", member.name, member, CRITERIA)
         CRITERIA[member.name] = member
         return member
 

@@ -7,7 +7,7 @@ from typing import overload
 
 from torch import Tensor
 
-from pollard.errors import InvalidInput
+from pollard.arguments import require_untaken
 from pollard.pruning.network import Network
 
 Measurement = Callable[[Network], dict[str, Tensor]]
@@ -34,13 +34,7 @@ def measurement(
 
     def join(function: Measurement) -> Measurement:
         name = function.__name__
-        taken = MEASUREMENTS.get(name)
-        if taken is not None and taken.__module__ != function.__module__:
-            raise InvalidInput(
-                f"a second measurement called {name!r}",
-                f"a name other than {', '.join(MEASUREMENTS)}",
-                "Rename the function.",
-            )
+        require_untaken("measurement", name, function, MEASUREMENTS)
         MEASUREMENTS[name] = function
         if cost is not None:
             COSTS[name] = cost

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pollard.arguments import nearest
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
 from pollard.pruning.allocation import ALLOCATIONS, DECIDING, SHAPES, reads
@@ -226,8 +226,7 @@ def require_options(name: str, given: Iterable[str], known: Iterable[str]) -> No
             raise InvalidInput(
                 f"option {option!r} of method {name}",
                 "one of " + (", ".join(known) or "none: it has no options"),
-                "".join(f"Did you mean {near!r}? " for near in get_close_matches(option, known, n=1))
-                + "Leave it out for the method's own choice.",
+                f"{nearest(option, known)} Leave it out for the method's own choice.".lstrip(),
             )
 
 
