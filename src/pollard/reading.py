@@ -103,6 +103,15 @@ def fits(value: Any, kind: Any) -> bool:
     return kind is Any or isinstance(value, NoneType if kind is None else kind)
 
 
+def has(value: Any, parts: Mapping[str, Any]) -> bool:
+    """Whether `value` is a dict with these `parts`, each of which fits its kind.
+
+    >>> has({"label": "SNIP", "more": 1}, {"label": str}), has({}, {"label": str}), has([], {})
+    (True, False, False)
+    """
+    return isinstance(value, dict) and all(fits(value.get(name), kind) for name, kind in parts.items())
+
+
 def _parsed(parse: Callable[[str], Any], content: bytes | str, where: str, expected: str, fix: str) -> Any:
     try:
         value = parse(content if isinstance(content, str) else content.decode("utf-8"))

@@ -8,13 +8,15 @@ from typing import Any
 
 from pollard import reading
 from pollard.errors import InvalidInput
-from pollard.reading import fits
+from pollard.reading import has
 from pollard.recipes.folder import writable_folder, write_json
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.study import Study
 
 KNOWN = "known.json"
-PARTS = {"run": str, "method": str, "density": float, "seed": int, "test_accuracy": float, "bytes": dict, "curve": list}
+PARTS = {
+    "run": str, "recipe": dict, "method": str, "density": float, "seed": int, "test_accuracy": float, "bytes": dict, "curve": list,
+}  # fmt: skip
 REPORT = "the points that `pollard report DIR --json FILE` writes"
 
 
@@ -50,15 +52,9 @@ def _read(file: Path) -> list[dict[str, Any]]:
     if not isinstance(points, list):
         raise InvalidInput(f"{file} that holds a {type(points).__name__}", REPORT, "Give that file.")
     for point in points:
-        if not _is_point(point):
+        if not has(point, PARTS):
             raise InvalidInput(f"{file}, a point {point!r:.80}", REPORT, "Give a file that nobody edited.")
         if Recipe.from_dict(point["recipe"]).digest != point["run"]:
             fix = "Make the run again: the recipe was edited, or is of another version of pollard."
             raise InvalidInput(f"{file}, run {point['run']}", "the run that its recipe is named by", fix)
     return points
-
-
-def _is_point(point: object) -> bool:
-    if not isinstance(point, dict) or not isinstance(point.get("recipe"), dict):
-        return False
-    return all(fits(point.get(name), kind) for name, kind in PARTS.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pollard.arguments import require_one_of
 from pollard.errors import InvalidInput, StoreError
-from pollard.reading import fits, read_toml
+from pollard.reading import has, read_toml
 from pollard.recipes.folder import read_json, writable_folder, write_json
 from pollard.recipes.pipeline import required
 from pollard.recipes.recipe import Recipe
@@ -158,19 +158,15 @@ def read_ledger(out: Path) -> dict[str, Any]:
     if not (out / LEDGER).exists():
         raise StoreError(f"{out} without {LEDGER}", "the folder of a study", "Run: pollard study FILE --out DIR.")
     told = read_json(out / LEDGER)
-    parts = {"runs": _is_run, "published": _is_published, "first": lambda run: isinstance(run, str)}
+    parts: dict[str, Callable[[object], bool]] = {
+        "runs": lambda run: has(run, RUN),
+        "published": lambda entry: has(entry, PUBLISHED),
+        "first": lambda digest: isinstance(digest, str),
+    }
     sound = all(isinstance(told.get(name, []), list) and all(map(of, told.get(name, []))) for name, of in parts.items())
     if not isinstance(told.get("title"), str) or not sound or "runs" not in told or "published" not in told:
         raise StoreError(f"{out / LEDGER}, which is no ledger", "what pollard study writes", "Run the study again.")
     return told
-
-
-def _is_run(entry: object) -> bool:
-    return isinstance(entry, dict) and all(fits(entry.get(name), kind) for name, kind in RUN.items())
-
-
-def _is_published(entry: object) -> bool:
-    return isinstance(entry, dict) and all(fits(entry.get(name), kind) for name, kind in PUBLISHED.items())
 
 
 def _flag(path: Path, name: str, told: Mapping[str, Any]) -> bool:
