@@ -165,14 +165,12 @@ def _value_grad(
 def _fake_convolution(
     x: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, bias: Tensor | None, *rest: Any
 ) -> Tensor:
-    del values, columns, bias
     _, pattern, _, window = rest
     out = (row_pointers.shape[0] - 1) * Pattern.parse(pattern).rows
     return x.new_empty((x.shape[0], out, *window_of(window).extents((x.shape[2], x.shape[3]))))
 
 
 def _fake_input_grad(grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, *rest: Any) -> Tensor:
-    del values, row_pointers, columns
     in_features, _, window, sizes = rest
     return grad.new_empty((grad.shape[0], in_features // window_of(window).taps, *sizes))
 
@@ -180,7 +178,6 @@ def _fake_input_grad(grad: Tensor, values: Tensor, row_pointers: Tensor, columns
 def _fake_value_grad(
     grad: Tensor, x: Tensor, row_pointers: Tensor, columns: Tensor, *rest: Any, dtype: Any = None
 ) -> Tensor:
-    del grad, row_pointers
     _, pattern, _, *more = rest
     return x.new_empty(columns.shape[0] * Pattern.parse(pattern).size, dtype=(more[0] if more else dtype) or x.dtype)
 
@@ -213,7 +210,6 @@ _ADJOINTS: dict[Kind, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Kind, Tenso
 
 
 def _pair_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    del output
     left, right, row_pointers, columns, *ctx.sizes = inputs
     ctx.save_for_backward(left, right, row_pointers, columns)
 
@@ -266,11 +262,9 @@ register(
 )
 def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch.Size, *rest: Any, **named: Any) -> int:
     """A multiplication and an addition for each kept weight, sample and place of the result."""
-    del pointers
     pattern = next(each for each in rest if isinstance(each, str))
     gradient = isinstance(rest[0], int)  # of which `left` has the places already
     places = (left[2], left[3]) if gradient else window_of(rest[-1]).extents((left[2], left[3]))
-    del named
     return 2 * left[0] * places[0] * places[1] * columns[0] * Pattern.parse(pattern).size
 
 

@@ -314,7 +314,6 @@ register(_library, "value_grad", _value_grad, _fake_value_grad, (_pair_backward(
 @register_flop_formula([operators().linear, operators().input_grad, operators().value_grad])
 def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch.Size, *rest: Any, **named: Any) -> int:
     """A multiplication and an addition for each kept weight and sample."""
-    del pointers, named
     pattern = next(each for each in rest if isinstance(each, str))
     return 2 * left[0] * columns[0] * Pattern.parse(pattern).size
 
