@@ -115,6 +115,10 @@ class Flow:
         """The place of the lowest bit that is set, of a 64-bit integer that is not 0."""
         return self.call("llvm.cttz.i64", I64, [value, ir.IntType(1)(1)])
 
+    def without_first_bit(self, value: Value) -> Value:
+        """`value` with that bit cleared."""
+        return self.ir.and_(value, self.sub(value, 1))
+
     def one_if(self, condition: Value) -> Value:
         """1 where `condition` holds, else 0."""
         return self.ir.zext(condition, I64)
@@ -153,6 +157,14 @@ class Flow:
             self.integer(start), carried, lambda index: self.less(index, stop), lambda index: self.add(index, step)
         ) as running:
             yield running
+
+    @contextmanager
+    def each_bit(self, bits: Value, start: Value) -> Iterator[tuple[Value, Value]]:
+        """The place of each bit of a 64-bit integer that is set, the lowest first, and their number from `start` on; after it, that of the next."""
+        with self.loop(0, self.one_bits(bits), carried=[bits, start]) as turn:
+            left, number = turn.carried
+            yield self.first_bit(left), number
+            turn.carry([self.without_first_bit(left), self.add(number, 1)])
 
     @contextmanager
     def scan(self, start: Value, stop: Value, goes_on: Callable[[Value], Value]) -> Iterator[Loop]:

@@ -65,12 +65,9 @@ def _above(code: Code, scores: Value, bound: Value, lanes: int) -> Value:
 def _listed(code: Code, arguments: Arguments, above: Value, places: tuple[Value, Value]) -> Value:
     """List the places from the first of `places` on that are `above`, from the second on; where they end."""
     first, start = places
-    bits = code.bits_of(above)
-    with code.loop(0, code.one_bits(bits), carried=[bits, start]) as each:
-        left, end = each.carried
-        place = code.add(first, code.first_bit(left))
+    with code.each_bit(code.bits_of(above), start) as (bit, end):
+        place = code.add(first, bit)
         code.put_index(place, arguments["found"], end)
         score = code.load(code.floats(arguments["scores"], place), 1)
         code.store_one(score, code.floats(arguments["best"], end))
-        each.carry([code.ir.and_(left, code.sub(left, 1)), code.add(end, 1)])
-    return each.carried[1]
+    return end

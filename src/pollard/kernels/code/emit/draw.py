@@ -125,7 +125,7 @@ def _listed(code: Code, isa: str, arguments: Arguments, maps: tuple[Value, Value
             code.put_long(0, bits, word)
             first = code.mul(word, WORD)
             end = (_pressed if isa == "avx512" else _one_by_one)(code, row, (first, left), outer.carried[1])
-            outer.carry([_without_first(code, outer.carried[0]), end])
+            outer.carry([code.without_first_bit(outer.carried[0]), end])
         turn.carry([outer.carried[1]])
     (count,) = turn.carried
     copy_indices(code, row, code.offset(arguments["fresh"], code.mul(start, 4)), count)
@@ -134,11 +134,9 @@ def _listed(code: Code, isa: str, arguments: Arguments, maps: tuple[Value, Value
 
 def _one_by_one(code: Code, row: Value, word: tuple[Value, Value], start: Value) -> Value:
     first, bits = word
-    with code.loop(0, code.one_bits(bits), carried=[bits, start]) as each:
-        left, place = each.carried
-        code.put_index(code.add(first, code.first_bit(left)), row, place)
-        each.carry([_without_first(code, left), code.add(place, 1)])
-    return each.carried[1]
+    with code.each_bit(bits, start) as (bit, place):
+        code.put_index(code.add(first, bit), row, place)
+    return place
 
 
 def _pressed(code: Code, row: Value, word: tuple[Value, Value], start: Value) -> Value:
@@ -164,7 +162,3 @@ def _set(code: Code, bits: Value, index: Value) -> None:
 def _set_both(code: Code, bits: Value, words: Value, index: Value) -> None:
     _set(code, bits, index)
     _set(code, words, code.ir.lshr(index, I64(6)))
-
-
-def _without_first(code: Code, bits: Value) -> Value:
-    return code.ir.and_(bits, code.sub(bits, 1))

@@ -134,9 +134,6 @@ def _one_by_one(code: Code, values: tuple[Value, Value], mask: Value, rooms: lis
     rests = [code.room(4 * lanes) for _ in rooms]
     for each, rest in zip(values, rests, strict=True):
         code.put_indices(each, rest, 0)
-    with code.loop(0, code.one_bits(bits), carried=[bits, start]) as one:
-        left, end = one.carried
-        lane = code.first_bit(left)
+    with code.each_bit(bits, start) as (lane, end):
         for rest, room in zip(rests, rooms, strict=True):
             code.put_index(code.index_at(rest, lane), room, end)
-        one.carry([code.ir.and_(left, code.sub(left, 1)), code.add(end, 1)])

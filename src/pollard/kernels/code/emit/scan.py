@@ -37,15 +37,13 @@ def within(spec: KernelSpec) -> ir.Module:
             above = code.ir.icmp_signed(">", scores, code.splat_index(arguments["LOW"], lanes))
             below = code.ir.icmp_signed("<", scores, code.splat_index(arguments["HIGH"], lanes))
             bits = code.bits_of(code.ir.and_(above, below))
-            with code.loop(0, code.one_bits(bits), carried=[bits, end]) as each:
-                left, place = each.carried
-                score = code.index_at(arguments["scores"], code.add(start, code.first_bit(left)))
+            with code.each_bit(bits, end) as (bit, place):
+                score = code.index_at(arguments["scores"], code.add(start, bit))
                 code.put_index(score, arguments["found"], place)
-                each.carry([code.ir.and_(left, code.sub(left, 1)), code.add(place, 1)])
             past, under = (
                 code.add(count, code.one_bits(code.bits_of(mask))) for count, mask in ((past, above), (under, below))
             )
-            return [each.carried[1], past, under]
+            return [place, past, under]
 
         end, *others = _each(code, spec.isa, (first, last), [first, code.integer(0), code.integer(0)], scan)
         for place, count in enumerate((code.sub(end, first), *others)):

@@ -47,11 +47,8 @@ def listed(spec: KernelSpec) -> ir.Module:
         start = code.index_at(arguments["starts"], work[0])
         with code.loop(*run_of_groups(code, arguments, *work), carried=[start]) as word:
             bits = code.long_at(arguments["bits"], word.index)
-            with code.loop(0, code.one_bits(bits), carried=[bits, word.carried[0]]) as each:
-                left, place = each.carried
-                number = code.add(code.mul(word.index, WORD), code.first_bit(left))
-                code.put_index(number, arguments["found"], place)
-                each.carry([code.ir.and_(left, code.sub(left, 1)), code.add(place, 1)])
-            word.carry([each.carried[1]])
+            with code.each_bit(bits, word.carried[0]) as (bit, place):
+                code.put_index(code.add(code.mul(word.index, WORD), bit), arguments["found"], place)
+            word.carry([place])
 
     return kernel_module(LIST, unit, x86=spec.isa != "neon")
