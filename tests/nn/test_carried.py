@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import pollard
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.nn import carried
@@ -105,3 +106,61 @@ def test_what_holds_on_to_the_layer_is_refused():
     with pytest.raises(InvalidInput, match="a method of its own as 'first'"):
         sparsify_(model, PLAN)
     assert type(model[0]) is nn.Linear
+
+
+def taken_apart(kind):
+    model = nn.Sequential(kind())
+    return model, pollard.prune(model, "magnitude", 0.5)
+
+
+APART = {
+    "a convolution": (lambda: nn.Conv2d(3, 4, 3), "weight"),
+    "a recurrent layer": (lambda: nn.LSTM(4, 8), "weight_hh_l0"),
+    "attention": (lambda: nn.MultiheadAttention(8, 2), "in_proj_weight"),
+}
+
+
+@pytest.mark.parametrize(("kind", "weight"), APART.values(), ids=APART)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_hangs_on_a_layer_that_is_taken_apart_is_there_when_it_is_whole_again(kind, weight, late):
+    model, plan = taken_apart(kind)
+    bias = next(each for name, each in model[0].named_parameters() if "bias" in name and "." not in name)
+    getattr(model[0], weight).no_decay, bias.group = True, "biases"
+    if late:
+        sparsify_(model, plan)
+    model[0].note = "mine"
+    model[0].register_buffer("seen", torch.tensor([3]), persistent=False)
+    model[0].gate = nn.Parameter(torch.ones(1))
+    if late:
+        model[0].adapter = nn.Linear(2, 2)
+    else:
+        sparsify_(model, plan)
+    apart = [part.values for part in model[0].children() if hasattr(part, "values")]
+    assert any(getattr(values, "no_decay", False) for values in apart)
+    held = model[0].seen, model[0].gate
+    densify_(model)
+    whole = model[0]
+    assert type(whole) is type(kind())
+    assert getattr(whole, weight).no_decay
+    assert bias.group == "biases"
+    assert whole.note == "mine"
+    assert (whole.seen, whole.gate) == held
+    assert "0.seen" not in model.state_dict()
+    assert hasattr(whole, "adapter") is late
+
+
+@pytest.mark.parametrize(("kind", "weight"), APART.values(), ids=APART)
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_a_weight_that_is_taken_apart_are_refused(kind, weight, hook):
+    model, plan = taken_apart(kind)
+    handle = getattr(getattr(model[0], weight), hook)(print)
+    with pytest.raises(InvalidInput, match=f"hooks on the {weight} of layer '0'"):
+        sparsify_(model, plan)
+    assert type(model[0]) is type(kind())
+    handle.remove()
+    sparsify_(model, plan)
+    seen = model[0].register_forward_hook(print)
+    with pytest.raises(InvalidInput, match="layer '0' with hooks"):
+        densify_(model)
+    seen.remove()
+    assert type(densify_(model)[0]) is type(kind())

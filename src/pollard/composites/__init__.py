@@ -17,6 +17,7 @@ from pollard.composites.composing import (
     put_together,
     refuse_dense,
     shared_copy,
+    whole_again,
 )
 from pollard.composites.composite import COMPOSITES, Composite, composite
 
@@ -35,6 +36,7 @@ __all__ = [
     "put_together",
     "refuse_dense",
     "shared_copy",
+    "whole_again",
 ]
 
 for _module in iter_modules(__path__):

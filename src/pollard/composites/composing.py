@@ -205,12 +205,26 @@ class Composing:
                 put(self.model, module, self.whole[path])
 
 
+def whole_again(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The modules that `put_together` puts back into one where linear layers of `names` are dense, or have become so.
+
+    >>> whole_again(composed(nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2))), [])
+    ['0']
+    """
+    dense = {name for name, module in model.named_modules() if type(module) is nn.Linear} | set(names)
+    rebuilt = {path: module for path, module in model.named_modules() if isinstance(module, Composite)}
+    return [
+        path
+        for path, module in rebuilt.items()
+        if module is not model and all(_joined(path, part) in dense for part in module._parts)  # noqa: SLF001 - a layer may hang on it as well
+    ]
+
+
 def put_together(model: nn.Module) -> None:
     """Puts what was rebuilt back into one, in place, wherever all parts are dense."""
-    found = {path: module for path, module in model.named_modules() if isinstance(module, Composite)}
-    for module in found.values():
-        if module is not model and all(type(part) is nn.Linear for part in module.children()):
-            put(model, module, module.whole())
+    for module in [model.get_submodule(path) for path in whole_again(model, [])]:
+        assert isinstance(module, Composite)
+        put(model, module, module.whole())
 
 
 def put(model: nn.Module, old: nn.Module, new: nn.Module, found: Iterable[Reference] | None = None) -> None:
@@ -249,4 +263,5 @@ __all__ = [
     "put_together",
     "refuse_dense",
     "shared_copy",
+    "whole_again",
 ]

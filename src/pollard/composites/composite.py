@@ -45,13 +45,14 @@ class Composite(nn.Module, ABC):
             matrix = self.matrix(part, held[name].detach())
             layer.out_features, layer.in_features = matrix.shape
             layer.weight = nn.Parameter(matrix, held[name].requires_grad)
+            _mark(layer.weight, held[name])
             layer.register_parameter("bias", held.get(f"{part}.bias"))
             self.add_module(part, layer)
         # As torch keeps them, those that there are none of besides: a bias may be given later.
         apart = {*self._parts.values(), *(f"{part}.bias" for part in self._parts)}
         self._parameters.update({name: each for name, each in (whole._parameters | held).items() if name not in apart})  # noqa: SLF001
         for name, buffer in whole.named_buffers():
-            self.register_buffer(name, buffer)
+            self.register_buffer(name, buffer, persistent=name not in whole._non_persistent_buffers_set)  # noqa: SLF001
         self.train(whole.training)
 
     @staticmethod
@@ -105,12 +106,25 @@ class Composite(nn.Module, ABC):
             if name in self._parts.values():
                 trained = any(getattr(self, part).weight.requires_grad for part in self._sharing(name))
                 new = nn.Parameter(self.tensor(name, weights), trained)
+                _mark(new, getattr(self, self._sharing(name)[0]).weight)
             elif self._is_bias(name):
                 new = getattr(self, owner).bias
             else:
                 new = getattr(self, name)
             setattr(found.get_submodule(owner), key, new)
+        self._hang_on(found)
         return found.train(self.training)
+
+    def _hang_on(self, whole: nn.Module) -> None:
+        """Gives `whole` what was hung on this since it was made: attributes, buffers, parameters, modules."""
+        for name, buffer in self._buffers.items():
+            whole.register_buffer(name, buffer, persistent=name not in self._non_persistent_buffers_set)
+        for held in ("_parameters", "_modules"):
+            new = {name: each for name, each in vars(self)[held].items() if name not in self._parts}
+            vars(whole)[held].update({name: each for name, each in new.items() if name not in vars(whole)[held]})
+        known = {"_parts", "_frame", *vars(whole)}
+        own = {name: each for name, each in vars(self).items() if name not in known and not hasattr(type(self), name)}
+        vars(whole).update(own)
 
     def reset_parameters(self) -> None:
         """Draws anew: each layer its weight, all else as the module that this was made of draws it. What is kept stays."""
@@ -199,6 +213,12 @@ class Composite(nn.Module, ABC):
     def extra_repr(self) -> str:
         """What `print` shows: what this was made of."""
         return f"of {type(self._frame[0]).__name__}({self._frame[0].extra_repr()})"
+
+
+def _mark(new: nn.Parameter, old: nn.Parameter) -> None:
+    """Writes on `new` what users wrote on `old`, as `no_decay = True`; weights without memory write there themselves."""
+    if type(old) is nn.Parameter:
+        vars(new).update(vars(old))
 
 
 def _within(told: Any) -> Any:

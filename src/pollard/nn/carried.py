@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from pollard.composites.composite import kind_for
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.nn.linear import SparseLinear
@@ -50,9 +51,15 @@ def refuse_bound(layers: Mapping[nn.Module, str]) -> None:
 
 
 def refuse_hooked(layers: Mapping[nn.Module, str]) -> None:
-    """Raises InvalidInput for a dense layer whose parameters have hooks: a gradient of another shape would come to them."""
+    """Raises InvalidInput for a dense layer whose parameters have hooks: a gradient of another shape would come to them.
+
+    Of what is taken apart these are its weights; what stands beside them stays the same parameter.
+    """
     for module, name in layers.items():
-        for key, parameter in module.named_parameters(recurse=False) if isinstance(module, nn.Linear) else ():
+        kind = kind_for(module)
+        lost = {"weight", "bias"} if isinstance(module, nn.Linear) else set(kind.parts(module).values() if kind else ())
+        for key in sorted(lost & {key for key, _ in module.named_parameters()}):
+            parameter = module.get_parameter(key)
             if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):  # noqa: SLF001
                 raise InvalidInput(
                     f"hooks on the {key} of layer {name!r}",

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from pollard.composites import Composing, composed, holders, put, put_together, refuse_dense
+from pollard.composites import Composing, composed, holders, put, put_together, refuse_dense, whole_again
 from pollard.composites.convolution import ComposedConv
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NothingMatched
@@ -159,6 +159,7 @@ def densify_(model: Model, *, layers: LayerFilter = None) -> Model:
     refuse_unready(model, names, masks=True)
     refuse_tied(model, names)
     found = replaceable(model, names)
+    replaceable(model, whole_again(model, names))
     fused = [path for path in _with_holders(names) if is_fused(model.get_submodule(path))]
     if fused:
         raise InvalidInput(
