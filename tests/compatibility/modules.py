@@ -7,6 +7,7 @@ import io
 import pickle
 import warnings
 
+import pytest
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
@@ -227,6 +228,29 @@ def _(method):
 )
 def _(method):
     parametrizations.weight_norm(model_of(method)[0], "values", dim=None)
+
+
+@piece(
+    FAMILY,
+    "`weight_norm`, `spectral_norm`, `orthogonal`, new and old, on `weight`",
+    refused=Refused(
+        "weight", "there is no such parameter, and torch says so: `nn.utils.weight_norm` on `values`", by=KeyError
+    ),
+    ignored=((r"`torch.nn.utils.weight_norm` is deprecated", FutureWarning),),
+)
+def _(method):
+    model = model_of(method)
+    before = weights(model)
+    for change in (
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+        nn.utils.spectral_norm,
+    ):
+        with pytest.raises((KeyError, ValueError), match="weight"):
+            change(model[0], "weight")
+    require_weights(model, before)
+    nn.utils.weight_norm(model[0], "weight")
 
 
 @piece(
