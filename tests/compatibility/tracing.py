@@ -33,6 +33,7 @@ from compatibility.trial import (
 )
 
 FAMILY = "Tracing, compiling, exporting"
+OF_ITS_MOMENT = "it keeps the topology of its moment, and is refused once that has moved: trace again"
 JIT = ((r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),)
 ONNX = (
     *JIT,
@@ -48,7 +49,7 @@ def require_output(found, model, at=x):
     torch.testing.assert_close(found, dense(model)(at))
 
 
-@piece(FAMILY, "`make_fx`")
+@piece(FAMILY, "`make_fx`", note=OF_ITS_MOMENT)
 def _(method):
     model = model_of(method)
     # Without leave for real parameters torch refuses those of an `nn.Linear` too.
@@ -71,7 +72,7 @@ def _(method):
     FAMILY,
     "`jit.trace`, saved and loaded",
     ignored=JIT,
-    note="it keeps the topology of its moment: trace again once that has moved",
+    note=OF_ITS_MOMENT,
 )
 def _(method):
     model = model_of(method).eval()
@@ -163,7 +164,7 @@ def exported():
     return torch.export.export(four(), (x,), dynamic_shapes=(ROWS[0],))
 
 
-@piece(FAMILY, "`torch.export`, saved and loaded, batches of any size", ignored=ONNX)
+@piece(FAMILY, "`torch.export`, saved and loaded, batches of any size", ignored=ONNX, note=OF_ITS_MOMENT)
 def _(method):
     program = exported()
     at = METHODS.index(method)

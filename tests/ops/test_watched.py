@@ -9,7 +9,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+import pollard
 from pollard.errors import InvalidInput, PollardError, TopologyError
+from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
 
 # Torch's own forward-mode formulas are TorchScript, which is on its way out and says so.
@@ -132,6 +134,34 @@ def test_jit_trace_and_a_clear_word_on_jit_script(pair, tmp_path):
     torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(X[:2]), dense(X[:2]))
     with pytest.raises(InvalidInput, match="densify_"):
         torch.jit.script(nn.Sequential(layer))
+
+
+TRACES = {
+    "jit.trace": torch.jit.trace,
+    "make_fx": lambda model, x: make_fx(model)(x),
+    "export": lambda model, x: torch.export.export(model, (x,)).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
+@pytest.mark.parametrize("whole", [nn.Linear(6, 4), nn.Conv2d(2, 4, 3)], ids=["linear", "convolution"])
+def test_a_trace_of_a_topology_that_has_moved_since_is_refused(trace, whole):
+    model = nn.Sequential(copy.deepcopy(whole))
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.5))
+    x = torch.randn(3, 6) if isinstance(whole, nn.Linear) else torch.randn(3, 2, 5, 5)
+    traced, apart = (trace(each, x) for each in (model, copy.deepcopy(model)))
+    layer = next(each for each in model.modules() if isinstance(each, SparseLinear))
+    expected = model(x)
+    # Values that stand where they stood, by another object that says so, are no move.
+    layer.keep_(Topology.from_mask(layer.topology.mask()), layer.values.detach().clone())
+    torch.testing.assert_close(traced(x), expected)
+    other = ~layer.topology.mask()
+    layer.keep_(Topology.from_mask(other), torch.randn(int(other.sum())))
+    with pytest.raises((TopologyError, RuntimeError), match="keeps that of its moment"):
+        traced(x)
+    torch.testing.assert_close(trace(model, x)(x), model(x))
+    torch.testing.assert_close(apart(x), expected)
 
 
 def test_counters_and_profilers_see_the_products(pair):

@@ -292,6 +292,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         before = self._topology
         self._stand_on(topology)
         if topology is not before:
+            operators.tell_moved(self.values, topology)
             derived.let_go(before)
 
     def shrink_(self, topology: Topology, values: Tensor | None = None) -> None:

@@ -20,7 +20,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
 from pollard.ops import matmul
-from pollard.ops.operators import linear_backward, operators, register, topology_of
+from pollard.ops.operators import linear_backward, operators, register, standing, topology_of
 
 BLOCK = 1 << 22  # numbers of unfolded images that are held at once, where they have to be unfolded: 16 MB
 
@@ -141,7 +141,7 @@ def _convolution(
     x: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, bias: Tensor | None, *rest: Any
 ) -> Tensor:
     in_features, pattern, relu, window = rest
-    topology = topology_of(row_pointers, columns, in_features, pattern)
+    topology = standing(values, row_pointers, columns, in_features, pattern)
     return forward(x, values, topology, bias, window_of(window), activation=RELU if relu else None)
 
 

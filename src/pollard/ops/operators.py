@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pollard.activations import RELU
+from pollard.errors import TopologyError
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch
@@ -89,6 +91,28 @@ def topology_of(row_pointers: Tensor, columns: Tensor, in_features: int, pattern
     return made
 
 
+# Where values stand that were moved to another topology than they were made with.
+_moved = WeakTensorKeyDictionary()
+
+
+def tell_moved(values: Tensor, topology: Topology) -> None:
+    """From now on `values`, a parameter, stands as `topology` says: what was traced before hands on where it stood, and is refused."""
+    _moved[values] = topology
+
+
+def standing(values: Tensor, row_pointers: Tensor, columns: Tensor, in_features: int, pattern: str) -> Topology:
+    """As `topology_of`; TopologyError where `values` has moved to another topology."""
+    found = topology_of(row_pointers, columns, in_features, pattern)
+    now: Topology | None = _moved.get(values) if _moved else None
+    if now is not None and now is not found and not torch.equal(now.signature, found.signature):
+        raise TopologyError(
+            "values of a sparse layer with the topology that it had before: what was traced or exported keeps that of its moment",
+            f"the topology that the layer has now, {now!r}",
+            "Trace or export the model again after its topology has moved, or what a trace calls, copy.deepcopy(model), beforehand.",
+        )
+    return found
+
+
 _KNOWN = "_pollard"  # the attribute of an array of columns that says which topology it belongs to
 
 
@@ -150,9 +174,8 @@ def _linear(
     pattern: str,
     relu: bool,
 ) -> Tensor:
-    return dispatch.forward(
-        x, values, topology_of(row_pointers, columns, in_features, pattern), bias, activation=RELU if relu else None
-    )
+    topology = standing(values, row_pointers, columns, in_features, pattern)
+    return dispatch.forward(x, values, topology, bias, activation=RELU if relu else None)
 
 
 def _input_grad(
@@ -326,6 +349,8 @@ __all__ = [
     "linear_backward",
     "operators",
     "register",
+    "standing",
+    "tell_moved",
     "topology_of",
     "writes",
 ]
