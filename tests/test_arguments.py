@@ -10,8 +10,16 @@ from torch import nn
 import pollard
 from pollard.errors import InvalidInput, NothingMatched, OtherDensity, StoreError
 from pollard.kernels.products.explanation import explain
+from pollard.networks.architecture import ARCHITECTURES, architecture
+from pollard.pruning.allocation import ALLOCATIONS, allocation
+from pollard.pruning.criteria import CRITERIA
+from pollard.pruning.criteria.criterion import criterion
+from pollard.pruning.measurements import MEASUREMENTS
+from pollard.pruning.measurements.measurement import measurement
 from pollard.recipes.moving import Span, moving_method
 from pollard.recipes.recipe import Recipe
+from pollard.training.methods import METHODS
+from pollard.training.methods.method import method
 from pollard.training.options import TrainingOptions
 from pollard.training.schedules import between
 
@@ -100,9 +108,9 @@ def test_a_density_that_sparse_layers_do_not_keep_is_told():
     model = sparse()
     with pytest.warns(OtherDensity, match=r"at density 0\.29.*, where 0\.1 was asked"):
         pollard.rigl(model, sgd(model), density=0.1, steps=10, every=2)
-    for method, density in (("rigl", 0.3), ("rigl", None), ("gmp", 0.1)):
+    for name, density in (("rigl", 0.3), ("rigl", None), ("gmp", 0.1)):
         model = sparse()
-        pollard.sparse_training(model, sgd(model), method, density=density, steps=10, every=2)
+        pollard.sparse_training(model, sgd(model), name, density=density, steps=10, every=2)
 
 
 def born(density):
@@ -182,3 +190,31 @@ def test_weights_that_hold_no_numbers_are_named(call):
 
 def test_a_decision_that_looks_at_no_numbers_needs_none():
     assert pollard.prune(bare(network()), "random", 0.25).nnz == round(0.25 * (12 * 24 + 24 * 4))
+
+
+def named(name):
+    """A function of this module, of that name."""
+
+    def made(*args):
+        return args
+
+    made.__name__ = name
+    return made
+
+
+# Each kind of member, how one joins, and the name of one that is there.
+MEMBERS = {
+    "criterion": (criterion(needs=("weight",)), "snip", CRITERIA),
+    "measurement": (measurement, "gradient", MEASUREMENTS),
+    "allocation": (allocation(), "erk", ALLOCATIONS),
+    "method": (method, "rigl", METHODS),
+    "network": (architecture("resnet-20"), "resnet-20", ARCHITECTURES),
+}
+
+
+@pytest.mark.parametrize(("join", "name", "members"), MEMBERS.values(), ids=MEMBERS)
+def test_a_name_that_another_module_has_is_refused(join, name, members, request):
+    before = dict(members)
+    with pytest.raises(InvalidInput, match=f"a second {request.node.callspec.id} called '{name}'"):
+        join(named(name))
+    assert members == before

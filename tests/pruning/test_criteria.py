@@ -38,15 +38,6 @@ def test_an_unknown_need_is_refused():
         criterion(needs=("weight", "hessian"))
 
 
-def test_a_name_that_is_taken_is_refused():
-    def snip(weight):
-        return weight
-
-    with pytest.raises(InvalidInput, match="a second criterion called 'snip'"):
-        criterion(needs=("weight",))(snip)
-    assert CRITERIA["snip"].needs == ("weight", "gradient")
-
-
 def test_defining_a_criterion_again_replaces_it(dummy):
     def leftmost(weight):
         return -weight

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
+from pollard.arguments import require_untaken
+
 
 class Ends(NamedTuple):
     """What a network stands between: the shape of one input, `(channels, height, width)` or `(features,)`, and the classes.
@@ -48,7 +50,7 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def architecture(name: str, usual: Ends = CIFAR, *, widens: bool = True) -> Callable[[Maker], Maker]:
-    """Have the function below make the network `name`.
+    """Have the function below make the network `name`; raises InvalidInput where a function of another module does.
 
     ::
 
@@ -58,6 +60,7 @@ def architecture(name: str, usual: Ends = CIFAR, *, widens: bool = True) -> Call
     """
 
     def register(make: Maker) -> Maker:
+        require_untaken("network", name, make, {known: each.make for known, each in ARCHITECTURES.items()})
         ARCHITECTURES[name] = Architecture(make, usual, widens)
         return make
 

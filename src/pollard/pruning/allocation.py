@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from pollard.arguments import require_untaken
 from pollard.errors import InvalidInput
 from pollard.pruning.budget import Layer, asked_least_most, can_keep, smallest_grain, weights_to_keep
 from pollard.pruning.masks import top_positions
@@ -31,11 +32,16 @@ ALLOCATIONS: dict[str, Allocation] = {}
 
 
 def allocation(*, reads: str = SHAPES) -> Callable[[Made], Made]:
-    """Makes a function a member of `ALLOCATIONS` under `allocation_name` of it; reads: `DECIDING`, or a criterion's name."""
+    """Makes a function a member of `ALLOCATIONS` under `allocation_name` of it; reads: `DECIDING`, or a criterion's name.
+
+    Raises InvalidInput for a name that a function of another module has.
+    """
 
     def join(function: Made) -> Made:
+        name = allocation_name(function)
+        require_untaken("allocation", name, function, ALLOCATIONS)
         function.reads = reads  # type: ignore[attr-defined]  # a function takes attributes
-        ALLOCATIONS[allocation_name(function)] = function
+        ALLOCATIONS[name] = function
         return function
 
     return join

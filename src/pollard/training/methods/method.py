@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pollard.arguments import nearest
+from pollard.arguments import nearest, require_untaken
 from pollard.errors import InvalidInput, PatternError
 from pollard.formats.pattern import Pattern
 from pollard.pruning.allocation import ALLOCATIONS, DECIDING, SHAPES, reads
@@ -197,8 +197,13 @@ METHODS: dict[str, Builder] = {}
 
 
 def method(builder: Builder) -> Builder:
-    """Makes `builder(density, steps, **options)` a member of `METHODS`, under its name with hyphens."""
-    METHODS[method_name(builder)] = builder
+    """Makes `builder(density, steps, **options)` a member of `METHODS`, under its name with hyphens.
+
+    Raises InvalidInput for a name that a builder of another module has.
+    """
+    name = method_name(builder)
+    require_untaken("method", name, builder, METHODS)
+    METHODS[name] = builder
     return builder
 
 
