@@ -130,6 +130,13 @@ def test_explain_names_the_kernel_of_a_convolution(op):
     assert told["reason"] in invoke(*asked).stdout
 
 
+@pytest.mark.parametrize(("option", "reason"), [("--device=cuda", "for CPUs"), ("--dtype=float64", "torch.float64")])
+def test_explain_says_where_a_convolution_is_unfolded_and_why(option, reason):
+    told = json.loads(invoke("explain", "16x8x3x3", "--images", "4x8x12x12", option, "--json").stdout)
+    assert told["choice"] == "unfolded"
+    assert reason in told["reason"]
+
+
 def test_explain_names_an_activation_that_is_fused():
     told = json.loads(invoke("explain", "64x64x32", "--activation", "gelu_tanh", "--json").stdout)
     assert ".gelu_tanh," in told["choice"]
@@ -149,6 +156,7 @@ def test_explain_refuses_what_is_no_convolution_of_these_images():
         (("16x8x3x3", "--op", "value_grad"), "operation"),
         (("16x8x0x3",), "four whole numbers"),
         (("16x8x3x3", "--dtype", "int8"), "dtype"),
+        (("16x8x3x3", "--device", "tape"), "device"),
     ):
         result = CliRunner().invoke(app, ["explain", *asked])
         assert result.exit_code == 2, result.output

@@ -138,4 +138,4 @@ def _explained(
         )
     shape = values.convolution(what)
     over = (32, shape[1], 32, 32) if images is None else values.images(images)
-    return explain_convolution(op, shape, *kept, images=over, dtype=dtype)
+    return explain_convolution(op, shape, *kept, images=over, dtype=dtype, device=device)

@@ -12,8 +12,8 @@ from pollard.kernels.code.target import current
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.calls import Convolution
 from pollard.kernels.convolutions.window import Window
-from pollard.kernels.products.backend import choose
-from pollard.kernels.products.explanation import DTYPES, Explanation
+from pollard.kernels.products.backend import GENERATED, choose
+from pollard.kernels.products.explanation import DTYPES, Explanation, device_named
 
 OPERATIONS = ("forward", "input_grad")
 
@@ -26,22 +26,27 @@ def explain(
     *,
     images: tuple[int, ...],
     dtype: str,
+    device: str = "cpu",
 ) -> Explanation:
     """Choose, tuning if need be, for a random topology of `shape` (out, channels, rows and columns of the kernel), of stride 1 and
     padded to the same size, over random `images` (samples, channels, rows, columns), on torch's threads.
 
-    operation: forward or input_grad; the gradient in values has nothing to be chosen. Raises InvalidInput on others.
+    operation: forward or input_grad; the gradient in values has nothing to be chosen. device: as torch names it; elsewhere than on a
+    CPU images are unfolded. Raises InvalidInput on others.
     """
     require_one_of("operation of a convolution", operation, OPERATIONS, "Name the product to explain.")
     require_one_of("dtype", dtype, DTYPES, "Name the dtype of the layer.")
+    kind = DTYPES[dtype]
+    backend, reason = choose(device_named(device), kind)
+    if backend is not GENERATED:
+        return Explanation(None, "unfolded", reason)
     out, channels, *kernel = shape
     around = [(size // 2, (size - 1) // 2) for size in kernel]
     window = Window((kernel[0], kernel[1]), (1, 1), (1, 1), (around[0], around[1]))
     topology = Topology.random((out, channels * window.taps), density, pattern, torch.Generator().manual_seed(0))
-    kind = DTYPES[dtype]
     x, values = (torch.randn(size, dtype=torch.float32, device="cpu").to(kind) for size in (images, (topology.nnz,)))
     if not dispatch.serves(x, topology, window):
-        return Explanation(None, "unfolded", choose(x.device, kind)[1])
+        return Explanation(None, "unfolded", "nothing is kept, or there are no images")
     if operation == "forward":
         dispatch.forward(x, values, topology, window, None)
         return explain_run(x, topology, window, kind)

@@ -62,10 +62,7 @@ def explain(
     """
     require_one_of("operation", operation, KERNELS, "Name the product to explain.")
     require_one_of("dtype", dtype, DTYPES, "Name the dtype of the layer.")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInput(f"device {device!r}", "a device of torch's", "cpu or cuda, for example.") from error
+    place = device_named(device)
     require_activation(activation)
     if activation is not None and operation != "forward":
         raise InvalidInput(f"activation {activation!r} of {operation}", "one of a forward product", "Leave it out.")
@@ -86,6 +83,18 @@ def explain(
     operand, run = runs[operation]
     run()
     return explain_run(operation, operand, topology, DTYPES[dtype], activation=activation)
+
+
+def device_named(name: str) -> torch.device:
+    """The device, which need not be there; raises InvalidInput where torch knows none of that name.
+
+    >>> device_named("cuda")
+    device(type='cuda')
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInput(f"device {name!r}", "a device of torch's", "cpu or cuda, for example.") from error
 
 
 def explain_run(
@@ -114,4 +123,4 @@ def explain_run(
     )
 
 
-__all__ = ["Explanation", "explain", "explain_run"]
+__all__ = ["DTYPES", "Explanation", "device_named", "explain", "explain_run"]
