@@ -1,4 +1,4 @@
-"""Copies of a user's model, or an error that says what to do where it has none."""
+"""Copies of a user's model, or an error that says what to do where it has none; and of what users write on parameters."""
 
 from __future__ import annotations
 
@@ -29,4 +29,10 @@ def copied(model: Model, purpose: str, *, shared: Iterable[object] = (), fix: st
         ) from error
 
 
-__all__ = ["copied"]
+def carry_marks(old: nn.Parameter, new: nn.Parameter) -> None:
+    """Gives the parameter `new` what was written on `old`, as `weight.no_decay = True`."""
+    for key, value in vars(old).items():
+        setattr(new, key, value)
+
+
+__all__ = ["carry_marks", "copied"]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pollard.copies import carry_marks
 from pollard.lazy import LazyWeight, not_written, tell_writes
 from pollard.symbolic import called, tracer_of
 
@@ -45,7 +46,7 @@ class Composite(nn.Module, ABC):
             matrix = self.matrix(part, held[name].detach())
             layer.out_features, layer.in_features = matrix.shape
             layer.weight = nn.Parameter(matrix, held[name].requires_grad)
-            _mark(layer.weight, held[name])
+            _mark(held[name], layer.weight)
             layer.register_parameter("bias", held.get(f"{part}.bias"))
             self.add_module(part, layer)
         # As torch keeps them, those that there are none of besides: a bias may be given later.
@@ -106,7 +107,7 @@ class Composite(nn.Module, ABC):
             if name in self._parts.values():
                 trained = any(getattr(self, part).weight.requires_grad for part in self._sharing(name))
                 new = nn.Parameter(self.tensor(name, weights), trained)
-                _mark(new, getattr(self, self._sharing(name)[0]).weight)
+                _mark(getattr(self, self._sharing(name)[0]).weight, new)
             elif self._is_bias(name):
                 new = getattr(self, owner).bias
             else:
@@ -215,10 +216,10 @@ class Composite(nn.Module, ABC):
         return f"of {type(self._frame[0]).__name__}({self._frame[0].extra_repr()})"
 
 
-def _mark(new: nn.Parameter, old: nn.Parameter) -> None:
-    """Writes on `new` what users wrote on `old`, as `no_decay = True`; weights without memory write there themselves."""
+def _mark(old: nn.Parameter, new: nn.Parameter) -> None:
+    # Weights without memory have attributes of their own.
     if type(old) is nn.Parameter:
-        vars(new).update(vars(old))
+        carry_marks(old, new)
 
 
 def _within(told: Any) -> Any:

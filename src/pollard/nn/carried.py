@@ -88,12 +88,6 @@ def carry(old: nn.Module, new: nn.Module) -> None:
             vars(new)[key] = vars(old)[key]
 
 
-def carry_marks(old: nn.Parameter, new: nn.Parameter) -> None:
-    """Gives the parameter `new` what was written on `old`, as `weight.no_decay = True`."""
-    for key, value in vars(old).items():
-        setattr(new, key, value)
-
-
 def _extra(module: nn.Module) -> list[str]:
     registered = [key for kind in _REGISTERED for key in vars(module)[kind]]
     own = _owned().get(nn.Linear if isinstance(module, nn.Linear) else type(module), frozenset())

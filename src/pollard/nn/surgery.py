@@ -12,11 +12,12 @@ from torch.nn.utils import prune
 
 from pollard.composites import Composing, composed, holders, put, put_together, refuse_dense, whole_again
 from pollard.composites.convolution import ComposedConv
+from pollard.copies import carry_marks
 from pollard.coverage import Coverage
 from pollard.errors import InvalidInput, NothingMatched
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.topology import Topology
-from pollard.nn.carried import carry, carry_marks, refuse_bound, refuse_hooked, refuse_in_the_way
+from pollard.nn.carried import carry, refuse_bound, refuse_hooked, refuse_in_the_way
 from pollard.nn.linear import SparseLinear
 from pollard.nn.masked import MaskedLinear
 from pollard.nn.orphans import orphan

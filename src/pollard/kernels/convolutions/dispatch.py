@@ -17,7 +17,7 @@ from pollard.kernels.convolutions.calls import Convolution
 from pollard.kernels.convolutions.tuned import Call
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products.backend import GENERATED, choose
-from pollard.kernels.products.checks import check_dtype, check_pair, check_vector, extent, freed
+from pollard.kernels.products.checks import check_dtype, check_pair, check_vector, extent, require_there
 from pollard.kernels.products.derived import calls
 from pollard.kernels.products.dispatch import RECENT
 from pollard.settings import Settings
@@ -130,10 +130,7 @@ def _run(what: tuple[Any, ...], topology: Topology, tensors: tuple[Tensor, ...],
         convolution = Convolution(topology, what[1], target, threads)
         way = recent[key] = _way(tensors, lambda ready: make(convolution, ready))
     call, copied, needed = way
-    for each, bytes_needed in zip(tensors, needed, strict=True):
-        # A part of an empty tensor begins anywhere.
-        if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize and bytes_needed:
-            raise freed(each, bytes_needed)
+    require_there(tensors, needed)
     if call is None:
         return None
     return call(*_ready(tensors, copied))

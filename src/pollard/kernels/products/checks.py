@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -58,10 +60,17 @@ def extent(tensor: Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def freed(tensor: Tensor, needed: int) -> InvalidInput:
-    """The error for a `tensor` whose storage is shorter than it says."""
-    return InvalidInput(
-        f"a tensor of shape {tuple(tensor.shape)} with {tensor.untyped_storage().nbytes()} bytes of memory",
-        f"{needed + tensor.storage_offset() * tensor.element_size()} bytes",
-        "Its storage was resized or freed: bring its numbers back before the product.",
-    )
+def require_there(tensors: Iterable[Tensor], needed: Iterable[int]) -> None:
+    """Raises InvalidInput for a tensor with less memory than the bytes it `needed` when its call was made.
+
+    Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
+    """
+    for tensor, size in zip(tensors, needed, strict=False):
+        held, least = tensor.untyped_storage().nbytes(), size + tensor.storage_offset() * tensor.itemsize
+        # A part of an empty tensor begins anywhere.
+        if held < least and size:
+            raise InvalidInput(
+                f"a tensor of shape {tuple(tensor.shape)} with {held} bytes of memory",
+                f"{least} bytes",
+                "Its storage was resized or freed: bring its numbers back before the product.",
+            )

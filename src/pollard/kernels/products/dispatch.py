@@ -18,7 +18,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.fallback import warn, warn_without_kernels
 from pollard.kernels.code.target import current
 from pollard.kernels.products.backend import GENERATED, REFERENCE, Backend, choose, tell_untuned
-from pollard.kernels.products.checks import check_dtype, check_matrix, check_pair, check_vector, extent, freed
+from pollard.kernels.products.checks import check_dtype, check_matrix, check_pair, check_vector, extent, require_there
 from pollard.kernels.products.derived import calls
 from pollard.kernels.products.task import HALVES, Call, Kind, Task
 from pollard.settings import Settings
@@ -94,11 +94,7 @@ def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tenso
             recent.clear()
         recent[key] = way
     call, needed = way
-    for each, bytes_needed in zip(tensors, needed, strict=False):
-        # Storage can be resized under a tensor, as wrappers do that free parameters; kernels would read what is not there.
-        # A part of an empty tensor begins anywhere.
-        if each.untyped_storage().nbytes() < bytes_needed + each.storage_offset() * each.itemsize and bytes_needed:
-            raise freed(each, bytes_needed)
+    require_there(tensors, needed)
     y: Tensor = call(*tensors)
     return y
 
