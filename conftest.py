@@ -21,8 +21,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="pollard-tests-")
     os.environ["POLLARD_CACHE"] = _cache.name
 
-# Torch takes what these pretend for an accelerator: they run in a process of their own, which says so.
-collect_ignore = [] if "POLLARD_PRETENDS" in os.environ else ["tests/pretended.py", "tests/training/device_trials.py"]
+# Torch takes what some of these pretend for an accelerator: they run in a process of their own, which says on what.
+collect_ignore = ["tests/pretended.py", "tests/tried.py"]
+collect_ignore_glob = [] if "POLLARD_TRIALS" in os.environ else ["tests/devices/*_trials.py"]
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=6000)

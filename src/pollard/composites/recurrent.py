@@ -150,6 +150,13 @@ class _Sequence(_Gated):
     def _given_back(self, state: State) -> Any:
         return state if isinstance(self, _Long) else state[0]
 
+    def whole(self) -> nn.Module:
+        """The module that this was made of, its parameters laid out as cuDNN wants them, where that runs it."""
+        found = super().whole()
+        assert isinstance(found, nn.RNNBase)
+        found.flatten_parameters()
+        return found
+
     def flatten_parameters(self) -> None:
         """Nothing: there is no memory to be laid out anew."""
 

@@ -17,6 +17,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import derived
 from pollard.kernels.products.backend import tell_untuned
+from pollard.kernels.products.waiting import wait_for_stream
 from pollard.nn import initialise, states
 from pollard.nn.initialise import Initialiser
 from pollard.nn.readable import ReadableWeight, straight_through
@@ -40,7 +41,7 @@ class SparseLinear(ReadableWeight, nn.Module):
     topology: which weights are kept, of shape (out_features, in_features). initialiser: (topology, generator) to values,
     by default U(-b, b) with b = 1 / sqrt(kept fan-in). activation: "relu", "gelu", "gelu_tanh" or "silu", of the output, fused
     into the kernel; in training ReLU is, the others run behind it. It may be set at any time. device: where values and bias
-    go, by default the CPU, on which they are drawn.
+    go, by default torch's default device; they are drawn on the CPU.
     Raises InvalidInput when the topology has another shape.
 
     >>> layer = SparseLinear.random(6, 4, density=0.5, generator=torch.Generator().manual_seed(0))
@@ -84,8 +85,7 @@ class SparseLinear(ReadableWeight, nn.Module):
         self.bias = nn.Parameter(initialise.uniform_bias(topology, generator).to(dtype)) if bias else None
         self.register_buffer("topology_signature", None, persistent=False)
         self._stand_on(topology)
-        if device is not None:
-            self.to(device)
+        self.to(torch.get_default_device() if device is None else device)
 
     @classmethod
     def from_dense(
@@ -120,6 +120,7 @@ class SparseLinear(ReadableWeight, nn.Module):
             bias=False,
             initialiser=lambda kept, _: kept_values(weight, kept),
             activation=activation,
+            device=weight.device,
             dtype=weight.dtype,
         )
         layer.values.requires_grad_(linear.weight.requires_grad)
@@ -284,6 +285,7 @@ class SparseLinear(ReadableWeight, nn.Module):
                 "Make the topology for this layer.",
             )
         self.values.grad = None
+        wait_for_stream(self.values.detach())
         if values.shape != self.values.shape:
             # An old loss that is still around keeps the node that accumulates this parameter's gradients, at their old
             # size. A change of dtype, unlike one of size, makes torch let go of it.

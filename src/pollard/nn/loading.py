@@ -128,15 +128,15 @@ def _layer(model: nn.Module, name: str, held: Mapping[str, Any]) -> SparseLinear
     values, row_pointers, columns = (held[f"{name}.{part}"] for part in PARTS)
     topology = topology_of((out_features, in_features), row_pointers, columns, held.get(f"{name}.pattern"))
     dtype = values.dtype if dense.weight.is_meta else dense.weight.dtype
-    layer = SparseLinear(
+    return SparseLinear(
         in_features,
         out_features,
         topology,
         dense.bias is not None,
         initialiser=lambda kept, _: torch.zeros(kept.nnz, dtype=dtype, device="cpu"),
+        device="cpu" if dense.weight.is_meta else dense.weight.device,
         dtype=dtype,
     )
-    return layer if dense.weight.is_meta else layer.to(dense.weight.device)
 
 
 def _ties(model: nn.Module, held: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -34,7 +34,9 @@ def topology_of(shape: tuple[int, int], row_pointers: Tensor, columns: Tensor, p
         )
     kind = Pattern(shape[0] // groups)
     if pattern is not None:
-        kind = Pattern.parse(bytes(int(each) % 256 for each in pattern.flatten().tolist()).decode(errors="replace"))
+        kind = Pattern.parse(
+            bytes(int(each) % 256 for each in pattern.cpu().flatten().tolist()).decode(errors="replace")
+        )
     return Topology(shape, kind, row_pointers.cpu(), columns.cpu())
 
 

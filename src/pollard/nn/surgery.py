@@ -123,6 +123,15 @@ def composing(model: nn.Module, names: Iterable[str]) -> Iterator[Composing]:
     with Composing(model, paths) as made:
         yield made
     orphan([old for old, _ in made.heirs])
+    for module in made.made.values():
+        _on_its_own(module)
+
+
+def _on_its_own(module: nn.Module) -> None:
+    """Gives each parameter memory of its own: a part of what was laid out in one piece, as for cuDNN, would keep all of that."""
+    for parameter in module.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.nbytes:
+            parameter.data = parameter.detach().clone()
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear | MaskedLinear]:

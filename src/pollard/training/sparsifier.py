@@ -31,7 +31,7 @@ from pollard.training.optimizers import without_decay
 from pollard.training.own_steps import OwnSteps
 from pollard.training.passes import fault_of
 from pollard.training.randomness import agreed, generator
-from pollard.training.stepping import Steps
+from pollard.training.stepping import Steps, refuse_capture
 from pollard.training.strangers import Unasked, watch
 from pollard.training.targets import targets
 from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
@@ -157,6 +157,8 @@ class Sparsifier(Wrapper):
 
         Where `optimizer` is wrapped around another and takes no step now, as under gradient accumulation, this was none.
         """
+        if self.method.end > 0:
+            refuse_capture(self.method.name)
         self._follow()
         step = self.steps + 1
         due = self.method.due(step)

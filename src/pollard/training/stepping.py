@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pollard.errors import InvalidInput
+from pollard.kernels.products.waiting import is_captured
 from pollard.training.wrapping import bottom, within
 
 
@@ -76,3 +78,14 @@ class Steps:
         while self._stowed:
             parameter, gradient = self._stowed.pop()
             parameter.grad = gradient
+
+
+def refuse_capture(method: str) -> None:
+    """Raises InvalidInput where a CUDA graph is captured: its replays would take steps that nobody counts, and move nothing."""
+    if is_captured():
+        raise InvalidInput(
+            f"a step of {method} captured in a CUDA graph",
+            "a step that Python takes, which moves the topology when it is time",
+            "Capture forward and backward only, and call step() after each replay; capture them anew whenever sparse.updates has "
+            "changed. Or capture the step of pollard.static(...), whose topology stays.",
+        )

@@ -19,6 +19,7 @@ from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.target import Target
 from pollard.kernels.indices.turning import cut, even, turn
+from pollard.kernels.products.waiting import refuse_capture, wait_for_stream
 
 Indices = NDArray[np.integer[Any]]
 Made = TypeVar("Made")
@@ -172,9 +173,10 @@ def _places_in_runs(topology: Topology, pad: int) -> Tensor:
 
 @one_at_a_time
 def made_once(topology: Topology, key: Hashable, make: Callable[[], Made]) -> Made:
-    """What `make` makes, kept with `topology` under `key`."""
+    """What `make` makes, kept with `topology` under `key`; raises InvalidInput where a CUDA graph would have to make it at each replay."""
     known = _of(topology).placed
     if key not in known:
+        refuse_capture()
         known[key] = make()
     found: Made = known[key]
     return found
@@ -236,6 +238,7 @@ def _tiles(topology: Topology, transposed: bool) -> dict[int, Any]:
 @one_at_a_time
 def let_go(topology: Topology) -> None:
     """Drop all that was derived from `topology`, its transpose too: nobody will multiply by it soon."""
+    wait_for_stream(_of(topology).placed.values())
     topology.__dict__.pop(_PLACE, None)
     if "_cut" in topology.__dict__:
         let_go(topology.vectors)

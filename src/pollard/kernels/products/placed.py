@@ -1,6 +1,7 @@
 """The index arrays of a topology as torch's sparse matrices take them, int32, on the device where products run.
 
 Copies are made once each; on the CPU they are its own, of columns a copy for the time of a product where those are narrower.
+What comes from the host's pageable memory has arrived when the copy returns: whatever stream reads it finds it there.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def lamp(weight: Tensor) -> Tensor:
     squares = weight.double().flatten().square()
     # Stable and descending, so that of equal weights the first is the largest, as the one top-k has it.
     order = squares.sort(descending=True, stable=True)
-    surviving = order.values.cumsum(0)
+    # On the CPU: where the order of such sums may vary, as on a GPU, torch refuses them when asked for determinism.
+    surviving = order.values.cpu().cumsum(0).to(squares.device)
     scores = squares.new_empty(squares.shape)
     scores[order.indices] = order.values / surviving.clamp_min(1e-300)
     return scores.view(weight.shape)

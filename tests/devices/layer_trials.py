@@ -1,0 +1,393 @@
+"""Layers on a device compute what they do on the CPU, however they came there, and whatever is done with them there."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import pollard
+from pollard.formats.store import load_tensors, save_tensors
+from pollard.formats.topology import Topology
+from pollard.nn import SparseLinear
+from pollard.nn.readable import dense_weight
+from tried import DEVICE, ON_CUDA, close, only_cuda, untuned
+
+pytestmark = untuned
+PATTERNS = ["unstructured", "v4", "v8", "b4x2", "2:4"]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=seeded(7)).to(dtype)
+
+
+def plan_of(model, density=0.3, pattern="unstructured"):
+    return pollard.prune(model, "magnitude", None if ":" in pattern else density, pattern=pattern)
+
+
+def both_ways(model, x):
+    """The output for `x`, and the gradients of its mean square, in the input and in all parameters."""
+    model.zero_grad()
+    lead = x.clone().requires_grad_()
+    found = model(lead)
+    found = found[0] if isinstance(found, tuple) else found
+    found.square().mean().backward()
+    return [found.detach(), lead.grad, *(each.grad.clone() for each in model.parameters())]
+
+
+def require_same(model, there, x):
+    """`there` does on the device what `model` does on the CPU."""
+    expected, found = both_ways(model, x), both_ways(there, x.to(DEVICE))
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("shape", [(5, 64), (1, 64), (3, 4, 64), (0, 64)], ids=str)
+def test_a_layer(pattern, dtype, shape):
+    layer = SparseLinear.random(64, 32, 0.5 if pattern == "2:4" else 0.3, pattern, generator=seeded()).to(dtype)
+    require_same(layer, copy.deepcopy(layer).to(DEVICE), batch(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("strides", ["rows", "columns", "parts"])
+@pytest.mark.parametrize("pattern", ["unstructured", "v4"])
+def test_inputs_of_any_strides(pattern, strides):
+    layer = SparseLinear.random(64, 32, 0.5 if pattern == "2:4" else 0.3, pattern, generator=seeded())
+    there = copy.deepcopy(layer).to(DEVICE)
+    whole = batch(64, 64)
+    x = {"rows": whole, "columns": whole.t(), "parts": batch(64, 128)[::2, ::2]}[strides]
+    moved = x.to(DEVICE)
+    if strides == "parts":
+        moved = batch(64, 128).to(DEVICE)[::2, ::2]
+    close(there(moved), layer(x))
+    close(there(there(moved)[:, :1].expand(-1, 64)), layer(layer(x)[:, :1].expand(-1, 64)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+def test_fused_activations(activation):
+    layer = SparseLinear.random(64, 32, 0.3, activation=activation, generator=seeded())
+    there = copy.deepcopy(layer).to(DEVICE)
+    require_same(layer, there, batch(9, 64))
+    with torch.no_grad():
+        close(there(batch(9, 64).to(DEVICE)), layer(batch(9, 64)))
+
+
+def test_nothing_is_kept_of_a_row():
+    layer = SparseLinear(8, 4, Topology.from_positions((4, 8), "unstructured", torch.tensor([3, 17])))
+    require_same(layer, copy.deepcopy(layer).to(DEVICE), batch(3, 8))
+    empty = SparseLinear(8, 4, Topology.from_positions((4, 8), "unstructured", torch.empty(0, dtype=torch.int64)))
+    require_same(empty, copy.deepcopy(empty).to(DEVICE), batch(3, 8))
+
+
+# -- how a layer gets there
+
+
+def made_there():
+    drawn = SparseLinear.random(16, 8, 0.5, device=DEVICE, generator=seeded())
+    return drawn, SparseLinear.random(16, 8, 0.5, generator=seeded())
+
+
+def test_it_is_made_there():
+    there, here = made_there()
+    assert {each.device for each in there.state_dict(keep_vars=True).values() if each.requires_grad} == {DEVICE}
+    close(there(batch(5, 16).to(DEVICE)).detach(), here(batch(5, 16)).detach())
+
+
+def test_the_default_device_is_where_a_layer_is_made():
+    with DEVICE:
+        there, dense = SparseLinear.random(16, 8, 0.5, generator=seeded()), nn.Linear(8, 4)
+    assert there.values.device == there.bias.device == dense.weight.device == DEVICE
+    close(
+        there(batch(5, 16).to(DEVICE)).detach(),
+        SparseLinear.random(16, 8, 0.5, generator=seeded())(batch(5, 16)).detach(),
+    )
+    with torch.device("meta"):
+        assert SparseLinear.random(16, 8, 0.5).values.is_meta
+        assert SparseLinear.random(16, 8, 0.5, device="cpu").values.is_cpu
+
+
+def test_a_default_device_changes_no_layer_that_is_elsewhere():
+    here, there = nn.Sequential(nn.Linear(16, 8), nn.Tanh()), nn.Sequential(nn.Linear(16, 8), nn.Tanh()).to(DEVICE)
+    with DEVICE:
+        pollard.sparsify_(here, plan_of(here))
+    with torch.device("cpu"):
+        pollard.sparsify_(there, plan_of(there))
+    assert here[0].values.is_cpu
+    assert here[0].bias.is_cpu
+    assert here(batch(5, 16)).is_cpu
+    assert there(batch(5, 16).to(DEVICE)).device == DEVICE
+    state = here.state_dict()
+    with DEVICE:
+        loaded = pollard.load_sparse(nn.Sequential(nn.Linear(16, 8, device="cpu"), nn.Tanh()), state)
+    assert torch.equal(loaded(batch(5, 16)), here(batch(5, 16)))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
+    with DEVICE:
+        loaded = pollard.load_sparse(empty, state)
+    assert torch.equal(loaded(batch(5, 16)), here(batch(5, 16)))
+
+
+def test_a_whole_training_on_the_default_device():
+    torch.set_default_device(DEVICE)
+    try:
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        x, y = torch.randn(64, 16), torch.randint(4, (64,))
+        sparse = pollard.rigl(model, torch.optim.Adam(model.parameters()), density=0.3, steps=8, every=2, batch=(x, y))
+        for _ in range(8):
+            sparse.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            sparse.step()
+        assert sparse.updates > 1
+        smaller = pollard.sparsify_(model, pollard.prune(model, "snip", 0.1, (x, y)))
+        assert pollard.Coverage.of(smaller)
+        held = smaller.state_dict()
+        assert torch.equal(pollard.load_sparse(copy.deepcopy(model), held)(x), smaller(x))
+        assert pollard.densify_(smaller)[0].weight.device == DEVICE
+    finally:
+        torch.set_default_device(None)
+
+
+def test_it_comes_from_meta_and_from_a_file(tmp_path):
+    model = pollard.sparsify_(dense := nn.Sequential(nn.Linear(16, 8), nn.Tanh()), plan_of(dense))
+    expected = model(batch(5, 16))
+    save_tensors(tmp_path / "model.safetensors", copy.deepcopy(model).to(DEVICE).state_dict(), {})
+    held, _ = load_tensors(tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
+    loaded = pollard.load_sparse(empty, held).to(DEVICE)
+    close(loaded(batch(5, 16).to(DEVICE)).detach(), expected.detach())
+    layer = copy.deepcopy(model).to("meta").to_empty(device=DEVICE)
+    layer.load_state_dict(held)
+    close(layer(batch(5, 16).to(DEVICE)).detach(), expected.detach())
+
+
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+def test_states_whose_arrays_are_there(storage):
+    there = nn.Sequential(nn.Linear(16, 8), nn.Tanh()).to(DEVICE)
+    pollard.sparsify_(there, plan_of(there), storage=storage)
+    mapped = {name: tensor.to(DEVICE) for name, tensor in there.state_dict().items()}
+    again = pollard.sparsify_(
+        fresh := nn.Sequential(nn.Linear(16, 8), nn.Tanh()).to(DEVICE), plan_of(fresh), storage=storage
+    )
+    if storage == "compressed":
+        again.load_state_dict(mapped)
+        assert torch.equal(again(x := batch(5, 16).to(DEVICE)), there(x))
+    loaded = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
+    if storage == "compressed":
+        loaded = pollard.load_sparse(loaded, mapped)
+        close(there(batch(5, 16).to(DEVICE)).detach(), loaded(batch(5, 16)).detach())
+
+
+def test_a_model_never_dense_comes_there():
+    with pollard.never_dense(seed=3):
+        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 8))
+    with pytest.raises(pollard.errors.InvalidInput, match="only as a stream"):
+        copy.deepcopy(model).to(DEVICE)
+    pollard.sparsify_(model, pollard.prune(model, "snip", 0.2, (batch(32, 64), torch.arange(32) % 8)))
+    require_same(model, copy.deepcopy(model).to(DEVICE), batch(5, 64))
+
+
+def test_it_goes_there_and_back_without_waiting():
+    layer = SparseLinear.random(16, 8, 0.5, generator=seeded())
+    expected = layer(batch(5, 16))
+    there = layer.to(DEVICE, non_blocking=True)
+    close(there(batch(5, 16).to(DEVICE, non_blocking=True)).detach(), expected.detach())
+    assert torch.equal(there.to("cpu", non_blocking=True)(batch(5, 16)), expected)
+
+
+def test_copies():
+    there, _ = made_there()
+    x = batch(5, 16).to(DEVICE)
+    expected = there(x)
+    assert torch.equal(copy.deepcopy(there)(x), expected)
+    buffer = io.BytesIO()
+    if ON_CUDA:  # a pretended tensor is of a class of its own, which holds another
+        torch.save(there, buffer)
+        buffer.seek(0)
+        assert torch.equal(torch.load(buffer, weights_only=False)(x), expected)
+        buffer.seek(0)
+        here = torch.load(buffer, weights_only=False, map_location="cpu")
+        close(expected.detach(), here(batch(5, 16)).detach())
+
+
+# -- what is written on a layer there
+
+
+def test_values_that_are_moved_and_read_there():
+    layer = SparseLinear.random(16, 8, 0.5, generator=seeded())
+    there = copy.deepcopy(layer).to(DEVICE)
+    close(dense_weight(there).detach(), dense_weight(layer).detach())
+    if ON_CUDA:  # a weight to read is of a class of its own, and so is a pretended tensor
+        close(there.weight.to_dense().detach(), layer.weight.to_dense().detach())
+    close(there.to_dense().weight.detach(), layer.to_dense().weight.detach())
+    smaller = Topology.from_positions((8, 16), "unstructured", layer.topology.positions()[::2])
+    there.shrink_(smaller)
+    layer.shrink_(smaller)
+    require_same(layer, there, batch(5, 16))
+    there.reset_parameters()
+    assert there.values.device == DEVICE
+    csr = pollard.SparseMatrix(there.values.detach(), there.topology)
+    back = pollard.SparseMatrix.from_torch(csr.to_torch_coo()) if ON_CUDA else csr
+    assert back.topology.same_as(there.topology)
+
+
+def test_a_norm_is_folded_there():
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8)).to(DEVICE)
+    model(batch(64, 16).to(DEVICE))
+    pollard.sparsify_(model, plan_of(model)).eval()
+    expected = model(batch(5, 16).to(DEVICE)).detach()
+    pollard.fold_norms_(model)
+    torch.testing.assert_close(model(batch(5, 16).to(DEVICE)).detach(), expected)
+
+
+# -- modules made of several matrices
+
+
+def convolution():
+    return nn.Conv2d(4, 8, 3, stride=2, padding=1), batch(6, 4, 9, 9)
+
+
+def reflected():
+    return nn.Conv2d(4, 8, 3, padding=1, padding_mode="circular", dilation=2), batch(3, 4, 9, 9)
+
+
+def convolution_1d():
+    return nn.Conv1d(4, 8, 3, padding="same"), batch(6, 4, 9)
+
+
+def convolution_3d():
+    return nn.Conv3d(2, 4, 3), batch(2, 2, 5, 5, 5)
+
+
+def transposed():
+    return nn.ConvTranspose2d(4, 8, 3, stride=2, padding=1), batch(3, 4, 5, 5)
+
+
+def long_memory():
+    return nn.LSTM(16, 32, num_layers=2, bidirectional=True, batch_first=True), batch(3, 5, 16)
+
+
+def gated():
+    return nn.GRU(16, 32), batch(5, 3, 16)
+
+
+def attention():
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    return Itself(), batch(3, 5, 32)
+
+
+def encoder():
+    return nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), batch(3, 5, 32)
+
+
+def bilinear():
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.product = nn.Bilinear(8, 8, 4)
+
+        def forward(self, x):
+            return self.product(x, x)
+
+    return Itself(), batch(3, 8)
+
+
+WHOLES = [
+    convolution, reflected, convolution_1d, convolution_3d, transposed, long_memory, gated, attention, encoder, bilinear,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+@pytest.mark.parametrize("whole", WHOLES, ids=lambda made: made.__name__)
+def test_what_is_made_of_matrices(whole, storage):
+    torch.manual_seed(0)
+    module, x = whole()
+    here = nn.Sequential(module)
+    plan = plan_of(here)
+    there = copy.deepcopy(here).to(DEVICE)
+    pollard.sparsify_(here, plan, storage=storage)
+    pollard.sparsify_(there, plan, storage=storage)
+    require_same(here, there, x)
+    for model in (here, there):
+        model.eval()
+    with torch.no_grad():
+        found, expected = there(x.to(DEVICE)), here(x)
+        close(*((found[0], expected[0]) if isinstance(found, tuple) else (found, expected)))
+    for model in (here, there):
+        pollard.densify_(model)
+    for found, expected in zip(there.state_dict().values(), here.state_dict().values(), strict=True):
+        close(found, expected)
+    if ON_CUDA:  # which has recurrent modules of its own
+        with torch.no_grad():
+            found, expected = there(x.to(DEVICE)), here(x)
+        close(*((found[0], expected[0]) if isinstance(found, tuple) else (found, expected)))
+
+
+@pytest.mark.parametrize("pattern", ["v4", "2:4"])
+def test_a_convolution_with_a_pattern(pattern):
+    module, x = convolution()
+    here = nn.Sequential(module)
+    plan = plan_of(here, pattern=pattern)
+    there = pollard.sparsify_(copy.deepcopy(here).to(DEVICE), plan)
+    require_same(pollard.sparsify_(here, plan), there, x)
+
+
+@pytest.mark.parametrize("whole", [long_memory, attention], ids=lambda made: made.__name__)
+def test_what_stays_of_a_module_is_no_part_of_memory_that_went(whole):
+    # Recurrent modules lay all their parameters out in one piece, and attention stacks three of its matrices.
+    module, x = whole()
+    model = nn.Sequential(module).to(DEVICE)
+    part = next(name for name in plan_of(model) if "ih" in name or "q_proj" in name)
+    for layers in (None, part):
+        kept = copy.deepcopy(model)
+        pollard.sparsify_(kept, plan_of(kept), layers=layers)
+        held = sum(
+            {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in kept.parameters()}.values()
+        )
+        assert held <= sum(each.nbytes for each in kept.parameters()) + 1024
+        kept(x.to(DEVICE))
+
+
+# -- precision
+
+
+@only_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("whole", [convolution, long_memory, attention], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("storage", ["compressed", "masked"])
+def test_autocast(dtype, whole, storage):
+    module, x = whole()
+    model = nn.Sequential(module).to(DEVICE)
+    dense = copy.deepcopy(model)
+    plan = plan_of(model)
+    pollard.sparsify_(model, plan, storage=storage)
+    pollard.densify_(pollard.sparsify_(dense, plan))
+    found = []
+    for each in (model, dense):
+        lead = x.to(DEVICE).requires_grad_()
+        with torch.autocast("cuda", dtype):
+            y = each(lead)
+            y = y[0] if isinstance(y, tuple) else y
+            loss = y.float().square().mean()
+        loss.backward()
+        found.append((y, lead.grad))
+        assert all(parameter.grad.dtype is torch.float32 for parameter in each.parameters())
+    (y, grad), (expected, slope) = found
+    assert y.dtype is expected.dtype
+    torch.testing.assert_close(y.float(), expected.float(), rtol=2e-2, atol=1e-2)
+    torch.testing.assert_close(grad, slope, rtol=5e-2, atol=1e-2 * float(slope.abs().max()) + 1e-6)
