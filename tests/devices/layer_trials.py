@@ -80,6 +80,15 @@ def test_fused_activations(activation):
         close(there(batch(9, 64).to(DEVICE)), layer(batch(9, 64)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_inference_has_begun_goes_on_in_training(dtype):
+    layer = SparseLinear.random(64, 32, 0.3, generator=seeded()).to(dtype)
+    there, x = copy.deepcopy(layer).to(DEVICE), batch(9, 64, dtype=dtype)
+    with torch.inference_mode():
+        close(there(x.to(DEVICE)), layer(x))
+    require_same(layer, there, x)
+
+
 def test_nothing_is_kept_of_a_row():
     layer = SparseLinear(8, 4, Topology.from_positions((4, 8), "unstructured", torch.tensor([3, 17])))
     require_same(layer, copy.deepcopy(layer).to(DEVICE), batch(3, 8))

@@ -268,8 +268,9 @@ class Passes:
         """What was seen, by all processes, as one process would have seen it."""
         seen = self.seen
         if (others := processes.count()) > 1:
-            # Copies, as what is sent of a view is all that it looks at.
-            everyone = processes.gathered([Pass(each.step, each.x.clone(), each.dy / others) for each in seen])
+            # Copies, as what is sent of a view is all that it looks at; by the host, as each process has a device of its own.
+            sent = [(each.step, each.x.clone().cpu(), (each.dy / others).cpu()) for each in seen]
+            everyone = processes.gathered(sent)
             together = [list(zip(*passes, strict=True)) for passes in zip(*everyone, strict=True)]
             seen = [Pass(steps[0], torch.cat(inputs), torch.cat(outputs)) for steps, inputs, outputs in together]
         return {

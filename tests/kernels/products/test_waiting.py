@@ -47,7 +47,7 @@ def capturing(monkeypatch):
 
 def test_memory_waits_for_the_current_stream(streams):
     first, second, third = (torch.zeros(size).as_subclass(Elsewhere) for size in (1, 2, 3))
-    wait_for_stream({"a": [first, torch.zeros(4)], "b": Arrays(second, torch.zeros(5)), "c": 3, "d": (third,)}.values())
+    wait_for_stream([[first, torch.zeros(4)], Arrays(second, torch.zeros(5)), 3, "name", (third,)])
     assert [id(tensor) for tensor, _ in streams] == [id(first), id(second), id(third)]
     assert {stream for _, stream in streams} == {"the stream of cpu"}
 

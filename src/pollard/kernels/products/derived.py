@@ -238,7 +238,7 @@ def _tiles(topology: Topology, transposed: bool) -> dict[int, Any]:
 @one_at_a_time
 def let_go(topology: Topology) -> None:
     """Drop all that was derived from `topology`, its transpose too: nobody will multiply by it soon."""
-    wait_for_stream(_of(topology).placed.values())
+    wait_for_stream(list(_of(topology).placed.values()))
     topology.__dict__.pop(_PLACE, None)
     if "_cut" in topology.__dict__:
         let_go(topology.vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def refuse_capture() -> None:
 def _tensors(held: Any) -> Iterator[Tensor]:
     if isinstance(held, Tensor):
         yield held
-    elif isinstance(held, Iterable):
+    elif isinstance(held, tuple | list):
         for each in held:
             yield from _tensors(each)
     elif is_dataclass(held):
