@@ -14,6 +14,9 @@ from pollard.recipes.fields import read_fields
 from pollard.recipes.recipe import MOVING_FIELDS, Recipe
 from pollard.training import TrainingOptions
 
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="Where networks are scored and trained: cpu, cuda, cuda:1, ...")
+]
 Command = TypeVar("Command", bound=Callable[..., None])
 HOW = frozenset(entry.name for entry in fields(TrainingOptions))
 WHAT = frozenset(("data", "model", "initialiser", "validation"))

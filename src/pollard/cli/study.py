@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from pollard.cli.output import JsonFlag, emit, progress_bar
+from pollard.cli.recipe_options import Device
 from pollard.recipes.engines import Outcome, run_study, unfinished
 from pollard.recipes.engines.local import cores
 from pollard.recipes.known import bring, points_of
@@ -28,6 +29,8 @@ Examples:
 pollard study studies/smoke.toml --out runs/smoke
 
 pollard study studies/mnist.toml --out runs/mnist --workers 8
+
+pollard study studies/resnet-20-100-epochs.toml --out runs/resnet-20 --device cuda --workers 6
 
 pollard study studies/mnist.toml --out /shared/mnist --engine ray --ray-address auto
 
@@ -58,6 +61,7 @@ def study(
         str | None, typer.Option(metavar="ADDRESS", help="The Ray cluster to join (default: one is started here).")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Runs side by side; 0 for one a core.")] = 0,
+    device: Device = "cpu",
     known: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Points of this study, as pollard report --json writes them: not run again."),
@@ -78,7 +82,13 @@ def study(
     if brought:
         bring(brought, out)
     failed = _run_with_progress(
-        chosen, out, engine=engine.value, address=ray_address, workers=workers or cores(), retry=retry
+        chosen,
+        out,
+        engine=engine.value,
+        address=ray_address,
+        workers=workers or cores(),
+        device=device,
+        retry=retry,
     )
     found = points(out)
     answer = {"title": chosen.title, "out": str(out), "runs": len(found), "failed": {o.run: o.error for o in failed}}

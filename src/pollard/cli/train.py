@@ -11,7 +11,7 @@ import typer
 from rich.console import RenderableType
 
 from pollard.cli.output import JsonFlag, emit
-from pollard.cli.recipe_options import recipe_of, recipe_options
+from pollard.cli.recipe_options import Device, recipe_of, recipe_options
 from pollard.coverage import Coverage
 from pollard.formats.store import write_atomic
 from pollard.recipes.recipe import Recipe
@@ -37,6 +37,8 @@ pollard train --data mnist --model mlp-784-1024-1024-10 --pattern v4 --optimizer
 pollard train --data mnist --method rigl --density 0.05 --update-every 100
 
 pollard train --recipe recipe.toml --seed 1
+
+pollard train --data cifar-10 --model resnet-20 --storage masked --device cuda
 
 torchrun --nproc-per-node 2 -m pollard train --data mnist --method rigl
 
@@ -64,6 +66,7 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch and of the kernels (default: torch's own number).")
     ] = None,
+    device: Device = "cpu",
     checkpoint_steps: Annotated[
         int, typer.Option(min=0, help="Checkpoint every so many steps too, not only each epoch; 0 for never.")
     ] = 0,
@@ -83,6 +86,7 @@ def train(
         result = run(
             experiment,
             out,
+            device=device,
             compare="dense" if compare else None,
             threads=threads,
             tensorboard=tensorboard,

@@ -136,8 +136,9 @@ class MaskedLinear(nn.Module):
         weight = self._kept() if self.active is None else straight_through(self._kept(), self.active)
         padded = functional.pad(x, (*padding[1], *padding[0]))
         y = functional.conv2d(padded, weight.unflatten(1, (-1, *kernel)), bias, stride, 0, dilation)
-        # As the sparse layer leaves it, whatever the images' own order.
-        y = y.contiguous()
+        if y.device.type == "cpu":
+            # As the sparse layer leaves it, whatever the images' own order.
+            y = y.contiguous()
         return activated(y, activation)
 
     def reset_parameters(self) -> None:

@@ -54,7 +54,8 @@ def _repaired(matrix: SparseMatrix, iterations: int) -> Tensor:
     """The new values `(nnz,)` of one layer."""
     if not matrix.values.numel():
         return matrix.values
-    mask, start = matrix.topology.mask(), matrix.to_dense().double()
+    start = matrix.to_dense().double()
+    mask = matrix.topology.mask().to(start.device)
     kept = start[mask].requires_grad_()
     # Its memory is that of kept weights, so many pairs of them.
     optimizer = torch.optim.LBFGS([kept], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe")

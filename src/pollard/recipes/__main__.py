@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, help="a recipe as JSON or TOML")
     parser.add_argument("out", type=Path, help="the folder of run folders")
     parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--device", default="cpu", help="where it is trained and scored")
     parser.add_argument("--checkpoint-steps", type=int, default=0, help="checkpoint within epochs too")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--wait", action="store_true", help="wait for a process that runs the same recipe")
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this is no longer the parent process")
     parser.add_argument("--error-file", type=Path, help="where to leave the message of an error too")
     given = parser.parse_args()
-    manner = {"progress": not given.quiet, "checkpoint_steps": given.checkpoint_steps}
+    manner = {"device": given.device, "progress": not given.quiet, "checkpoint_steps": given.checkpoint_steps}
     if given.parent is not None:
         end_with_parent(given.parent)
     try:

@@ -37,6 +37,7 @@ from pollard.recipes.models import (
 )
 from pollard.recipes.recipe import Recipe
 from pollard.training import Examples, generator
+from pollard.training.placing import device_of
 from pollard.training.precision import bring_
 
 # Bounds what scoring holds in memory, whatever the size of the scoring batch.
@@ -48,21 +49,21 @@ ANEW = "weights anew"
 def build(recipe: Recipe, ends: Ends, examples: Examples, plan: Plan | None = None) -> tuple[nn.Module, Plan | None]:
     """The network of a `recipe` that prunes before training, and its plan; a `plan` made earlier is used as it is.
 
-    ends: of the data. examples: of the training set, for scores from gradients.
+    ends: of the data. examples: of the training set, for scores from gradients; the network is where they are.
     With method ``random`` and an allocation that needs no scores, topologies of a network of linear layers alone come
     first and only kept weights are ever drawn. All else starts dense, is scored, and keeps the weights it was scored with. Method ``dense`` has no plan.
     """
     if recipe.method == "dense":
-        return initial(recipe, ends), None
+        return initial(recipe, ends, on=examples.x.device), None
     if is_born_sparse(recipe):
         plan = plan or random_plan(recipe, weight_shapes(recipe.model, ends))
         model = _sparse_network(plan, INITIALISERS[recipe.initialiser], generator(recipe.seed, "weights"))
-        return _stored_as(recipe.storage, model, plan), plan
-    scored = weights = initial(recipe, ends)
+        return _stored_as(recipe.storage, model, plan).to(examples.x.device), plan
+    scored = weights = initial(recipe, ends, on=examples.x.device)
     if recipe.ablation == "reinitialise":
-        weights = initial(recipe, ends, ANEW)
+        weights = initial(recipe, ends, ANEW, on=examples.x.device)
     plan = plan or finished(recipe, decide(recipe, scored, examples), scored, weights, examples)
-    return sparsify_(weights, plan, storage=recipe.storage), plan
+    return sparsify_(weights, plan, storage=recipe.storage).to(examples.x.device), plan
 
 
 def is_born_sparse(recipe: Recipe) -> bool:
@@ -75,10 +76,13 @@ def is_born_sparse(recipe: Recipe) -> bool:
     return drawn and untrained and as_it_is and not recipe.never_dense
 
 
-def initial(recipe: Recipe, ends: Ends, purpose: str = "weights") -> nn.Module:
-    """The network before training, dense or of weights without memory; another `purpose` draws other weights."""
+def initial(recipe: Recipe, ends: Ends, purpose: str = "weights", *, on: torch.device | str = "cpu") -> nn.Module:
+    """The network before training; another `purpose` draws other weights. It is dense and `on` a device, or has weights without
+    memory, which are of the host alone.
+    """
     draw = generator(recipe.seed, purpose)
-    return initial_network(recipe.model, ends, recipe.initialiser, draw, streamed=recipe.never_dense)
+    made = initial_network(recipe.model, ends, recipe.initialiser, draw, streamed=recipe.never_dense)
+    return made if recipe.never_dense else made.to(on)
 
 
 def decide(
@@ -96,11 +100,12 @@ def decide(
     resume: a file for what rounds leave, where there is more than one.
     """
     count = recipe.score_rounds or CRITERIA[recipe.rule].rounds
+    x, y = scoring_batch(recipe, examples)
     return prune(
         model,
         recipe.rule,
         density=recipe.first_density if density is None else density,
-        batch=scoring_batch(recipe, examples),
+        batch=(x.to(device_of(model)), y.to(device_of(model))),
         allocation=recipe.allocation,
         pattern=layer_patterns(recipe.pattern, prunable_shapes(model)),
         generator=generator(recipe.seed, purpose),
@@ -198,14 +203,16 @@ def scoring_batch(recipe: Recipe, examples: Examples) -> tuple[Tensor, Tensor]:
     order = torch.randperm(
         len(examples.x), generator=generator(recipe.seed, "scoring batch"), dtype=torch.int64, device="cpu"
     )
+    labels = examples.y.cpu()[order]
     if recipe.score_per_class:
-        chosen = _of_each_class(examples.y[order], recipe.score_per_class)
+        chosen = _of_each_class(labels, recipe.score_per_class)
     elif CRITERIA[recipe.rule].per_class and not recipe.score_batch:
-        least = int(examples.y.unique(return_counts=True)[1].min())
-        chosen = _of_each_class(examples.y[order], min(CRITERIA[recipe.rule].per_class, least))
+        least = int(labels.unique(return_counts=True)[1].min())
+        chosen = _of_each_class(labels, min(CRITERIA[recipe.rule].per_class, least))
     else:
         chosen = torch.arange(min(recipe.score_batch or recipe.batch_size, len(order)), dtype=torch.int64, device="cpu")
-    return examples.x[order[chosen]], examples.y[order[chosen]]
+    places = order[chosen].to(examples.x.device)
+    return examples.x[places], examples.y[places]
 
 
 def _of_each_class(labels: Tensor, count: int) -> Tensor:

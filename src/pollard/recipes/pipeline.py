@@ -43,7 +43,7 @@ def required(recipe: Recipe) -> list[Recipe]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The stages of `recipe` in its run `folder`.
+    """The stages of `recipe` in its run `folder`, on the device of the problem's examples.
 
     dense: the weights that the dense twin has at an epoch. outputs: where the training of a stage leaves its traces,
     given the folder and the name of the stage.
@@ -82,7 +82,8 @@ class Pipeline:
         else:
             plan = self._decided(cycle, scored, within, weights)
             _save(plan, path)
-        return sparsify_(weights, plan, storage=self.recipe.storage), plan
+        sparse = sparsify_(weights, plan, storage=self.recipe.storage)
+        return sparse.to(self.problem.examples.x.device), plan
 
     def _scored(self, cycle: int) -> tuple[nn.Module, Plan | None]:
         """The network that `cycle` scores, dense, and the plan that it was trained within."""
@@ -95,7 +96,7 @@ class Pipeline:
     def _weights(self, cycle: int, scored: nn.Module) -> nn.Module:
         """The network whose weights are kept, dense: other than `scored` where it rewinds or is drawn anew."""
         if self.recipe.ablation == "reinitialise" and cycle == self.recipe.cycles:
-            return initial(self.recipe, self.problem.ends, ANEW)
+            return initial(self.recipe, self.problem.ends, ANEW, on=self.problem.examples.x.device)
         return self._dense_at(self.recipe.weights_at) if self.recipe.rewinds else scored
 
     def _decided(self, cycle: int, scored: nn.Module, within: Plan | None, weights: nn.Module) -> Plan:
@@ -114,7 +115,8 @@ class Pipeline:
         folder, recipe = self._folder_of(cycle), self.recipe
         if (folder / MODEL).exists():
             plan = Plan.load(folder / PLAN)
-            return trained_network(recipe, plan, load_tensors(folder / MODEL)[0], self.problem.ends), plan
+            trained = trained_network(recipe, plan, load_tensors(folder / MODEL)[0], self.problem.ends)
+            return trained.to(self.problem.examples.x.device), plan
         folder.mkdir(exist_ok=True)
         model, plan = self._pruned(cycle)
         outputs = self.outputs(folder, f"cycle {cycle} of {recipe.cycles}")
@@ -132,7 +134,7 @@ class Pipeline:
         return model, plan
 
     def _dense_at(self, epoch: float) -> nn.Module:
-        model = initial(self.recipe, self.problem.ends)
+        model = initial(self.recipe, self.problem.ends, on=self.problem.examples.x.device)
         if epoch > 0.0:
             model.load_state_dict(self.dense(epoch))
         return model

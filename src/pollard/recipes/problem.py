@@ -41,6 +41,12 @@ class Problem:
         found.require_fit()
         return found._held_out(recipe) if recipe.validation else found
 
+    def on(self, device: torch.device) -> Problem:
+        """This, with all examples on `device`."""
+        evaluation = {name: Examples(x.to(device), y.to(device)) for name, (x, y) in self.evaluation.items()}
+        x, y = self.examples
+        return replace(self, examples=Examples(x.to(device), y.to(device)), evaluation=evaluation)
+
     def require_fit(self) -> None:
         """Raises InvalidInput where the network does not fit the data."""
         assert self.shapes

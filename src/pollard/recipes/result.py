@@ -31,7 +31,7 @@ class RunResult:
     of a step of the last training, of a dense step's, as papers count them. phases: those of each phase, in epochs of dense
     training; see `phases`. dead_neurons: outputs that keep no weight at the end.
     peak_rss_bytes: highest resident memory of the processes that ran it; baseline_rss_bytes: before data and network.
-    seconds_per_step: median of forward, backward and update, of so many processes. steps: of the last training. dense: the
+    seconds_per_step: median of forward, backward and update, of so many processes on `device`. steps: of the last training. dense: the
     same figures of the dense twin, if compared. trainability: the mean test accuracy over the first learning-rate stage of
     the last training. aims: of the last pruning, if measured. reused: nothing was left to do.
     """
@@ -61,6 +61,7 @@ class RunResult:
     phases: dict[str, float] | None = None
     dead_neurons: int = 0
     processes: int = 1
+    device: str = "cpu"
     aims: Aims | None = None
     dense: dict[str, Any] | None = None
     reused: bool = field(default=False, compare=False)

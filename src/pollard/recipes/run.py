@@ -17,6 +17,7 @@ from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
 from pollard.recipes.build import SCORED_AT_ONCE, is_born_sparse
 from pollard.recipes.dense import dense_weights, in_own_process
+from pollard.recipes.device import device_called
 from pollard.recipes.folder import EVENTS, FAILURE, MODEL, PLAN, RESULT, common_folder, save_model
 from pollard.recipes.moving import Span
 from pollard.recipes.phases import phases
@@ -24,6 +25,7 @@ from pollard.recipes.pipeline import Pipeline
 from pollard.recipes.problem import Problem
 from pollard.recipes.recipe import Recipe
 from pollard.recipes.result import RunResult
+from pollard.report.machine import device_name
 from pollard.report.measure import forget_peak_rss, module_bytes, peak_rss_bytes, rss_bytes
 from pollard.training import (
     Observer,
@@ -46,6 +48,7 @@ def run(
     recipe: Recipe,
     out: Path | str,
     *,
+    device: str = "cpu",
     progress: bool = True,
     compare: Literal["dense"] | None = None,
     aims: bool = False,
@@ -62,8 +65,9 @@ def run(
     `compare="dense"` the dense twin runs in a folder and a process of its own, so that its peak memory is its own too.
     With `aims`, both aims of pruning are measured once the training is done, on the dense network before and the pruned one.
     `threads` sets torch's thread count; results are bit-equal for equal counts. `checkpoint_steps` checkpoints within
-    epochs too. Raises StoreError when another process runs the same recipe in `out`, unless it is to `wait` for that
-    one, DataError when data is missing, TrainingDiverged when the loss is not finite.
+    epochs too. `device`: where examples and networks are, which are scored, pruned and trained there; on the same batches as on
+    the CPU, to rounding with its results, and goes on from checkpoints of any other. Raises StoreError when another process runs the same recipe in `out`, unless it is to `wait` for that
+    one, DataError when data is missing, InvalidInput when the device is, TrainingDiverged when the loss is not finite.
 
     Where torch.distributed is in use, all processes call this, and all must see `out`; only the first writes there.
     """
@@ -72,7 +76,7 @@ def run(
     forget_peak_rss()
     out = Path(out)
     with common_folder(recipe, out, wait=wait) as folder:
-        manner = Manner(progress, tensorboard, checkpoint_steps)
+        manner = Manner(device_called(device), progress, tensorboard, checkpoint_steps)
         if processes.gathered((folder / RESULT).exists())[0]:
             result = replace(RunResult.read(folder), reused=True)
         else:
@@ -86,7 +90,7 @@ def run(
         # Whatever went wrong before, it has not in the end.
         (folder / FAILURE).unlink(missing_ok=True)
         if compare == "dense" and result.dense is None and recipe.method != "dense":
-            in_own_process(recipe.twin(), out, progress=progress)
+            in_own_process(recipe.twin(), out, device=device, progress=progress)
             result = replace(result, dense=RunResult.read(out / recipe.twin().digest).to_dict(), reused=False)
             result.save()
     return result
@@ -96,6 +100,7 @@ def run(
 class Manner:
     """How a run goes that does not change what it computes."""
 
+    device: torch.device
     progress: bool
     tensorboard: bool
     checkpoint_steps: int
@@ -141,8 +146,8 @@ def _run(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> RunResult:
 
 def _pipeline(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Pipeline:
     outputs = partial(manner.outputs, recipe, rss_bytes())
-    dense = partial(dense_weights, recipe.twin(), out, progress=manner.progress)
-    return Pipeline(recipe, Problem.of(recipe), folder, dense, outputs)
+    dense = partial(dense_weights, recipe.twin(), out, device=str(manner.device), progress=manner.progress)
+    return Pipeline(recipe, Problem.of(recipe).on(manner.device), folder, dense, outputs)
 
 
 def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
@@ -151,7 +156,7 @@ def _aims(recipe: Recipe, out: Path, folder: Path, manner: Manner) -> Aims:
     examples = pipeline.problem.examples
     order = torch.randperm(len(examples.x), generator=generator(recipe.seed, "aims"), dtype=torch.int64, device="cpu")[
         :MEASURED_ON
-    ]
+    ].to(manner.device)
     batch = examples.x[order], examples.y[order]
     found = measure_aims(pipeline.before(), Plan.load(folder / PLAN), batch, chunk_size=SCORED_AT_ONCE)
     if is_born_sparse(recipe):
@@ -192,6 +197,7 @@ def _result(recipe: Recipe, folder: Path, problem: Problem, trained: Trained) ->
         steps=trained.steps,
         threads=torch.get_num_threads(),
         processes=processes.count(),
+        device=device_name(problem.examples.x.device),
         versions=versions(),
     )
 

@@ -29,6 +29,15 @@ def machine() -> dict[str, str]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, as its driver calls it; of any other device, its kind.
+
+    >>> device_name(torch.device("cpu"))
+    'cpu'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @cache
 def cpu_name() -> str:
     """The model of the CPU, as the system calls it."""

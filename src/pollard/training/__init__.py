@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pollard.training.checkpoint import Checkpoint
-from pollard.training.loop import Evaluation, Examples, Outputs, Trained, TrainingDiverged, evaluate, train
+from pollard.training.evaluation import Evaluation, Examples, evaluate
+from pollard.training.loop import Outputs, Trained, TrainingDiverged, train
 from pollard.training.metrics import MetricsLog, read_metrics
 from pollard.training.observers import Observer, ProgressBar, TensorBoard
 from pollard.training.optimizers import make_optimizer

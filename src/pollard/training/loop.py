@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,13 @@ from pollard.nn.surgery import sparse_layers
 from pollard.training import processes
 from pollard.training.augmentation import augmented, draw
 from pollard.training.checkpoint import Checkpoint
+from pollard.training.evaluation import Examples, evaluate, require_pairs
 from pollard.training.methods.method import Method
 from pollard.training.metrics import MetricsLog, Number
 from pollard.training.observers import Observer
 from pollard.training.optimizers import make_optimizer
 from pollard.training.options import TrainingOptions
+from pollard.training.placing import Losses, device_of, in_own_order, sent
 from pollard.training.precision import LossFunction, bring_, output_and_loss
 from pollard.training.randomness import generator, stream
 from pollard.training.sparsifier import Sparsifier
@@ -39,20 +41,6 @@ METRICS = "metrics.jsonl"
 
 class TrainingDiverged(PollardError, ArithmeticError):
     """The loss of a batch is infinite or not a number."""
-
-
-class Examples(NamedTuple):
-    """Inputs `x` `(examples, ...)` and targets `y` `(examples, ...)`."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Evaluation(NamedTuple):
-    """Mean loss, and the fraction of examples whose highest output is the target's."""
-
-    loss: float
-    accuracy: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,8 +113,12 @@ def train(
     see its folder, and any number of them may go on from its checkpoint. A run killed at any moment and started
     again ends with the same weights, bit for bit, on the same number of threads.
     `loss_fn(output, target)` is a mean over the batch. Raises TrainingDiverged on a loss that is not finite, StoreError
-    on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up,
-    no step lies between `start` and `stop`, or `model` is a DistributedDataParallel.
+    on a checkpoint that is damaged, of another run or past `stop`, InvalidInput when examples and targets do not pair up
+    or are elsewhere than `model`, no step lies between `start` and `stop`, or `model` is a DistributedDataParallel.
+
+    On another device than the CPU, orders and changes of examples are those of the CPU, noise is not. Losses are read 50 at a
+    time, before anything is written: observers hear of so many steps at once, and weights may have moved on from a loss that
+    is not finite.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> points = Examples(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
@@ -135,11 +127,11 @@ def train(
     (30, 1.0)
     """
     for name, part in {"train": examples, **evaluation}.items():
-        _check_pairs(name, part)
+        require_pairs(name, part, device_of(model))
     run = _Run(model, examples, options, loss_fn=loss_fn, outputs=outputs or Outputs(), method=method)
     run.between(start, options.epochs if stop is None else stop)
     # Dropout draws from torch's global generator: it gets a stream of its own here, and is given back as it was.
-    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []), ExitStack() as stack:
         torch.manual_seed(stream(options.seed, "noise"))
         run.open(stack)
         while run.step < run.last:
@@ -152,30 +144,6 @@ def train(
                 run.checkpoint_within_epoch()
             run.finish_epoch(evaluation)
     return Trained(len(run.seconds), run.resumed_at, median(run.seconds), run.record, model, run.optimizer)
-
-
-def evaluate(
-    model: nn.Module,
-    examples: Examples,
-    *,
-    loss_fn: LossFunction = cross_entropy,
-    batch_size: int = 100,
-    precision: str = "float32",
-) -> Evaluation:
-    """Mean loss and accuracy of `model` on `examples`, in evaluation mode, without gradients; the mode is put back.
-
-    precision: that of `TrainingOptions`; a model held in bfloat16 takes its inputs in it under ``bfloat16``.
-    """
-    was_training = model.training
-    model.eval()
-    loss_sum, hits = 0.0, 0
-    with torch.no_grad():
-        for x, y in zip(examples.x.split(batch_size), examples.y.split(batch_size), strict=True):
-            output, loss = output_and_loss(model, x, y, loss_fn, precision)
-            loss_sum += float(loss) * len(x)
-            hits += int((output.argmax(1) == y).sum())
-    model.train(was_training)
-    return Evaluation(loss_sum / len(examples.x), hits / len(examples.x))
 
 
 class _Run:
@@ -198,6 +166,8 @@ class _Run:
                 "Pass model.module, and leave DistributedDataParallel out.",
             )
         self.model, self.examples, self.options, self.loss_fn, self.outputs = model, examples, options, loss_fn, outputs
+        self.device = device_of(model)
+        self.unread, self.began = Losses(self.device), 0.0
         self.observers = outputs.observers if processes.rank() == 0 else ()
         processes.require_agreement(_fingerprints(model), 0)
         processes.start_alike(model)
@@ -208,7 +178,8 @@ class _Run:
         self.optimizer = make_optimizer(model, options)
         self.sparsifier = Sparsifier(model, self.optimizer, method, seed=options.seed) if method else None
         self.identity = outputs.identity or _identity(options)
-        self.step = self.resumed_at = self.first = 0
+        # known: up to which step losses were read.
+        self.step = self.known = self.resumed_at = self.first = 0
         self.last = self.steps
         self.loss_sum = 0.0
         self.seconds: list[float] = []
@@ -225,7 +196,7 @@ class _Run:
                 f"An epoch has {self.steps_per_epoch} steps.",
             )
         self.first, self.last = steps
-        self.step = self.resumed_at = self.first
+        self.step = self.known = self.resumed_at = self.first
         if self.first:
             self.identity += f" from step {self.first}"
 
@@ -257,43 +228,66 @@ class _Run:
 
     def take_step(self, batch: Tensor) -> None:
         """One batch: forward, backward, update."""
-        started = time.perf_counter()
+        if self.step == self.known:
+            self.began = time.perf_counter()
         lr = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if rank := processes.rank():
-            # Noise of other processes than the first is drawn anew at each step: nothing of it is to be saved.
+        if (rank := processes.rank()) or self.device.type != "cpu":
+            # Other noise than the first process's on the CPU is drawn anew at each step: nothing of it is to be saved.
             torch.manual_seed(stream(self.options.seed, f"noise of rank {rank} at step {self.step}"))
         own, share = processes.part_of(batch)
         drawn = draw(self.options.augment, len(batch), self.options.seed, self.step)
-        x = augmented(self.options.augment, self.examples.x[own], [processes.part_of(each)[0] for each in drawn])
-        y = self.examples.y[own]
+        there = [sent(each, self.device) for each in (own, *(processes.part_of(each)[0] for each in drawn))]
+        x, y = (part[there[0]] for part in self.examples)
+        x = in_own_order(augmented(self.options.augment, x, there[1:]))
         loss = output_and_loss(self.model, x, y, self.loss_fn, self.options.precision)[1] * share
-        value = float(processes.mean(loss.detach().clone()))
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"loss {value} at step {self.step + 1} of {self.steps}, learning rate {lr:.3g}",
-                "a finite loss",
-                "Lower lr, warm it up, or look for NaN in the inputs; metrics and checkpoint are kept.",
-            )
+        self.unread.add(processes.mean(loss.detach().clone()))
+        values = self._looked() if self.unread.due else []
         self.optimizer.zero_grad()
         loss.backward()
         processes.average_gradients(self.model)
         (self.sparsifier or self.optimizer).step()
         self.step += 1
-        self.loss_sum += value * len(batch)
-        self.seconds.append(time.perf_counter() - started)
-        for observer in self.observers:
-            observer.after_step(self.step, value)
+        self._account(values)
+
+    def settle(self) -> None:
+        """Read the losses of all steps that were taken, and account for them."""
+        self._account(self._looked())
+
+    def _looked(self) -> list[float]:
+        """The losses since step `known`; raises TrainingDiverged at one that is not finite."""
+        values = self.unread.read()
+        for step, value in enumerate(values, self.known):
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"loss {value} at step {step + 1} of {self.steps}, learning rate {self.learning_rate(step):.3g}",
+                    "a finite loss",
+                    "Lower lr, warm it up, or look for NaN in the inputs; metrics and checkpoint are kept.",
+                )
+        return values
+
+    def _account(self, values: Sequence[float]) -> None:
+        """Enter the losses `values` of the steps since `known`, and their seconds."""
+        seconds = time.perf_counter() - self.began
+        for value in values:
+            left = len(self.examples.x) - self.known % self.steps_per_epoch * self.options.batch_size
+            self.loss_sum += value * min(self.options.batch_size, left)
+            self.seconds.append(seconds / len(values))
+            self.known += 1
+            for observer in self.observers:
+                observer.after_step(self.known, value)
 
     def checkpoint_within_epoch(self) -> None:
         """Checkpoint if this step is due; the last step of an epoch is not, as its evaluation would be skipped."""
         every = self.outputs.checkpoint_steps
         if every and self.step % every == 0 and self.step % self.steps_per_epoch:
+            self.settle()
             self._save()
 
     def finish_epoch(self, evaluation: Mapping[str, Examples]) -> None:
         """Evaluate, write the line of metrics of the epoch, or of what was trained of it, checkpoint."""
+        self.settle()
         opening = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch
         began = max(self.first, opening)
         seen = min((self.step - opening) * self.options.batch_size, len(self.examples.x))
@@ -357,7 +351,7 @@ class _Run:
             )
         saved.restore(self.model, self.optimizer, self.sparsifier)
         torch.set_rng_state(saved.noise)
-        self.step = self.resumed_at = saved.step
+        self.step = self.known = self.resumed_at = saved.step
         self.loss_sum, self.record, self.seconds = saved.loss_sum, dict(saved.record), saved.seconds.tolist()
         return saved.metrics_bytes
 
@@ -371,12 +365,3 @@ def _identity(options: TrainingOptions) -> str:
 def _fingerprints(model: nn.Module) -> dict[str, str]:
     layers = sparse_layers(model) if processes.count() > 1 else {}
     return {name: layer.topology.fingerprint for name, layer in layers.items()}
-
-
-def _check_pairs(name: str, examples: Examples) -> None:
-    if len(examples.x) != len(examples.y) or len(examples.x) == 0:
-        raise InvalidInput(
-            f"{len(examples.x)} {name} inputs and {len(examples.y)} targets",
-            "at least one example, and one target for each",
-            "Check how the set was put together.",
-        )

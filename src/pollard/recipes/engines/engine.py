@@ -22,9 +22,17 @@ class Engine(Protocol):
     """Runs recipes side by side, and tells of each as it is done."""
 
     def __call__(
-        self, recipes: Sequence[Recipe], out: Path, *, workers: int, address: str | None, aims: bool, on_done: OnDone
+        self,
+        recipes: Sequence[Recipe],
+        out: Path,
+        *,
+        workers: int,
+        address: str | None,
+        aims: bool,
+        device: str,
+        on_done: OnDone,
     ) -> None:
-        """Run `recipes` in `out`, `workers` at a time, and measure `aims`; `address` names a cluster to join."""
+        """Run `recipes` in `out` on `device`, `workers` at a time, and measure `aims`; `address` names a cluster to join."""
 
 
 ENGINES: dict[str, Engine] = {"local": run_locally, "ray": run_on_ray}
@@ -37,13 +45,15 @@ def run_study(
     engine: str = "local",
     workers: int,
     address: str | None = None,
+    device: str = "cpu",
     retry: bool = False,
     on_done: OnDone = lambda _: None,
 ) -> list[Outcome]:
     """Run what is left of `study` in `out`; every run that failed, now or before, is returned as an outcome.
 
     A run has a folder named by its recipe's hash: a finished one is never run again, a killed one goes on from its last
-    checkpoint, and a failed one is left alone unless `retry`. Killed at any moment, the same call goes on.
+    checkpoint, and a failed one is left alone unless `retry`. Killed at any moment, the same call goes on. `device`: as for a run;
+    all that run side by side share it.
     """
     study.save(out)
     left = unfinished(study, out)
@@ -61,7 +71,8 @@ def run_study(
         on_done(outcome)
 
     if left:
-        ENGINES[engine](left, out, workers=workers, address=address, aims=study.aims, on_done=tell)
+        run_all = ENGINES[engine]
+        run_all(left, out, workers=workers, address=address, aims=study.aims, device=device, on_done=tell)
     return failed
 
 

@@ -26,7 +26,7 @@ class Outcome:
     error: str | None = None
 
 
-def execute(recipe: Mapping[str, Any], out: str, threads: int, aims: bool = True) -> Outcome:
+def execute(recipe: Mapping[str, Any], out: str, threads: int, aims: bool = True, device: str = "cpu") -> Outcome:
     """Run `recipe` in `out`, or go on with it, and measure both aims if asked; a failure is written into its folder and returned, never raised."""
     from pollard.recipes.run import run  # in the worker only: the process that hands out runs need not load it
 
@@ -34,7 +34,7 @@ def execute(recipe: Mapping[str, Any], out: str, threads: int, aims: bool = True
     started = time.perf_counter()
     try:
         _refuse_after(required(value), Path(out))
-        run(value, out, progress=False, threads=threads, aims=aims, wait=True)
+        run(value, out, device=device, progress=False, threads=threads, aims=aims, wait=True)
     except Exception as error:  # noqa: BLE001  whatever it is, the other runs go on, and it is reported
         told = str(error) if isinstance(error, PollardError) else f"{type(error).__name__}: {error}"
         fail(Path(out), value.digest, told, traceback.format_exc())

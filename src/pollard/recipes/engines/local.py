@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from pollard.recipes.device import device_called
 from pollard.recipes.engines.execution import Outcome, execute, fail
 from pollard.recipes.parent import end_with_parent
 from pollard.recipes.recipe import Recipe
@@ -32,12 +33,15 @@ def run_locally(
     workers: int,
     address: str | None = None,  # noqa: ARG001  every engine is called alike
     aims: bool = True,
+    device: str = "cpu",
     on_done: Callable[[Outcome], None],
 ) -> None:
     """Run `recipes` in `workers` processes; one that dies is replaced, and its run goes on from its checkpoint, once.
 
     Each process serves many runs, since importing takes longer than a small run. Interrupted, all of them stop at once.
+    Raises InvalidInput where the device is not there.
     """
+    device_called(device)
     left: queue.SimpleQueue[Recipe] = queue.SimpleQueue()
     for recipe in recipes:
         left.put(recipe)
@@ -45,7 +49,7 @@ def run_locally(
     threads = max(1, cores() // workers)
     stop, others = threading.Event(), multiprocessing.active_children()
     slots = [
-        threading.Thread(target=_serve, args=(left, done, out, (threads, aims), stop), daemon=True)
+        threading.Thread(target=_serve, args=(left, done, out, (threads, aims, device), stop), daemon=True)
         for _ in range(min(workers, len(recipes)))
     ]
     for slot in slots:
@@ -74,10 +78,10 @@ def _serve(
     left: queue.SimpleQueue[Recipe],
     done: queue.SimpleQueue[Outcome | BaseException],
     out: Path,
-    how: tuple[int, bool],
+    how: tuple[int, bool, str],
     stop: threading.Event,
 ) -> None:
-    """Take runs until none is left, each to a process of this slot's own; how: on how many threads, and whether aims are measured."""
+    """Take runs until none is left, each to a process of this slot's own; how: on how many threads, whether aims are measured, and the device."""
     pool = _pool()
     try:
         while not stop.is_set():

@@ -19,6 +19,7 @@ def run_on_ray(
     workers: int,
     address: str | None = None,
     aims: bool = True,
+    device: str = "cpu",
     on_done: Callable[[Outcome], None],
 ) -> None:
     """Run `recipes` as Ray tasks of one CPU each; without an `address`, Ray is started here with `workers` CPUs.
@@ -40,7 +41,7 @@ def run_on_ray(
     try:
         # What dies with its node is taken up again elsewhere, from its checkpoint.
         task = ray.remote(num_cpus=1, max_retries=1)(execute)
-        waiting = {task.remote(recipe.to_dict(), str(out.resolve()), 1, aims): recipe for recipe in recipes}
+        waiting = {task.remote(recipe.to_dict(), str(out.resolve()), 1, aims, device): recipe for recipe in recipes}
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1)
             for reference in ready:
