@@ -73,6 +73,15 @@ def test_a_dry_run_only_lists(file, out, tmp_path):
     assert "0 of 6 left" in invoke("study", file, "--out", out, "--dry-run").stdout
 
 
+@pytest.mark.parametrize("words", [("train",), ("study", "FILE")], ids=" ".join)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_begun(words, file, tmp_path):
+    given = [file if word == "FILE" else word for word in words]
+    result = invoke(*given, "--out", tmp_path / "out", "--device", "nowhere")
+    assert result.exit_code == 2
+    assert "device 'nowhere'" in result.stderr
+    assert list((tmp_path / "out").glob("*/*.json")) == []
+
+
 def test_a_failure_is_told_and_is_the_exit_status(tmp_path):
     broken = tmp_path / "broken.toml"
     one_density = STUDY.replace("[0.5, 0.25]", "[0.5]")

@@ -73,10 +73,11 @@ def run(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    there = device_called(device)
     forget_peak_rss()
     out = Path(out)
     with common_folder(recipe, out, wait=wait) as folder:
-        manner = Manner(device_called(device), progress, tensorboard, checkpoint_steps)
+        manner = Manner(there, progress, tensorboard, checkpoint_steps)
         if processes.gathered((folder / RESULT).exists())[0]:
             result = replace(RunResult.read(folder), reused=True)
         else:
