@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
@@ -40,6 +40,7 @@ RECORD = Path(__file__).parent / "records" / "set-cifar.json"
 WIDTHS = (3072, 4000, 1000, 4000, 10)
 EPSILON, EPOCHS, BATCH, LR, MOMENTUM, DROPOUT = 20, 200, 100, 0.01, 0.9, 0.3
 DEGREES, SHIFT = 10.0, 0.1
+FIRST = 3  # steps before a graph is made of one: what they allocate and compile is no part of it
 LAST = 20  # epochs that are averaged
 SECONDS = 60  # between states that are written
 # Published test accuracy in %, one run each: the mean of epochs 181 to 200, and the best of 1,000 epochs.
@@ -124,24 +125,50 @@ def examples(device: torch.device) -> tuple[Examples, Examples]:
     return Examples(train_x.to(device), whole.train_y.to(device)), Examples(test_x.to(device), whole.test_y.to(device))
 
 
-def moved(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Each turned, shifted and mirrored by chance; beyond the edge its nearest pixel goes on."""
-    angle, down, right = (2 * torch.rand(3, len(images), generator=draw) - 1) * torch.tensor(
+def turns(count: int, draw: torch.Generator) -> Tensor:
+    """By how much so many images are turned, shifted and mirrored: `(count, 2, 3)`."""
+    angle, down, right = (2 * torch.rand(3, count, generator=draw) - 1) * torch.tensor(
         [[math.radians(DEGREES)], [2 * SHIFT], [2 * SHIFT]]
     )
-    mirror = 1 - 2.0 * torch.randint(2, (len(images),), generator=draw)
+    mirror = 1 - 2.0 * torch.randint(2, (count,), generator=draw)
     cos, sin = angle.cos(), angle.sin()
     rows = [torch.stack([cos * mirror, -sin, right], 1), torch.stack([sin * mirror, cos, down], 1)]
-    turns = sent(torch.stack(rows, 1), images.device)
-    grid = functional.affine_grid(turns, list(images.shape), align_corners=False)
+    return torch.stack(rows, 1)
+
+
+def moved(images: Tensor, by: Tensor) -> Tensor:
+    """Each turned, shifted and mirrored; beyond the edge its nearest pixel goes on."""
+    grid = functional.affine_grid(sent(by, images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="nearest", padding_mode="border", align_corners=False)
 
 
 def batches(on: Examples, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch, in an order and with changes of its own."""
     draw = generator(seed, f"epoch {epoch}")
-    for chosen in sent(torch.randperm(len(on.x), generator=draw), on.x.device).split(BATCH):
-        yield moved(on.x[chosen], draw), on.y[chosen]
+    order = torch.randperm(len(on.x), generator=draw).split(BATCH)
+    by = [turns(len(chosen), draw) for chosen in order]
+    together = 1 if on.x.device.type == "cpu" else 100  # a GPU waits for each call
+    for first in range(0, len(order), together):
+        some = slice(first, first + together)
+        chosen = sent(torch.cat(order[some]), on.x.device)
+        yield from zip(moved(on.x[chosen], torch.cat(by[some])).split(BATCH), on.y[chosen].split(BATCH), strict=True)
+
+
+Step = Callable[[Tensor, Tensor], None]
+
+
+def replayed(step: Step, x: Tensor, y: Tensor) -> Step:
+    """The same step as a CUDA graph, which starts its hundred kernels at once; it has been taken by itself before."""
+    held, graph = (x.clone(), y.clone()), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(*held)
+
+    def replay(x: Tensor, y: Tensor) -> None:
+        held[0].copy_(x)
+        held[1].copy_(y)
+        graph.replay()
+
+    return replay
 
 
 def accuracy(model: nn.Module, on: Examples) -> float:
@@ -184,14 +211,21 @@ def work_on(run: tuple[str, int], out: Path, epochs: int, where: str) -> dict[st
     for part, held in zip(parts, saved, strict=False):
         part.load_state_dict(held)
     model, optimizer = parts[:2]
+
+    def eager(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        parts[-1].step()
+
+    step: Step = eager
     out.mkdir(parents=True, exist_ok=True)
     written = time.monotonic()
     for epoch in range(len(reached), epochs):
         torch.manual_seed(seed * 10_000 + epoch)  # dropout
-        for x, y in batches(train_set, seed, epoch):
-            optimizer.zero_grad()
-            functional.cross_entropy(model(x), y).backward()
-            parts[-1].step()
+        for number, (x, y) in enumerate(batches(train_set, seed, epoch)):
+            if number == FIRST and step is eager and device.type == "cuda" and method == "dense":
+                step = replayed(eager, x, y)
+            step(x, y)
         if method == "set":
             for kept in optimizer.state.values():
                 kept["momentum_buffer"].zero_()
