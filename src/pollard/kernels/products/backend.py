@@ -14,6 +14,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.once import warn_once
 from pollard.kernels.code.target import current
 from pollard.kernels.products import generated, reference, torch_sparse
+from pollard.kernels.products.cuda import products as cuda
 from pollard.kernels.products.task import HALVES, Call, Task
 from pollard.settings import Settings
 
@@ -80,8 +81,9 @@ def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 GENERATED = Backend("generated kernels", _not_generated, generated.call, tuned=True, mixed=True)
+CUDA = Backend("Triton kernels", cuda.refusal, cuda.call, tuned=True, mixed=True)
 TORCH_SPARSE = Backend("torch.sparse", _not_sparse, lambda task, topology, _: _of_module(torch_sparse, task, topology))
 REFERENCE = Backend("reference", lambda *_: None, lambda task, topology, _: _of_module(reference, task, topology))
-BACKENDS = (GENERATED, TORCH_SPARSE, REFERENCE)
+BACKENDS = (GENERATED, CUDA, TORCH_SPARSE, REFERENCE)
 
-__all__ = ["BACKENDS", "GENERATED", "REFERENCE", "TORCH_SPARSE", "Backend", "choose", "tell_untuned"]
+__all__ = ["BACKENDS", "CUDA", "GENERATED", "REFERENCE", "TORCH_SPARSE", "Backend", "choose", "tell_untuned"]
