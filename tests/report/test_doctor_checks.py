@@ -9,6 +9,7 @@ import torch
 
 from pollard.errors import KernelError, KernelFallback
 from pollard.kernels.convolutions import dispatch
+from pollard.kernels.products.backend import CUDA, TORCH_SPARSE
 from pollard.ops import matmul
 from pollard.report import doctor
 from pollard.report.dense_ways import PACKED, WITH_WEIGHT
@@ -136,3 +137,21 @@ def test_it_says_whether_there_is_an_instruction_for_pairs_of_bfloat16_numbers(m
         told[found] = doctor._machine(None)["bfloat16"]
     assert told[True].startswith("multiplied in pairs")
     assert "no instruction" in told[False]
+
+
+def test_a_gpu_is_named_and_its_kernels_are_checked(monkeypatch):
+    assert doctor._gpu() == "none that torch finds"
+    assert doctor.gpu_checks() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU of a test")
+    monkeypatch.setattr(doctor, "choose", lambda *_: (TORCH_SPARSE, "Triton kernels: too old"))
+    assert doctor._gpu() == "GPU of a test: torch.sparse (Triton kernels: too old)"
+    assert doctor.gpu_checks() == []
+    monkeypatch.setattr(doctor, "choose", lambda *_: (CUDA, "serves"))
+    places = []
+    monkeypatch.setattr(doctor._Operands, "to", lambda own, device: places.append(device) or own)
+    assert doctor._gpu() == "GPU of a test: Triton kernels"
+    found = doctor.gpu_checks()
+    assert places == ["cuda"] * len(found)
+    assert len(found) == len(doctor.kernel_checks())
+    assert all(each.ok and each.name.endswith(" on CUDA") for each in found)

@@ -24,6 +24,7 @@ from pollard.formats.pattern import ROWS, Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
 from pollard.kernels.convolutions.window import Window
+from pollard.kernels.products.backend import CUDA, choose
 from pollard.kernels.products.operand import name_of
 from pollard.ops import convolution_operators, matmul
 from pollard.report.dense_ways import NN_LINEAR, PACKED, WITH_WEIGHT
@@ -78,7 +79,7 @@ def examine() -> Diagnosis:
     """
     isa = target.current()
     facts = _machine(isa) | _versions() | {"dense float32": dense_float32()} | _folders(Settings.read())
-    return Diagnosis(facts, [*kernel_checks(), *convolution_checks()])
+    return Diagnosis(facts, [*kernel_checks(), *convolution_checks(), *gpu_checks()])
 
 
 def dense_float32(seed: int = 0) -> str:
@@ -112,9 +113,14 @@ def dense_compared(nn_linear: float, packed: float) -> str:
     )
 
 
-def kernel_checks(seed: int = 0) -> list[Check]:
+def kernel_checks(seed: int = 0, device: str = "cpu") -> list[Check]:
     """One check for each operation and kind of operands, drawn from `seed`."""
-    return [_kernel_check(name, *kind, seed) for name, kind in product(_OPERATIONS, KINDS)]
+    return [_kernel_check(name, kind, seed, device) for name, kind in product(_OPERATIONS, KINDS)]
+
+
+def gpu_checks() -> list[Check]:
+    """The same on CUDA, where kernels of ours serve it."""
+    return kernel_checks(device="cuda") if choose(torch.device("cuda"), torch.float32)[0] is CUDA else []
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,9 @@ class _Operands:
             for size in ((batch, columns), (batch, rows), (nnz,))
         )
         return cls(x, grad, values, topology)
+
+    def to(self, device: str) -> _Operands:
+        return _Operands(self.x.to(device), self.grad.to(device), self.values.to(device), self.topology)
 
     def weight(self) -> Tensor:
         dense: Tensor = SparseMatrix(self.values, self.topology).to_dense()
@@ -157,13 +166,15 @@ _OPERATIONS: dict[str, tuple[Callable[[_Operands], Tensor], Callable[[_Operands]
 }
 
 
-def _kernel_check(name: str, pattern: str, dtype: torch.dtype, batch: int, seed: int) -> Check:
-    kernel, twin = _OPERATIONS[name]
+def _kernel_check(name: str, kind: tuple[str, torch.dtype, int], seed: int, device: str) -> Check:
+    (kernel, twin), (pattern, dtype, batch) = _OPERATIONS[name], kind
     operands = _Operands.draw(Pattern.parse(pattern), dtype, batch, seed)
+    there = operands.to(device)
     label = f"{name} {pattern}" + f" {name_of(dtype)}" * (dtype != torch.float32) + ", one sample" * (batch == ONE)
+    label += " on CUDA" * (device != "cpu")
     # What is rounded to half precision at the end, once.
     rounded = torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
-    return _compared(label, lambda: kernel(operands), lambda: twin(operands), max(*SHAPE, BATCH), rounded)
+    return _compared(label, lambda: kernel(there).cpu(), lambda: twin(operands), max(*SHAPE, BATCH), rounded)
 
 
 def _compared(
@@ -220,9 +231,18 @@ def _machine(isa: target.Target | None) -> dict[str, str]:
         "bfloat16": "multiplied in pairs (AVX512_BF16) where that is measured to be faster, else as float32"
         if target.adds_pairs()
         else "multiplied as float32: no instruction for pairs (AVX512_BF16)",
+        "gpu": _gpu(),
         "caches of a core": f"L1 {caches.l1 >> 10} KiB, L2 {caches.l2 >> 10} KiB, L3 {caches.l3 >> 20} MiB",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def _gpu() -> str:
+    """What computes products there."""
+    if not torch.cuda.is_available():
+        return "none that torch finds"
+    backend, reason = choose(torch.device("cuda"), torch.float32)
+    return f"{torch.cuda.get_device_name()}: {backend.name}" + f" ({reason})" * (backend is not CUDA)
 
 
 def _versions() -> dict[str, str]:

@@ -7,11 +7,11 @@ import torch
 
 from pollard.errors import InvalidInput, KernelError, KernelFallback
 from pollard.formats.topology import Topology
-from pollard.kernels.products import backend, dispatch, reference, torch_sparse
-from pollard.kernels.products.backend import BACKENDS, GENERATED, REFERENCE, TORCH_SPARSE, Backend, choose
+from pollard.kernels.products import backend, dispatch, explanation, reference, torch_sparse
+from pollard.kernels.products.backend import BACKENDS, CUDA, GENERATED, REFERENCE, TORCH_SPARSE, Backend, choose
 from pollard.kernels.products.explanation import explain
 
-CPU, CUDA, OTHER = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+CPU, GPU, OTHER = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def ordinary(monkeypatch):
     [
         (CPU, torch.float32, GENERATED, "serves torch.float32 on 'cpu'"),
         (CPU, torch.float64, TORCH_SPARSE, "no kernel computes in torch.float64"),
-        (CUDA, torch.float32, TORCH_SPARSE, "kernels are generated for CPUs"),
-        (CUDA, torch.float64, TORCH_SPARSE, "kernels are generated for CPUs"),
+        (GPU, torch.float32, TORCH_SPARSE, "kernels are generated for CPUs"),
+        (GPU, torch.float64, TORCH_SPARSE, "kernels are generated for CPUs"),
         (OTHER, torch.float32, REFERENCE, "torch is not known to have them on 'mps'"),
         (CPU, torch.bfloat16, GENERATED, "serves torch.bfloat16 on 'cpu'"),
         (CPU, torch.float16, GENERATED, "serves torch.float16 on 'cpu'"),
-        (CUDA, torch.bfloat16, REFERENCE, "torch has no such products in torch.bfloat16"),
+        (GPU, torch.bfloat16, REFERENCE, "torch has no such products in torch.bfloat16"),
     ],
 )
 def test_the_first_that_serves_is_chosen(ordinary, device, dtype, expected, why):
@@ -42,7 +42,7 @@ def test_the_first_that_serves_is_chosen(ordinary, device, dtype, expected, why)
 
 def test_who_asks_for_the_reference_gets_it(monkeypatch):
     monkeypatch.setenv("POLLARD_TARGET", "reference")
-    assert all(choose(device, torch.float32)[0] is REFERENCE for device in (CPU, CUDA, OTHER))
+    assert all(choose(device, torch.float32)[0] is REFERENCE for device in (CPU, GPU, OTHER))
     assert "POLLARD_TARGET" in choose(CPU, torch.float32)[1]
 
 
@@ -84,7 +84,7 @@ def test_a_backend_that_cannot_compile_leaves_it_to_the_reference(monkeypatch, o
 
 def test_the_last_refuses_nothing():
     assert BACKENDS[-1] is REFERENCE
-    assert all(REFERENCE.refusal(device, torch.float16) is None for device in (CPU, CUDA, OTHER))
+    assert all(REFERENCE.refusal(device, torch.float16) is None for device in (CPU, GPU, OTHER))
 
 
 def test_explain_says_which_and_why(ordinary):
@@ -96,3 +96,18 @@ def test_explain_says_which_and_why(ordinary):
     for wrong in ({"dtype": "int8"}, {"device": "toaster"}):
         with pytest.raises(InvalidInput, match=r"int8|toaster"):
             explain("forward", (16, 16, 4), 0.5, "unstructured", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("operation", "density", "expected"),
+    [
+        ("forward", 0.05, "grain by grain, 128 samples a program"),
+        ("value_grad", 0.05, "grain by grain, 64 samples a program"),
+        ("input_grad", 0.5, "through dense panels of at most 32 MB of the weight"),
+    ],
+)
+def test_on_cuda_it_is_explained_which_way_a_product_goes(monkeypatch, operation, density, expected):
+    monkeypatch.setattr(explanation, "choose", lambda *_: (CUDA, "serves torch.float32 on 'cuda'"))
+    found = explain(operation, (64, 64, 256), density, "unstructured", device="cuda")
+    assert found.choice == f"Triton kernels, {expected}"
+    assert found.spec is None

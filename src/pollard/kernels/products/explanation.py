@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from pollard.kernels.code import jit
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import current
 from pollard.kernels.products import dispatch
-from pollard.kernels.products.backend import GENERATED, choose
+from pollard.kernels.products.backend import CUDA, GENERATED, choose
+from pollard.kernels.products.cuda import products as cuda
 from pollard.kernels.products.generated import KERNELS
 from pollard.kernels.products.generated import operation as kernel_for
 from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.product import Product
+from pollard.kernels.products.task import Kind, Task
 from pollard.kernels.products.tuning import Choice
 
 DTYPES = {name_of(each): each for each in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
@@ -67,10 +70,13 @@ def explain(
     if activation is not None and operation != "forward":
         raise InvalidInput(f"activation {activation!r} of {operation}", "one of a forward product", "Leave it out.")
     backend, reason = choose(place, DTYPES[dtype])
-    if backend is not GENERATED:
+    if backend not in (GENERATED, CUDA):
         return Explanation(None, backend.name, reason)
     out, width, batch = shape
     topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
+    if backend is CUDA:
+        way = cuda.described(Task(cast("Kind", operation), DTYPES[dtype], activation), topology, batch, DTYPES[dtype])
+        return Explanation(None, f"{backend.name}, {way}", reason)
     values, x, grad = (
         torch.randn(size, dtype=torch.float32, device="cpu").to(DTYPES[dtype])
         for size in ((topology.nnz,), (batch, width), (batch, out))

@@ -103,4 +103,23 @@ def by_panels(task: Task, topology: Topology, batch: int, dtype: torch.dtype) ->
     return topology.density * READ[key] * batch > reused * (batch + FILL[key])
 
 
-__all__ = ["by_panels", "call", "refusal"]
+def described(task: Task, topology: Topology, batch: int, dtype: torch.dtype) -> str:
+    """Which way a product goes, in words.
+
+    >>> described(Task("forward", torch.bfloat16), Topology.full((64, 64), "b16x16"), 128, torch.bfloat16)
+    'through dense panels of at most 32 MB of the weight'
+    >>> described(Task("forward", torch.float32), Topology.random((64, 64), 0.05), 128, torch.float32)
+    'grain by grain, 128 samples a program'
+    """
+    if by_panels(task, topology, batch, dtype):
+        return f"through dense panels of at most {panels.BYTES >> 20} MB of the weight"
+    rows, columns = topology.pattern.rows, topology.pattern.columns
+    if task.kind == "value_grad":
+        tile = grains.sample_tile(rows, batch)
+    else:
+        outs, ins = (rows, columns) if task.kind == "forward" else (columns, rows)
+        tile = grains.gather_tile(outs, ins, batch, dtype)
+    return f"grain by grain, {tile.samples} sample{'s' * (tile.samples > 1)} a program"
+
+
+__all__ = ["by_panels", "call", "described", "refusal"]
