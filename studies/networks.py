@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from pollard.networks import Ends, build
-from pollard.networks.residual import ResNet
 
 # Channels and stride of each convolution: sixteen divides all of them, so that every pattern is one for every layer but the last.
 STRIDED = ((16, 2), (32, 2), (64, 2), (128, 1), (128, 1))
@@ -25,12 +24,6 @@ def strided(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 def resnet_20(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """ResNet-20 of half the width, on images of half the size: a sixteenth of its operations, 67,352 weights."""
     return _on_half(input_shape, classes, "resnet-20-x0.5")
-
-
-def resnet_20_projected(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """ResNet-20 whose shortcuts between stages are convolutions of 1 x 1: 270,896 weights."""
-    assert len(input_shape) == 3
-    return ResNet((16, 32, 64), 3, Ends(input_shape, classes), projects=True)
 
 
 def vgg_16(input_shape: tuple[int, ...], classes: int) -> nn.Module:

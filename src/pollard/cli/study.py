@@ -30,7 +30,7 @@ pollard study studies/smoke.toml --out runs/smoke
 
 pollard study studies/mnist.toml --out runs/mnist --workers 8
 
-pollard study studies/resnet-20-100-epochs.toml --out runs/resnet-20 --device cuda --workers 6
+pollard study studies/cifar-resnet-20.toml --out runs/resnet-20 --device cuda --workers 6
 
 pollard study studies/mnist.toml --out /shared/mnist --engine ray --ray-address auto
 
