@@ -391,6 +391,6 @@ def test_autocast(dtype, whole, storage):
         found.append((y, lead.grad))
         assert all(parameter.grad.dtype is torch.float32 for parameter in each.parameters())
     (y, grad), (expected, slope) = found
-    assert y.dtype is expected.dtype
+    assert y.dtype is dtype  # torch's own recurrent layers compute in float16 under autocast to bfloat16
     torch.testing.assert_close(y.float(), expected.float(), rtol=2e-2, atol=1e-2)
     torch.testing.assert_close(grad, slope, rtol=5e-2, atol=1e-2 * float(slope.abs().max()) + 1e-6)

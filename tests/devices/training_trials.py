@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import pollard
 from pollard.errors import InvalidInput, KernelFallback
@@ -225,11 +226,13 @@ def test_a_run_is_resumed_from_a_file_on_another_device(where, tmp_path):
     torch.testing.assert_close([step(other, again) for _ in range(5)], expected, rtol=1e-6, atol=1e-8)
 
 
-def test_states_are_loaded_across_devices():
+@pytest.mark.parametrize("read_to", ["cpu", DEVICE], ids=["cpu", "device"])
+def test_states_are_loaded_across_devices(read_to):
     model, sparse = begun("rigl", "cpu")
     for _ in range(5):
         step(model, sparse)
     held = copy.deepcopy((model.state_dict(), sparse.state_dict()))
+    held = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(read_to), held)
     expected = [step(model, sparse) for _ in range(5)]
     other, again = begun("rigl", DEVICE)
     other.load_state_dict(held[0])

@@ -13,6 +13,7 @@ import pollard
 from pollard.errors import InvalidInput, PollardError, TopologyError
 from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
+from pollard.ops.operators import operators
 
 # Torch's own forward-mode formulas are TorchScript, which is on its way out and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -277,3 +278,12 @@ def test_symbolic_tracing(pair, shape):
     assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
     x = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(graph(x), dense(x).relu())
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch has no name for it before 2.9")
+@pytest.mark.parametrize("of", ["", "convolution_"])
+@pytest.mark.parametrize("kind", ["linear", "input_grad", "value_grad"])
+def test_compilers_leave_operators_out_of_cuda_graphs(kind, of):
+    # Their index arrays are read by the host: a graph would go on with those that it was captured with.
+    name = {"convolution_linear": "convolution"}.get(of + kind, of + kind)
+    assert torch.Tag.cudagraph_unsafe in getattr(operators(), name).default.tags

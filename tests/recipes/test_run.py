@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 import torch
 
+import pollard
 from pollard.errors import DataError, InvalidInput, PollardError, StoreError
 from pollard.formats.store import load_tensors
 from pollard.pruning.plan import Plan
 from pollard.recipes import Recipe, RunResult, run
 from pollard.recipes.folder import PLAN, locked_folder
 from pollard.recipes.problem import Problem
+from pollard.recipes.run import versions
 from pollard.training import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +83,20 @@ def test_the_result_adds_up(tmp_path, recipe):
     assert 0 < result.baseline_rss_bytes <= result.peak_rss_bytes
     assert result.seconds_per_step > 0
     assert (result.epochs, result.steps) == (6, 6 * 8)
-    assert {"torch", "python", "pollard"} <= set(result.versions)
+    assert {"torch", "python"} <= set(result.versions)
+    assert result.versions["pollard"] == pollard.__version__
     assert result.dense is None
+
+
+def test_a_source_tree_that_nobody_installed_has_a_version(monkeypatch):
+    def installed(name):
+        if name == "pollard":
+            raise PackageNotFoundError(name)
+        return distribution(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", installed)
+    assert versions()["pollard"] == pollard.__version__
+    assert pollard.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 @pytest.mark.parametrize("method", ["random", "rigl"])

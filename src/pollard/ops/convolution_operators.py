@@ -20,22 +20,25 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Window
 from pollard.ops import matmul
-from pollard.ops.operators import linear_backward, operators, register, standing, topology_of
+from pollard.ops.operators import TAGS, linear_backward, operators, register, standing, topology_of
 
 BLOCK = 1 << 22  # numbers of unfolded images that are held at once, where they have to be unfolded: 16 MB
 
 _library = torch.library.Library("pollard", "FRAGMENT")
 _OF_W = "Tensor row_pointers, Tensor columns"
 _library.define(
-    f"convolution(Tensor x, Tensor values, {_OF_W}, Tensor? bias, SymInt in_features, str pattern, bool relu, int[] window) -> Tensor"
+    f"convolution(Tensor x, Tensor values, {_OF_W}, Tensor? bias, SymInt in_features, str pattern, bool relu, int[] window) -> Tensor",
+    tags=TAGS,
 )
 _library.define(
     f"convolution_input_grad(Tensor grad, Tensor values, {_OF_W}, SymInt in_features, str pattern, int[] window, SymInt[] sizes) "
-    "-> Tensor"
+    "-> Tensor",
+    tags=TAGS,
 )
 _library.define(
     f"convolution_value_grad(Tensor grad, Tensor x, {_OF_W}, SymInt in_features, str pattern, int[] window, "
-    "ScalarType? dtype=None) -> Tensor"
+    "ScalarType? dtype=None) -> Tensor",
+    tags=TAGS,
 )
 Kind = Literal["convolution", "convolution_input_grad", "convolution_value_grad"]
 

@@ -23,16 +23,22 @@ from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch
 
 _library = torch.library.Library("pollard", "DEF")
+# A CUDA graph would go on with the topology whose arrays the host read as it was captured: compilers leave operators out of theirs.
+# Torch 2.8 has no name for that, and captures nothing that reads from the host's memory.
+TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
 _library.define(
     "linear(Tensor x, Tensor values, Tensor row_pointers, Tensor columns, Tensor? bias, "
-    "SymInt in_features, str pattern, bool relu) -> Tensor"
+    "SymInt in_features, str pattern, bool relu) -> Tensor",
+    tags=TAGS,
 )
 _library.define(
-    "input_grad(Tensor grad, Tensor values, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern) -> Tensor"
+    "input_grad(Tensor grad, Tensor values, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern) -> Tensor",
+    tags=TAGS,
 )
 _library.define(
     "value_grad(Tensor grad, Tensor x, Tensor row_pointers, Tensor columns, SymInt in_features, str pattern, "
-    "ScalarType? dtype=None) -> Tensor"
+    "ScalarType? dtype=None) -> Tensor",
+    tags=TAGS,
 )
 
 
@@ -343,6 +349,7 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
 
 __all__ = [
     "MASTERS",
+    "TAGS",
     "arrays",
     "autocast",
     "know",

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from pollard import __version__
 from pollard.nn.surgery import sparse_layers
 from pollard.pruning.aims import Aims, measure_aims, trainability
 from pollard.pruning.plan import Plan
@@ -205,6 +206,5 @@ def _result(recipe: Recipe, folder: Path, problem: Problem, trained: Trained) ->
 
 def versions() -> dict[str, str]:
     """Of everything that a result depends on."""
-    return {name: version(name) for name in ("pollard", "torch", "numpy", "llvmlite")} | {
-        "python": platform.python_version()
-    }
+    others = {name: version(name) for name in ("torch", "numpy", "llvmlite")}
+    return {"pollard": __version__} | others | {"python": platform.python_version()}

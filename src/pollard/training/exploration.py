@@ -64,5 +64,5 @@ class Exploration:
         return {"every": self._every, "marks": self._marks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from marks."""
-        self._every, self._marks = state["every"], state["marks"].clone()
+        """Go on from marks, wherever they were read to."""
+        self._every, self._marks = state["every"], state["marks"].to("cpu", copy=True)
