@@ -130,10 +130,13 @@ def test_explain_names_the_kernel_of_a_convolution(op):
     assert told["reason"] in invoke(*asked).stdout
 
 
-@pytest.mark.parametrize(("option", "reason"), [("--device=cuda", "for CPUs"), ("--dtype=float64", "torch.float64")])
-def test_explain_says_where_a_convolution_is_unfolded_and_why(option, reason):
+@pytest.mark.parametrize(
+    ("option", "choice", "reason"),
+    [("--device=cuda", "panels", "for CPUs"), ("--dtype=float64", "unfolded", "torch.float64")],
+)
+def test_explain_says_where_a_convolution_has_no_kernel_and_why(option, choice, reason):
     told = json.loads(invoke("explain", "16x8x3x3", "--images", "4x8x12x12", option, "--json").stdout)
-    assert told["choice"] == "unfolded"
+    assert told["choice"] == choice
     assert reason in told["reason"]
 
 

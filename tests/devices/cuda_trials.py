@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pollard
 from pollard.errors import InvalidInput
+from pollard.kernels.convolutions import panels
 from pollard.nn import SparseLinear
 from tried import DEVICE, close, only_cuda, untuned
 
@@ -139,6 +140,28 @@ def test_a_graph_of_a_whole_step(pattern, dtype):
         torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_graph_of_a_convolution():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 8)).to(DEVICE)
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.3))
+    x, y = torch.randn(64, 4, 6, 6, generator=seeded()).to(DEVICE), batch()[1]
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    warmed_up(model, optimizer, x, y)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad()
+    with torch.cuda.graph(graph):
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+    for _ in range(2):
+        x.copy_(x.roll(1, 0))
+        graph.replay()
+        slopes = [parameter.grad.clone() for parameter in model.parameters()]
+        expected = F.cross_entropy(model(x), y)
+        torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+        found = torch.autograd.grad(expected, list(model.parameters()))
+        torch.testing.assert_close(slopes, list(found), rtol=1e-3, atol=1e-5)
+
+
 def test_a_graph_of_what_moves_is_captured_anew():
     model, (x, y) = network(), batch()
     sparse = pollard.rigl(model, torch.optim.SGD(model.parameters(), 0.1), density=0.3, steps=12, every=3, seed=1)
@@ -220,15 +243,31 @@ def test_methods_under_autocast(method):
     assert sparse.updates > 1
 
 
-def test_products_stay_in_single_precision():
-    layer, x = SparseLinear.random(512, 256, 0.2, generator=seeded()), torch.randn(64, 512, generator=seeded(1))
-    there = copy.deepcopy(layer).to(DEVICE)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+@pytest.mark.parametrize("batch", [64, 4096])
+@pytest.mark.parametrize("pattern", ["unstructured", "v16", "b16x16"])
+def test_products_are_in_single_precision_unless_less_is_allowed(pattern, batch):
+    layer, x = (
+        SparseLinear.random(512, 256, 0.2, pattern, generator=seeded()),
+        torch.randn(batch, 512, generator=seeded(1)),
+    )
+    there, expected = copy.deepcopy(layer).to(DEVICE), layer(x).detach()
+    close(there(x.to(DEVICE)).detach(), expected)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     try:
-        close(there(x.to(DEVICE)).detach(), layer(x).detach())
+        torch.testing.assert_close(there(x.to(DEVICE)).detach().cpu(), expected, rtol=1e-2, atol=5e-3)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
+
+
+def test_convolutions_are_in_less_precision_where_torchs_own_are():
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).to(DEVICE)
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.5))
+    x, weight = torch.randn(16, 64, 16, 16, device=DEVICE), model[0].weight.detach()
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(allow_tf32=allowed):
+            expected = F.conv2d(x, weight, model[0].bias, padding=1)
+            torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -253,8 +292,13 @@ def test_deterministic_algorithms(dtype, pattern):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch about itself
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled(mode):
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_compiled(mode, kind):
     model, (x, y) = sparse_network(), batch()
+    if kind == "convolution":
+        layers = nn.Unflatten(1, (4, 4, 4)), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 8)
+        model = nn.Sequential(*layers).to(DEVICE)
+        pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.3))
     compiled = torch.compile(copy.deepcopy(model), mode=mode)
     for _ in range(3):
         for each in (model, compiled):
@@ -340,15 +384,35 @@ def test_no_weight_is_ever_dense(method, dtype):
     assert most < dense / 3
 
 
-def test_a_batch_is_never_unfolded_as_a_whole():
-    model = nn.Sequential(nn.Conv2d(64, 64, 5, padding=2)).to(DEVICE)
+def step_of_images(model, x):
+    """The most that a step takes, in bytes, once all is there that stays."""
+    for _ in range(2):
+        x.grad = None
+        model.zero_grad()
+        most, _ = peak(lambda: model(x).square().mean().backward())
+    return most
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_convolutions_take_hardly_more_memory_than_torchs_own(dtype):
+    model = nn.Sequential(nn.Conv2d(64, 64, 5, padding=2)).to(DEVICE, dtype)
+    x = torch.randn(128, 64, 32, 32, device=DEVICE, dtype=dtype, requires_grad=True)
+    dense = step_of_images(model, x)
     pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.1))
-    x = torch.randn(128, 64, 32, 32, device=DEVICE, requires_grad=True)
-    model(x[:2]).sum().backward()
-    x.grad = None
-    most, _ = peak(lambda: model(x).square().mean().backward())
-    unfolded = x.nbytes * 25
-    assert most < unfolded / 2
+    assert step_of_images(model, x) < dense + (1 << 21)
+
+
+def test_no_convolution_is_ever_dense():
+    model = nn.Sequential(nn.Conv2d(2048, 2048, 3, padding=1)).to(DEVICE)
+    dense = model[0].weight.nbytes
+    pollard.sparsify_(model, pollard.prune(model, "random", 0.02, generator=seeded()))
+    x = torch.randn(4, 2048, 8, 8, device=DEVICE, requires_grad=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), F.conv2d(x, model[0].weight, model[0].bias, padding=1))
+    # A panel, the same as cuDNN lays it out, and what that works in.
+    room = 4 * panels.BYTES + 8 * x.nbytes
+    assert room < 0.6 * dense
+    assert step_of_images(model, x) < room
 
 
 def test_making_it_sparse_takes_no_second_dense_weight():

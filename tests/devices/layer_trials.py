@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 import pollard
+from pollard.composites.convolution import ComposedConv, ComposedConvTranspose
 from pollard.formats.store import load_tensors, save_tensors
 from pollard.formats.topology import Topology
 from pollard.nn import SparseLinear
 from pollard.nn.readable import dense_weight
+from pollard.ops import convolution_operators
 from tried import DEVICE, ON_CUDA, close, only_cuda, untuned
 
 pytestmark = untuned
@@ -267,7 +269,7 @@ def convolution_1d():
 
 
 def convolution_3d():
-    return nn.Conv3d(2, 4, 3), batch(2, 2, 5, 5, 5)
+    return nn.Conv3d(4, 8, 3), batch(2, 4, 5, 5, 5)
 
 
 def transposed():
@@ -310,9 +312,8 @@ def bilinear():
     return Itself(), batch(3, 8)
 
 
-WHOLES = [
-    convolution, reflected, convolution_1d, convolution_3d, transposed, long_memory, gated, attention, encoder, bilinear,
-]  # fmt: skip
+CONVOLUTIONS = [convolution, reflected, convolution_1d, convolution_3d, transposed]
+WHOLES = [*CONVOLUTIONS, long_memory, gated, attention, encoder, bilinear]
 
 
 @pytest.mark.parametrize("storage", ["compressed", "masked"])
@@ -341,9 +342,25 @@ def test_what_is_made_of_matrices(whole, storage):
         close(*((found[0], expected[0]) if isinstance(found, tuple) else (found, expected)))
 
 
+@pytest.mark.parametrize("whole", CONVOLUTIONS, ids=lambda made: made.__name__)
+def test_images_are_not_unfolded_there(monkeypatch, whole):
+    def unfold(*_):
+        raise AssertionError("images are unfolded")
+
+    model, x = nn.Sequential(whole()[0]), whole()[1].to(DEVICE)
+    pollard.sparsify_(model, plan_of(model))
+    model.to(DEVICE)
+    monkeypatch.setattr(ComposedConv, "_unfolded", unfold)
+    monkeypatch.setattr(ComposedConvTranspose, "_spread", unfold)
+    monkeypatch.setattr(convolution_operators, "_parts", unfold)
+    model(x.requires_grad_()).square().sum().backward()
+    assert x.grad.device == DEVICE
+
+
+@pytest.mark.parametrize("whole", CONVOLUTIONS, ids=lambda made: made.__name__)
 @pytest.mark.parametrize("pattern", ["v4", "2:4"])
-def test_a_convolution_with_a_pattern(pattern):
-    module, x = convolution()
+def test_a_convolution_with_a_pattern(pattern, whole):
+    module, x = whole()
     here = nn.Sequential(module)
     plan = plan_of(here, pattern=pattern)
     there = pollard.sparsify_(copy.deepcopy(here).to(DEVICE), plan)
@@ -371,7 +388,7 @@ def test_what_stays_of_a_module_is_no_part_of_memory_that_went(whole):
 
 @only_cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("whole", [convolution, long_memory, attention], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("whole", [convolution, transposed, long_memory, attention], ids=lambda made: made.__name__)
 @pytest.mark.parametrize("storage", ["compressed", "masked"])
 def test_autocast(dtype, whole, storage):
     module, x = whole()

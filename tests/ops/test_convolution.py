@@ -1,6 +1,7 @@
 """Convolutions as torch sees them: autograd, autocast, whoever watches."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -253,3 +254,93 @@ def test_kernels_of_pairs_of_channels_are_kept_whole():
     dense = pollard.densify_(copy.deepcopy(model))
     x = torch.randn(9, 6, 10, 10)
     torch.testing.assert_close(model(x), dense(x))
+
+
+# -- as on a GPU, where torch's own convolutions take panels of the weight: of one to three axes, and transposed
+
+
+PANELS = [
+    WINDOW,
+    Window((3,), (2,), (1,), ((1, 2),)),
+    Window((2, 1, 3), (1, 2, 1), (1, 1, 2), ((1, 1), (0, 0), (0, 1))),
+    Window((3,), (2,), (1,), ((1, 1),), (1,)),
+    Window((3, 2), (2, 1), (1, 2), ((1, 1), (0, 0)), (1, 0)),
+    Window((2, 1, 2), (2, 1, 1), (1, 1, 1), ((0, 0), (0, 0), (1, 1)), (1, 0, 0)),
+]
+
+
+@pytest.fixture
+def by_panels(monkeypatch):
+    monkeypatch.setattr(convolution.dispatch, "by_panels", lambda _: True)
+
+
+def panelled(window):
+    generator = torch.Generator().manual_seed(0)
+    shape = 4 * window.row_taps, 2 * window.column_taps
+    topology = Topology.random(shape, 0.5, "unstructured", generator)
+    sizes = (2, 2, *(4, 5, 6)[: len(window.kernel)]), (topology.nnz,), (4,)
+    x, values, bias = (torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_() for size in sizes)
+    return topology, x, values, bias, (*topology.handed, bias, shape[1], "unstructured")
+
+
+@pytest.mark.parametrize(
+    "window", PANELS, ids=lambda window: f"{len(window.kernel)} axes" + (", transposed" if window.added else "")
+)
+def test_a_window_is_what_it_was(window):
+    assert convolution_operators.window_of(convolution_operators.flat(window)) == window
+
+
+@pytest.mark.parametrize(
+    "window", PANELS, ids=lambda window: f"{len(window.kernel)} axes" + (", transposed" if window.added else "")
+)
+def test_operators_of_panels_are_what_torch_expects_of_operators(by_panels, window):
+    topology, x, values, _, rest = panelled(window)
+    flat = convolution_operators.flat(window)
+    grad = torch.randn(2, 4, *window.extents(x.shape[2:]), dtype=x.dtype, requires_grad=True)
+    both, where = topology.handed, (topology.shape[1], "unstructured", flat)
+    torch.library.opcheck(torch.ops.pollard.convolution, (x, values, *rest, True, flat))
+    torch.library.opcheck(torch.ops.pollard.convolution_input_grad, (grad, values, *both, *where, list(x.shape[2:])))
+    torch.library.opcheck(torch.ops.pollard.convolution_value_grad, (grad, x, *both, *where))
+
+
+@pytest.mark.parametrize(
+    "window", PANELS, ids=lambda window: f"{len(window.kernel)} axes" + (", transposed" if window.added else "")
+)
+def test_the_second_derivative_of_panels_is_torchs(by_panels, window):
+    _, x, values, bias, (*both, _, width, pattern) = panelled(window)
+    flat = convolution_operators.flat(window)
+    assert torch.autograd.gradgradcheck(
+        lambda x, values, bias: torch.ops.pollard.convolution(x, values, *both, bias, width, pattern, False, flat),
+        (x, values, bias),
+    )
+
+
+@pytest.mark.parametrize(
+    "window", PANELS, ids=lambda window: f"{len(window.kernel)} axes" + (", transposed" if window.added else "")
+)
+def test_operations_of_panels_are_counted_for_each_kept_weight(by_panels, window):
+    topology, x, values, bias, _ = panelled(window)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        convolution.convolve(x, values, topology, bias, window).sum().backward()
+    places = window.extents(x.shape[2:]) if window.added is None else x.shape[2:]
+    assert counter.get_total_flops() == 3 * 2 * topology.nnz * 2 * math.prod(places)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        nn.Conv2d(2, 4, 3, padding="same"),
+        nn.Conv3d(2, 4, 2, stride=2),
+        nn.ConvTranspose1d(2, 4, 3, stride=2, output_padding=1),
+    ],
+    ids=lambda whole: type(whole).__name__,
+)
+def test_a_compiled_network_goes_by_panels(by_panels, whole, request):
+    request.addfinalizer(torch.compiler.reset)  # torch compiles so many networks a process, and then no more
+    axes = len(whole.kernel_size)
+    model, x = nn.Sequential(copy.deepcopy(whole)), torch.randn(3, 2, *(8, 8, 8)[:axes])
+    pollard.sparsify_(model, pollard.prune(model, "magnitude", density=0.5))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    nodes = torch.export.export(model, (x,)).graph.nodes
+    assert any("pollard.convolution" in str(node.target) for node in nodes)

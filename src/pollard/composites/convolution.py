@@ -1,6 +1,7 @@
 """Convolutions and transposed ones, of 1 to 3 dimensions: a linear layer of channels x taps, over unfolded inputs.
 
-Inputs are unfolded some samples at a time, and again in the backward pass, so that memory stays bounded.
+Where the layer does not convolve them itself, inputs are unfolded some samples at a time, and again in the backward pass, so that
+memory stays bounded.
 """
 
 from __future__ import annotations
@@ -103,17 +104,15 @@ class ComposedConv(_Convolution):
             return [side for total in reversed(both) for side in (total // 2, total - total // 2)]
         return [side for one in reversed(self.padding) for side in (one, one)]
 
-    def window(self) -> tuple[Any, ...] | None:
-        """Kernel, stride, dilation, and zeros before and after, two of each, as its layer convolves images of two axes, or of one,
-        which are of one row; None for images of three.
+    def window(self) -> tuple[Any, ...]:
+        """Kernel, stride, dilation, and zeros before and after, one of each for an axis, as its layer convolves images; those of one
+        axis are of one row.
         """
         spatial = len(self.kernel_size)
-        if spatial > 2:
-            return None
         around = self._around() if self.padding_mode == "zeros" else [0] * 2 * spatial
         padding = tuple(zip(around[-2::-2], around[::-2], strict=True))
         own = [tuple(self.kernel_size), tuple(self.stride), tuple(self.dilation), padding]
-        return tuple(own if spatial == 2 else [(one, *each) for one, each in zip((1, 1, 1, (0, 0)), own, strict=True)])
+        return tuple(own if spatial > 1 else [(one, *each) for one, each in zip((1, 1, 1, (0, 0)), own, strict=True)])
 
     def images(self, x: Tensor) -> Tensor:
         """A batch as that window is moved over it."""
@@ -122,10 +121,10 @@ class ComposedConv(_Convolution):
 
     def _by_kernels(self, x: Tensor) -> Tensor | None:
         """As the layer convolves itself, if it does."""
-        convolve, window = getattr(self.linear, "convolve", None), self.window()
-        if convolve is None or window is None:
+        convolve, bias = getattr(self.linear, "convolve", None), self._parameters.get("bias")
+        if convolve is None:
             return None
-        made: Tensor | None = convolve(self.images(x), self._parameters.get("bias"), window, activation=self.activation)
+        made: Tensor | None = convolve(self.images(x), bias, self.window(), activation=self.activation)
         return made if made is None or len(self.kernel_size) > 1 else made.squeeze(2)
 
     def whole(self) -> nn.Module:
@@ -181,10 +180,20 @@ class ComposedConvTranspose(_Convolution):
         added = rule._output_padding(  # noqa: SLF001 - the rule is torch's
             input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
         )
-        y = self._spread(x, added)
-        bias = self._parameters.get("bias")
-        y = biased(y, bias if bias is None else bias.view(-1, *[1] * spatial))
+        y, bias = self._by_kernels(x, added), self._parameters.get("bias")
+        if y is None:
+            y = biased(self._spread(x, added), bias if bias is None else bias.view(-1, *[1] * spatial))
         return y if input.dim() == spatial + 2 else y.squeeze(0)
+
+    def _by_kernels(self, x: Tensor, added: list[int]) -> Tensor | None:
+        """As the layer convolves itself, if it does."""
+        convolve = getattr(self.linear, "convolve", None)
+        if convolve is None:
+            return None
+        around = tuple((cut, cut) for cut in self.padding)
+        window = tuple(self.kernel_size), tuple(self.stride), tuple(self.dilation), around, tuple(added)
+        made: Tensor | None = convolve(x, self._parameters.get("bias"), window)
+        return made
 
     def _spread(self, x: Tensor, added: list[int]) -> Tensor:
         taps, places = self._taps(), list(x.shape[2:])

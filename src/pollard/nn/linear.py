@@ -232,8 +232,9 @@ class SparseLinear(ReadableWeight, nn.Module):
         """The convolution that this layer is of unfolded images, with a bias and an activation behind it that are not its own; None where
         they have to be unfolded.
 
-        x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each; in_features are
-        channels x taps. Whoever watches the layer is to see what it is given, and an activation of the layer's own comes before that bias.
+        x: `(samples, channels, rows, columns)`, or of another number of axes. window: kernel, stride, dilation and padding, one of each for
+        an axis; in_features are channels x taps. A transposed one has a fifth, what is added to the result; its out_features are channels
+        x taps. Whoever watches the layer is to see what it is given, and an activation of the layer's own comes before that bias.
         """
         if self.activation is not None or is_watched(self):
             return None

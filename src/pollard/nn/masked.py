@@ -16,6 +16,7 @@ from pollard.errors import InvalidInput
 from pollard.formats.matrix import SparseMatrix
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.kernels.convolutions.window import Window
 from pollard.nn import initialise
 from pollard.nn.readable import straight_through
 from pollard.nn.watched import is_watched
@@ -130,7 +131,7 @@ class MaskedLinear(nn.Module):
 
         x: `(samples, channels, rows, columns)`. window: kernel, stride, dilation and padding, two of each.
         """
-        if is_watched(self):
+        if is_watched(self) or not Window(*window).planar:
             return None
         kernel, stride, dilation, padding = window
         weight = self._kept() if self.active is None else straight_through(self._kept(), self.active)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pollard.activations import RELU, activated, read_off
 from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch
-from pollard.kernels.convolutions.window import Window
+from pollard.kernels.convolutions.window import Sizes, Window
 from pollard.ops import convolution_operators as ways
 from pollard.ops import matmul
 from pollard.ops.operators import MASTERS, arrays, autocast, linear_backward, operators
@@ -22,15 +22,15 @@ def convolve(
     """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then the activation, if any, as of `linear`.
 
     x: `(samples, channels, rows, columns)`, any strides; W, of `values` and `topology`, `(out, channels * taps)`. Returns
-    `(samples, out, rows, columns)`, contiguous; None where whoever asks has to unfold x: no kernel computes it, or a transform of
-    torch.func or an export to ONNX is at work. Differentiable in x, values and bias, any number of times.
+    `(samples, out, rows, columns)`, contiguous; None where whoever asks has to unfold x: no kernel computes it, as none does of three
+    axes or transposed on the CPU, or a transform of torch.func or an export to ONNX is at work. Differentiable in x, values and bias, any number of times.
     """
     watched = not matmul.direct(x, values, bias)
     if not read_off(activation) and (watched or matmul.differentiated(x, values, bias)):
         plain = convolve(x, values, topology, bias, window)
         return None if plain is None else activated(plain, activation)
     if watched:
-        if matmul.needs_parts(x):
+        if matmul.needs_parts(x) or not (window.planar or dispatch.by_panels(x.device)):
             return None
         row_pointers, columns, *sizes = arrays(topology)
         seen: Tensor = operators().convolution(
@@ -48,7 +48,7 @@ def convolve(
     return ways.served(x, values, topology, bias, window, activation=activation)
 
 
-def _input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: tuple[int, int]) -> Tensor:
+def _input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: Sizes) -> Tensor:
     if not torch.is_grad_enabled() and matmul.direct(grad, values):
         return ways.input_grad(grad, values, topology, window, sizes)
     made: Tensor = operators().convolution_input_grad(grad, values, *arrays(topology), ways.flat(window), list(sizes))

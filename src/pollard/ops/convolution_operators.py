@@ -7,6 +7,7 @@ one of the three operators again, so that derivatives of any order exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 from pollard.activations import RELU
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels.convolutions import dispatch
-from pollard.kernels.convolutions.window import Window
+from pollard.kernels.convolutions import dispatch, panels
+from pollard.kernels.convolutions.window import Sizes, Window
 from pollard.ops import matmul
 from pollard.ops.operators import TAGS, linear_backward, operators, register, standing, topology_of
 
@@ -45,16 +46,20 @@ Kind = Literal["convolution", "convolution_input_grad", "convolution_value_grad"
 
 def flat(window: Window) -> list[int]:
     """`window` as operators take it."""
-    return [*window.kernel, *window.stride, *window.dilation, *window.padding[0], *window.padding[1]]
+    zeros = (each for pair in window.padding for each in pair)
+    return [*window.kernel, *window.stride, *window.dilation, *zeros, *(window.added or ())]
 
 
 def window_of(numbers: Sequence[int]) -> Window:
     """What `flat` made numbers of."""
-    pairs = [(first, second) for first, second in zip(numbers[::2], numbers[1::2], strict=True)]
-    return Window(pairs[0], pairs[1], pairs[2], (pairs[3], pairs[4]))
+    # Five numbers an axis, six of a transposed one, of three axes at most.
+    axes = len(numbers) // (6 if len(numbers) % 5 else 5)
+    kernel, stride, dilation, _, _, *added = (tuple(numbers[i : i + axes]) for i in range(0, len(numbers), axes))
+    zeros = numbers[3 * axes : 5 * axes]
+    return Window(kernel, stride, dilation, tuple(zip(zeros[::2], zeros[1::2], strict=True)), *added)
 
 
-# -- on any device: by kernels, or unfolded, which says what they compute
+# -- on any device: by kernels, by panels, or unfolded, which says what they compute
 
 
 def forward(
@@ -63,6 +68,8 @@ def forward(
     """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then the activation, if any."""
     if dispatch.serves(x, topology, window):
         return served(x, values, topology, bias, window, activation=activation)
+    if dispatch.by_panels(x.device):
+        return panels.forward(x, values, topology, bias, window, activation=activation)
     return _in_parts(x, values, topology, bias, window, activation=activation)
 
 
@@ -81,8 +88,10 @@ def _in_parts(
     return torch.cat(made).contiguous()
 
 
-def input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: tuple[int, int]) -> Tensor:
+def input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: Sizes) -> Tensor:
     """The gradient of `forward` in x, whose images are of `sizes`."""
+    if dispatch.by_panels(grad.device):
+        return panels.input_grad(grad, values, topology, window, sizes)
     if _served(grad, topology):
         dx = dispatch.input_grad(grad, values, topology, window, sizes)
         if dx is not None:
@@ -101,6 +110,8 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window,
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window, dtype: torch.dtype | None = None) -> Tensor:
     """The gradient of `forward` in values, of x's dtype or float32."""
+    if dispatch.by_panels(grad.device):
+        return panels.value_grad(grad, x, topology, window, dtype)
     if _served(grad, topology):
         found = dispatch.value_grad(grad, x, topology, window)
         if found is not None:
@@ -151,7 +162,7 @@ def _convolution(
 def _input_grad(grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, *rest: Any) -> Tensor:
     in_features, pattern, window, sizes = rest
     topology = topology_of(row_pointers, columns, in_features, pattern)
-    return input_grad(grad, values, topology, window_of(window), (sizes[0], sizes[1]))
+    return input_grad(grad, values, topology, window_of(window), tuple(sizes))
 
 
 def _value_grad(
@@ -168,14 +179,14 @@ def _value_grad(
 def _fake_convolution(
     x: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, bias: Tensor | None, *rest: Any
 ) -> Tensor:
-    _, pattern, _, window = rest
-    out = (row_pointers.shape[0] - 1) * Pattern.parse(pattern).rows
-    return x.new_empty((x.shape[0], out, *window_of(window).extents((x.shape[2], x.shape[3]))))
+    _, pattern, _, numbers = rest
+    window, rows = window_of(numbers), (row_pointers.shape[0] - 1) * Pattern.parse(pattern).rows
+    return x.new_empty((x.shape[0], rows // window.row_taps, *window.extents(x.shape[2:])))
 
 
 def _fake_input_grad(grad: Tensor, values: Tensor, row_pointers: Tensor, columns: Tensor, *rest: Any) -> Tensor:
     in_features, _, window, sizes = rest
-    return grad.new_empty((grad.shape[0], in_features // window_of(window).taps, *sizes))
+    return grad.new_empty((grad.shape[0], in_features // window_of(window).column_taps, *sizes))
 
 
 def _fake_value_grad(
@@ -195,7 +206,7 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, values, row_pointers, columns, output = ctx.saved_tensors
-    rest = (row_pointers, columns, x.shape[1] * window_of(ctx.window).taps, ctx.pattern, ctx.window)
+    rest = (row_pointers, columns, x.shape[1] * window_of(ctx.window).column_taps, ctx.pattern, ctx.window)
     x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
     products = (
         lambda u, w: operators().convolution_input_grad(u, w, *rest, list(x.shape[2:])),
@@ -263,12 +274,18 @@ register(
 @register_flop_formula(
     [operators().convolution, operators().convolution_value_grad, operators().convolution_input_grad]
 )
-def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch.Size, *rest: Any, **named: Any) -> int:
-    """A multiplication and an addition for each kept weight, sample and place of the result."""
-    pattern = next(each for each in rest if isinstance(each, str))
-    gradient = isinstance(rest[0], int)  # of which `left` has the places already
-    places = (left[2], left[3]) if gradient else window_of(rest[-1]).extents((left[2], left[3]))
-    return 2 * left[0] * places[0] * places[1] * columns[0] * Pattern.parse(pattern).size
+def _flops(
+    left: torch.Size, right: torch.Size, pointers: torch.Size, columns: torch.Size, *rest: Any, **named: Any
+) -> int:
+    """A multiplication and an addition for each kept weight, sample and place of the result, or of the images of a transposed one."""
+    gradient = isinstance(rest[0], int)
+    pattern, window = rest[1 if gradient else 2], window_of(rest[2 if gradient else 4])
+    if window.added is None:
+        places = left[2:] if gradient else window.extents(left[2:])
+    else:
+        # Values have one dimension, and then the sizes are given.
+        places = (right[2:] or rest[3]) if gradient else left[2:]
+    return 2 * left[0] * prod(places) * columns[0] * Pattern.parse(pattern).size
 
 
 __all__ = ["flat", "forward", "input_grad", "served", "unfolded", "value_grad"]

@@ -214,7 +214,6 @@ def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
         assert isinstance(whole, ComposedConv)
         layer, window = whole.linear, whole.window()
         assert isinstance(layer, SparseLinear)
-        assert window is not None
         told = explain_convolution(whole.images(args[0]), layer.topology, Window(*window), layer.values.dtype)
         seen(f"{name}.linear", layer, y.numel() // y.shape[1], told)
 
@@ -230,7 +229,7 @@ def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
 
 def _convolves(layer: nn.Module) -> bool:
     """Whether it is a convolution that kernels compute."""
-    if not isinstance(layer, ComposedConv) or layer.window() is None:
+    if not isinstance(layer, ComposedConv) or not Window(*layer.window()).planar:
         return False
     held = layer.linear.values
     return choose(held.device, held.dtype)[0] is GENERATED

@@ -16,7 +16,7 @@ from pollard.kernels.convolutions.plan import Dots, Field
 from pollard.kernels.convolutions.scattered import Layout, Scatter
 from pollard.kernels.convolutions.tuned import Call, Tuned
 from pollard.kernels.convolutions.turned import turned
-from pollard.kernels.convolutions.window import Window, still
+from pollard.kernels.convolutions.window import Sizes, Window, still
 from pollard.kernels.products.derived import tiling
 from pollard.kernels.products.operand import name_of
 from pollard.kernels.products.ordered import ordering
@@ -46,7 +46,7 @@ class Convolution:
         spec = replace(self._spec("convolve", x), values=name_of(values), bias=bias, activation=activation)
         return Pass(spec, self.topology, self.window.forward(_sizes(x)), x, self.target, self.threads)
 
-    def input_grad(self, grad: Tensor, values: Tensor, sizes: tuple[int, int]) -> Call:
+    def input_grad(self, grad: Tensor, values: Tensor, sizes: Sizes) -> Call:
         """What makes the gradient in x, whose images are of `sizes`, of a gradient like this one and values."""
         back, permutation = self.back_over(grad, values.dtype, sizes)
         if permutation is None:
@@ -56,7 +56,7 @@ class Convolution:
         run = back.best((grad, arrange(values)))
         return lambda grad, values: run(grad, arrange(values))
 
-    def back_over(self, grad: Tensor, values: torch.dtype, sizes: tuple[int, int]) -> tuple[Tuned, Tensor | None]:
+    def back_over(self, grad: Tensor, values: torch.dtype, sizes: Sizes) -> tuple[Tuned, Tensor | None]:
         """What makes that in x of a gradient and values of that dtype; where each value that it takes stands in the topology's order, if elsewhere.
 
         The rows of a block share the sums that they are scattered to. One or two would load and store them for little: they gather.

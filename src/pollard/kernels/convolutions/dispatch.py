@@ -15,7 +15,7 @@ from pollard.kernels.code.fallback import warn
 from pollard.kernels.code.target import current
 from pollard.kernels.convolutions.calls import Convolution
 from pollard.kernels.convolutions.tuned import Call
-from pollard.kernels.convolutions.window import Window
+from pollard.kernels.convolutions.window import Sizes, Window
 from pollard.kernels.products.backend import GENERATED, choose
 from pollard.kernels.products.checks import check_dtype, check_pair, check_vector, extent, require_there
 from pollard.kernels.products.derived import calls
@@ -26,19 +26,25 @@ Make = Callable[[Convolution, tuple[Tensor, ...]], Call]
 
 
 def serves(x: Tensor, topology: Topology, window: Window) -> bool:
-    """Whether kernels compute a convolution of `x` `(samples, channels, rows, columns)`: elsewhere it is unfolded.
+    """Whether kernels compute a convolution of `x` `(samples, channels, rows, columns)`; elsewhere it goes by panels, or is unfolded.
 
     Raises InvalidInput for images of other channels, or that the kernel does not fit in.
     """
-    channels = topology.shape[1] // window.taps
-    if x.dim() != 4 or x.shape[1] != channels:
+    channels = window.channels(topology.shape)[0]
+    if x.dim() != len(window.kernel) + 2 or x.shape[1] != channels:
+        axes = ("planes", "rows", "columns")[-len(window.kernel) :]
         raise InvalidInput(
             f"images of shape {tuple(x.shape)}",
-            f"(samples, {channels}, rows, columns)",
+            f"(samples, {channels}, {', '.join(axes)})",
             "The channels of the input must be those that the convolution was made for.",
         )
-    window.extents((x.shape[2], x.shape[3]))
-    return 0 not in (x.numel(), topology.grains) and generated(x)
+    window.extents(x.shape[2:])
+    return window.planar and 0 not in (x.numel(), topology.grains) and generated(x)
+
+
+def by_panels(device: torch.device) -> bool:
+    """Whether torch's own convolutions compute there, by panels of the weight: on GPUs, unless the reference is asked for."""
+    return device.type not in ("cpu", "meta") and Settings.asked_target() != "reference"
 
 
 def generated(images: Tensor) -> bool:
@@ -73,9 +79,7 @@ def forward(
     return _run(("forward", window, activation), topology, given, make)
 
 
-def input_grad(
-    grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: tuple[int, int]
-) -> Tensor | None:
+def input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: Sizes) -> Tensor | None:
     """The gradient in x, whose images are of `sizes`, contiguous and of the gradient's dtype; None where no kernel compiles."""
 
     def make(convolution: Convolution, tensors: tuple[Tensor, ...]) -> Call:
@@ -155,4 +159,4 @@ def _rows_lie_together(images: Tensor) -> bool:
     return images.stride(3) == 1 and images.stride(2) == images.shape[3]
 
 
-__all__ = ["forward", "generated", "input_grad", "serves", "value_grad"]
+__all__ = ["by_panels", "forward", "generated", "input_grad", "serves", "value_grad"]

@@ -32,14 +32,15 @@ def explain(
     padded to the same size, over random `images` (samples, channels, rows, columns), on torch's threads.
 
     operation: forward or input_grad; the gradient in values has nothing to be chosen. device: as torch names it; elsewhere than on a
-    CPU images are unfolded. Raises InvalidInput on others.
+    CPU torch's own convolutions take panels of the weight. Raises InvalidInput on others.
     """
     require_one_of("operation of a convolution", operation, OPERATIONS, "Name the product to explain.")
     require_one_of("dtype", dtype, DTYPES, "Name the dtype of the layer.")
     kind = DTYPES[dtype]
-    backend, reason = choose(device_named(device), kind)
+    place = device_named(device)
+    backend, reason = choose(place, kind)
     if backend is not GENERATED:
-        return Explanation(None, "unfolded", reason)
+        return Explanation(None, "panels" if dispatch.by_panels(place) else "unfolded", reason)
     out, channels, *kernel = shape
     around = [(size // 2, (size - 1) // 2) for size in kernel]
     window = Window((kernel[0], kernel[1]), (1, 1), (1, 1), (around[0], around[1]))

@@ -18,7 +18,7 @@ from pollard.kernels.convolutions.passes import BLOCK, cut, fitting, tile_width,
 from pollard.kernels.convolutions.plan import Field, Patches
 from pollard.kernels.convolutions.tuned import Call, Tuned
 from pollard.kernels.convolutions.turned import by_shift
-from pollard.kernels.convolutions.window import Window, still
+from pollard.kernels.convolutions.window import Sizes, Window, still
 from pollard.kernels.products import results
 from pollard.kernels.products.derived import tiling
 from pollard.kernels.products.tuning import Choice, near_batch
@@ -43,9 +43,7 @@ class Layout(NamedTuple):
     starts: Tensor
 
     @classmethod
-    def of(
-        cls, topology: Topology, window: Window, sizes: tuple[int, int], samples: int, target: Target
-    ) -> Self | None:
+    def of(cls, topology: Topology, window: Window, sizes: Sizes, samples: int, target: Target) -> Self | None:
         """For images of `sizes`; None where a row group keeps so little that a patch costs more than it saves."""
         rows, columns = window.forward(sizes)
         inner, outer = (still(axis.places) for axis in (rows, columns))
@@ -82,7 +80,7 @@ class Scatter(Tuned):
     spec: KernelSpec
     layout: Layout
     grad: Tensor
-    sizes: tuple[int, int]
+    sizes: Sizes
     target: Target
     threads: int
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pollard.formats.indices import index_dtype
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
-from pollard.kernels.convolutions.window import Axis
+from pollard.kernels.convolutions.window import Axis, Sizes
 from pollard.kernels.products.derived import made_once
 
 
@@ -50,14 +50,14 @@ def _turned(topology: Topology, phases: NDArray[np.int64], count: int) -> Turned
     return _sorted(Pattern(), shape, phases[tap] * channels + channel, rows * taps + tap)
 
 
-def by_shift(topology: Topology, kernel: tuple[int, int]) -> Turned:
+def by_shift(topology: Topology, kernel: Sizes) -> Turned:
     """`topology`, of grains of one column, by row group and shift along rows: group ``g * kernel[1] + j`` keeps what g does at
     taps of column j, columns ``c * kernel[0] + i``. Kept with it.
     """
     return made_once(topology, ("by shift", kernel), lambda: _by_shift(topology, kernel))
 
 
-def _by_shift(topology: Topology, kernel: tuple[int, int]) -> Turned:
+def _by_shift(topology: Topology, kernel: Sizes) -> Turned:
     down, along = kernel
     groups = np.repeat(np.arange(topology.groups), np.diff(topology.indices.row_pointers.numpy()))
     channel, i, j = np.unravel_index(

@@ -3,45 +3,78 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 from pollard.errors import InvalidInput
 
 Pair = tuple[int, int]
+Sizes = tuple[int, ...]
 
 
 class Window(NamedTuple):
-    """Kernel, stride and dilation of a convolution over two axes, and the zeros before and after each.
+    """Kernel, stride and dilation of a convolution along each axis, and the zeros before and after it; kernels of ours know two axes.
+
+    The weight is a matrix of output channels by input channels x taps. added: of a transposed convolution, whose weight is a matrix of
+    output channels x taps by input channels, by how much its result is larger than what takes part in it; its zeros are alike on both sides.
 
     >>> Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))).extents((32, 32))
     (32, 32)
     """
 
-    kernel: Pair
-    stride: Pair
-    dilation: Pair
-    padding: tuple[Pair, Pair]
+    kernel: Sizes
+    stride: Sizes
+    dilation: Sizes
+    padding: tuple[Pair, ...]
+    added: Sizes | None = None
 
     @property
     def taps(self) -> int:
         """Weights of one pair of channels."""
-        return self.kernel[0] * self.kernel[1]
+        return prod(self.kernel)
 
-    def extents(self, sizes: Pair) -> Pair:
-        """Rows and columns of the result for images of `sizes`; raises InvalidInput where the kernel does not fit in."""
-        found = []
-        for size, kernel, stride, dilation, padding in zip(sizes, *self, strict=True):
-            found.append((size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1)
+    @property
+    def row_taps(self) -> int:
+        """Rows of the matrix that an output channel has."""
+        return 1 if self.added is None else self.taps
+
+    @property
+    def column_taps(self) -> int:
+        """Columns of the matrix that an input channel has."""
+        return self.taps // self.row_taps
+
+    @property
+    def planar(self) -> bool:
+        """Whether kernels of ours know such a window: of two axes, and not transposed."""
+        return len(self.kernel) == 2 and self.added is None
+
+    def channels(self, shape: Pair) -> Pair:
+        """Those of the images and of the result, for a matrix of that shape."""
+        return shape[1] // self.column_taps, shape[0] // self.row_taps
+
+    def extents(self, sizes: Sizes) -> Sizes:
+        """Those of the result for images of `sizes`; raises InvalidInput where the kernel does not fit in."""
+        axes = list(zip(sizes, self.kernel, self.stride, self.dilation, map(sum, self.padding), strict=True))
+        if self.added is None:
+            found = [
+                (size + zeros - dilation * (kernel - 1) - 1) // stride + 1
+                for size, kernel, stride, dilation, zeros in axes
+            ]
+        else:
+            found = [
+                (size - 1) * stride - zeros + dilation * (kernel - 1) + 1 + more
+                for (size, kernel, stride, dilation, zeros), more in zip(axes, self.added, strict=True)
+            ]
         if min(found) < 1:
             raise InvalidInput(
-                f"images of {sizes[0]} x {sizes[1]} for a kernel of {self.kernel[0]} x {self.kernel[1]}, "
+                f"images of {' x '.join(map(str, sizes))} for a kernel of {' x '.join(map(str, self.kernel))}, "
                 f"dilation {self.dilation}, padding {self.padding}",
                 "images that are at least as large as the kernel, padding included",
                 "Pad the images, or leave out a layer that makes them smaller.",
             )
-        return found[0], found[1]
+        return tuple(found)
 
-    def forward(self, sizes: Pair) -> tuple[Axis, Axis]:
+    def forward(self, sizes: Sizes) -> tuple[Axis, Axis]:
         """Both axes of ``y[p] = sum over t of w[t] x[stride p + dilation t - before]``."""
         made = [
             Axis(
@@ -53,15 +86,15 @@ class Window(NamedTuple):
                 phases=(0,) * kernel,
                 counts=(out,),
             )
-            for size, out, kernel, stride, dilation, padding in zip(sizes, self.extents(sizes), *self, strict=True)
+            for size, out, kernel, stride, dilation, padding in zip(sizes, self.extents(sizes), *self[:4], strict=True)
         ]
         return made[0], made[1]
 
-    def backward(self, sizes: Pair) -> tuple[Axis, Axis]:
+    def backward(self, sizes: Sizes) -> tuple[Axis, Axis]:
         """Both axes of the gradient in x: ``dx[i] = sum over t of w[t] dy[(i + before - dilation t) / stride]``, where that is whole."""
         made = [
             _backward(size, out, (kernel, stride, dilation), padding[0])
-            for size, out, kernel, stride, dilation, padding in zip(sizes, self.extents(sizes), *self, strict=True)
+            for size, out, kernel, stride, dilation, padding in zip(sizes, self.extents(sizes), *self[:4], strict=True)
         ]
         return made[0], made[1]
 
@@ -117,4 +150,4 @@ def _backward(size: int, out: int, window: tuple[int, int, int], before: int) ->
     )
 
 
-__all__ = ["Axis", "Window", "still"]
+__all__ = ["Axis", "Sizes", "Window", "still"]

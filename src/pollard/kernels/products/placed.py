@@ -36,6 +36,16 @@ def transpose_on(topology: Topology, device: torch.device) -> Transpose:
     return made_once(topology, ("transpose", device), make)
 
 
+def positions_on(topology: Topology, device: torch.device) -> Tensor:
+    """Flat position of each weight in the dense matrix, `(nnz,)`, int32 where those fit; on the CPU made anew each time."""
+
+    def make() -> Tensor:
+        small = topology.shape[0] * topology.shape[1] < 1 << 31
+        return topology.weight_positions().to(device, torch.int32 if small else torch.int64)
+
+    return make() if device.type == "cpu" else made_once(topology, ("positions", device), make)
+
+
 def coordinates_on(topology: Topology, device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of each weight, int64 `(nnz,)`; on the CPU made anew each time, as they are larger than all else."""
     width = max(topology.shape[1], 1)
