@@ -1,7 +1,7 @@
 """The three products of a convolution as torch operators, for whoever has to see them: compilers, exporters, profilers.
 
-As those of a linear layer, with a window: kernel, stride, dilation, and zeros before and after, two numbers of each. Each derivative is
-one of the three operators again, so that derivatives of any order exist.
+As those of a linear layer, with a window: kernel, stride, dilation, and zeros before and after, a number of each for each axis, and of a
+transposed convolution what is added to the result. Each derivative is one of the three operators again, so that derivatives of any order exist.
 """
 
 from __future__ import annotations

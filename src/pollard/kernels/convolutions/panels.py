@@ -31,11 +31,12 @@ def forward(
     _check_values(x, values, topology)
     if bias is not None:
         check_vector("bias", bias, window.channels(topology.shape)[1], x.device, values.dtype)
+    padded, inner = _padded(x, window), _inner(window)
     y: Tensor | None = None
     for rows, outs in _cut(topology, window, x.dtype):
         panel = _spread(values, topology, window, rows, x.dtype)
         offset = None if bias is None else bias[outs].to(x.dtype)
-        part = _convolved(_padded(x, window), panel, offset, _inner(window))
+        part = _convolved(padded, panel, offset, inner)
         if rows.stop - rows.start == topology.shape[0]:
             y = part.contiguous()
         else:
