@@ -2,7 +2,7 @@
 
     python benchmarks/products_cuda.py [--rounds 15] [--out benchmarks/records/products-cuda.json]
 
-Times are medians by CUDA events; every case runs dense beside it, with inputs stored row by row and feature by feature, and the
+Times are medians by CUDA events, of CUDA graphs and as Python launches; every case runs dense beside it, with inputs stored row by row and feature by feature, and the
 faster is its baseline. torch.sparse is there in float32. Bytes are torch's own peak, of what it allocated.
 """
 
@@ -33,8 +33,6 @@ DEVICE = torch.device("cuda")
 
 def milliseconds(run: Callable[[], object], rounds: int) -> float:
     """The median of `rounds`, each waited for by the device alone."""
-    for _ in range(3):
-        run()
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
     for before, after in pairs:
         before.record()
@@ -44,15 +42,28 @@ def milliseconds(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(before.elapsed_time(after) for before, after in pairs)
 
 
+def timed(run: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Of the device alone, which replays a graph, and as Python starts one kernel after the other."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        run()
+    graph.replay()
+    return {"ms": milliseconds(graph.replay, rounds), "launched_ms": milliseconds(run, rounds)}
+
+
 def both_ways(layer: nn.Module, batch: int, dtype: torch.dtype, rounds: int) -> dict[str, float]:
     """Forward product, and with both gradients, of inputs stored row by row and feature by feature."""
-    found = {}
+    found: dict[str, float] = {}
     for stored in ("rows", "features"):
         x, grad = (torch.randn(batch, SIDE, device=DEVICE).to(dtype) for _ in range(2))
         if stored == "features":
             x, grad = (each.t().contiguous().t() for each in (x, grad))
         with torch.no_grad():
-            found[f"forward_{stored}_ms"] = milliseconds(lambda x=x: layer(x), rounds)
+            forward = timed(lambda x=x: layer(x), rounds)
         x.requires_grad_()
 
         def step(x: Tensor = x, grad: Tensor = grad) -> None:
@@ -60,7 +71,9 @@ def both_ways(layer: nn.Module, batch: int, dtype: torch.dtype, rounds: int) -> 
             layer.zero_grad()
             layer(x).backward(grad)
 
-        found[f"forward+backward_{stored}_ms"] = milliseconds(step, rounds)
+        both = timed(step, rounds)
+        for operation, times in (("forward", forward), ("forward+backward", both)):
+            found |= {f"{operation}_{stored}_{kind}": time for kind, time in times.items()}
     return found
 
 
@@ -88,7 +101,9 @@ def by_torch(topology: Topology, batch: int, dtype: str, rounds: int) -> dict[st
     if dtype != "float32" or topology.pattern.size > 1:
         return {}
     x, values = torch.randn(SIDE, batch, device=DEVICE).t(), torch.randn(topology.nnz, device=DEVICE)
-    return {"torch_sparse_forward_ms": milliseconds(lambda: torch_sparse.forward(x, values, topology), rounds)}
+    run = lambda: torch_sparse.forward(x, values, topology)  # noqa: E731
+    run()
+    return {"torch_sparse_forward_launched_ms": milliseconds(run, rounds)}
 
 
 def wide() -> list[dict[str, Any]]:
@@ -107,6 +122,7 @@ def wide() -> list[dict[str, Any]]:
             model(x).square().mean().backward()
             optimizer.step()
 
+        step()
         taken = milliseconds(step, 5)
         kept = sum(each.topology.nnz for each in layers)
         rows.append({

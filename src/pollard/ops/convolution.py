@@ -25,7 +25,7 @@ def convolve(
     `(samples, out, rows, columns)`, contiguous; None where whoever asks has to unfold x: no kernel computes it, as none does of three
     axes or transposed on the CPU, or a transform of torch.func or an export to ONNX is at work. Differentiable in x, values and bias, any number of times.
     """
-    watched = not matmul.direct(x, values, bias)
+    watched = not (matmul.direct(x, values, bias) and x.is_cpu)
     if not read_off(activation) and (watched or matmul.differentiated(x, values, bias)):
         plain = convolve(x, values, topology, bias, window)
         return None if plain is None else activated(plain, activation)
@@ -49,14 +49,14 @@ def convolve(
 
 
 def _input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: Sizes) -> Tensor:
-    if not torch.is_grad_enabled() and matmul.direct(grad, values):
+    if grad.is_cpu and not torch.is_grad_enabled() and matmul.direct(grad, values):
         return ways.input_grad(grad, values, topology, window, sizes)
     made: Tensor = operators().convolution_input_grad(grad, values, *arrays(topology), ways.flat(window), list(sizes))
     return made
 
 
 def _value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window, dtype: torch.dtype) -> Tensor:
-    if not torch.is_grad_enabled() and matmul.direct(grad, x):
+    if grad.is_cpu and not torch.is_grad_enabled() and matmul.direct(grad, x):
         return ways.value_grad(grad, x, topology, window, dtype)
     made: Tensor = operators().convolution_value_grad(grad, x, *arrays(topology), ways.flat(window), dtype)
     return made

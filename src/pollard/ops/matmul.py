@@ -53,9 +53,10 @@ def linear(
         return activated(linear(x, values, topology, bias, rows=rows), activation)
     if watched:
         return _the_long_way(x, values, bias, topology, activation == RELU)
-    if _autocast("cpu"):
-        x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
-        bias = None if bias is None else autocast("cpu", bias, stays=MASTERS)
+    place = _place(x)
+    if _autocast(place):
+        x, values = autocast(place, x), autocast(place, values, stays=MASTERS)
+        bias = None if bias is None else autocast(place, bias, stays=MASTERS)
     if torch.is_grad_enabled() and read_off(activation):
         y: Tensor = _apply(x, values, bias, topology, activation == RELU, rows)
         return y
@@ -92,8 +93,8 @@ def _product(
     rows: bool = False,
 ) -> Tensor:
     # Autocast is the operators' affair.
-    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched() or _autocast("cpu")
-    if not watched and _plain(left, right):
+    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched()
+    if not watched and _plain(left, right) and not _autocast(_place(left)):
         if kind == "input_grad":
             return dispatch.input_grad(left, right, topology, rows=rows)
         return dispatch.value_grad(left, right, topology, dtype)
@@ -156,28 +157,32 @@ def _transformed() -> bool:
 
 
 def _plain(left: Tensor, right: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether all are CPU tensors whose memory is their value: dense, no subclass, no bit that says otherwise."""
-    keys = _plain_keys()
+    """Whether all are tensors of the CPU, or of CUDA, whose memory is their value: dense, no subclass, no bit that says otherwise."""
+    if type(left) not in _TYPES or type(right) not in _TYPES:
+        return False
+    keys = _plain_keys(_place(left))
     return (
-        type(left) in _TYPES
-        and type(right) in _TYPES
-        and _keys(left).raw_repr() in keys
+        _keys(left).raw_repr() in keys
         and _keys(right).raw_repr() in keys
         and (bias is None or (type(bias) in _TYPES and _keys(bias).raw_repr() in keys))
     )
+
+
+def _place(x: Tensor) -> str:
+    return "cuda" if x.is_cuda else "cpu"
 
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
 
 @cache
-def _plain_keys() -> frozenset[int]:
+def _plain_keys(place: str) -> frozenset[int]:
     # What torch dispatches a plain tensor by. Negation, conjugation, zero tensors, fakes, wrappers, other layouts and other
-    # devices all have keys of their own.
+    # devices all have keys of their own. Asked for a device once there is a tensor of it: it is not begun for this.
     with torch.inference_mode():
-        inference = torch.empty(0, device="cpu", dtype=torch.float32)
+        inference = torch.empty(0, device=place, dtype=torch.float32)
     with torch.inference_mode(mode=False):
-        ordinary = torch.empty(0, device="cpu", dtype=torch.float32)
+        ordinary = torch.empty(0, device=place, dtype=torch.float32)
     return frozenset(_keys(each).raw_repr() for each in (inference, ordinary))
 
 

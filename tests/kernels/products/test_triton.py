@@ -59,7 +59,10 @@ def compiled(name, dtype, capability, tile, outs, ins):
 @pytest.mark.parametrize(("outs", "ins"), [(8, 1), (16, 16)])
 def test_grains_are_multiplied_by_matrix_units(monkeypatch, tmp_path, capability, dtype, unit, outs, ins):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for name, tile in (("gather", gather_tile(outs, ins, 4096, dtype)), ("sample", sample_tile(outs, 4096))):
+    for name, tile in (
+        ("gather", gather_tile(outs, ins, 4096, dtype, permuted=True)),
+        ("sample", sample_tile(outs, 4096, dtype)),
+    ):
         ptx = compiled(name, dtype, capability, tile, outs, ins)
         products = [line for line in ptx.splitlines() if "mma" in line and f".{unit}" in line]
         assert products
@@ -69,7 +72,9 @@ def test_grains_are_multiplied_by_matrix_units(monkeypatch, tmp_path, capability
 def test_single_weights_and_single_samples_compile(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for batch in (1, 4096):
-        assert "fma" in compiled("gather", torch.bfloat16, 90, gather_tile(1, 1, batch, torch.bfloat16), 1, 1)
+        assert "fma" in compiled(
+            "gather", torch.bfloat16, 90, gather_tile(1, 1, batch, torch.bfloat16, permuted=False), 1, 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,8 @@ def test_whether_zeros_are_multiplied_too_is_a_rule(pattern, density, batch, dty
 
 
 def test_less_precise_products_are_the_users_choice(monkeypatch):
-    assert Tile("dot", 16, 16).options(8)["PRECISION"] == "tf32x3"
+    assert Tile("dot", 16, 16).options(8)["PRECISION"] == "ieee"
+    assert Tile("dot", 16, 16, "tf32x3").options(8)["PRECISION"] == "tf32x3"
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert Tile("dot", 16, 16).options(8)["PRECISION"] == "tf32"
 

@@ -18,19 +18,21 @@ from pollard.kernels.products.cuda.rows import Rows
 from pollard.kernels.products.task import HALVES
 
 FEW = 16  # samples below which the dense operand is read as it lies
-SIDE = 64  # of the square tiles in which it is turned
+SIDE = 128  # of the square tiles in which it is turned
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """What a program makes at once: samples, and inputs that it takes at a time, by `warps`, with `stages` of loads under way.
 
-    way: `dot` by matrix units, `lone` where each number read serves one output, `vector` for one sample.
+    way: `dot` of matrices, `lone` where each number read serves one output, `vector` for one sample. float32: how a `dot` multiplies it
+    where all of its precision is wanted, `ieee` by ordinary units or `tf32x3` by three products in matrix units.
     """
 
     way: str
     samples: int
     depth: int
+    float32: str = "ieee"
     warps: int = 4
     stages: int = 3
 
@@ -42,26 +44,29 @@ class Tile:
             "SAMPLES": self.samples,
             "DEPTH": self.depth,
             "WIDEN": interpreted(),  # whose products of bfloat16 are wrong
-            "PRECISION": precision(),
+            "PRECISION": "tf32" if tf32() else self.float32,
             "num_warps": self.warps,
             "num_stages": self.stages,
         }
 
 
-def gather_tile(outs: int, ins: int, batch: int, dtype: torch.dtype) -> Tile:
+def gather_tile(outs: int, ins: int, batch: int, dtype: torch.dtype, *, permuted: bool) -> Tile:
     """That of forward products and input gradients: the fastest on an H200, of those that benchmarks/products_cuda.py tries."""
     if batch == 1:
         return Tile("vector", 1, 256)
     if outs == 1:
         return Tile("lone", _samples(batch, 512 if dtype in HALVES else 128), 8)
-    return Tile("dot", _samples(batch, 256 if ins > 1 and dtype in HALVES else 128), 32 if dtype in HALVES else 16)
+    if dtype in HALVES:
+        return Tile("dot", _samples(batch, 256 if ins > 1 else 128), 32)
+    # Forward, operands come as ordinary units want them; by columns they are turned within the kernel, which matrix units do not mind.
+    return Tile("dot", _samples(batch, 128), 16, "tf32x3" if permuted else "ieee")
 
 
-def sample_tile(outs: int, batch: int) -> Tile:
+def sample_tile(outs: int, batch: int, dtype: torch.dtype) -> Tile:
     """That of value gradients."""
     if outs == 1:
         return Tile("lone", _samples(batch, 64), 32)
-    return Tile("dot", _samples(batch, 64), 128)
+    return Tile("dot", _samples(batch, 64), 128) if dtype in HALVES else Tile("dot", _samples(batch, 32), 64, "tf32x3")
 
 
 def _samples(batch: int, most: int) -> int:
@@ -106,9 +111,9 @@ def side_by_side(tensor: Tensor) -> Tensor:
     return turned
 
 
-def precision() -> str:
-    """How float32 is multiplied by matrix units: as the user allows torch to; three products of tf32 have float32's precision."""
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def tf32() -> bool:
+    """Whether the user allows torch to multiply float32 in tf32."""
+    return torch.get_float32_matmul_precision() != "highest"
 
 
-__all__ = ["Tile", "gather", "gather_tile", "sample", "sample_tile"]
+__all__ = ["Tile", "gather", "gather_tile", "sample", "sample_tile", "tf32"]

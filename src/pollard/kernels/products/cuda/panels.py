@@ -2,7 +2,8 @@
 
 Matrix units multiply some hundred numbers in the time that one is read, so to multiply by zeros too is often the faster way. A panel
 holds at most `BYTES` of the weight, whatever its size, for the time of one product. Half precision is added up as torch does it, which
-torch.backends.cuda.matmul has flags for; an infinite input makes outputs NaN that keep no weight of it.
+torch.backends.cuda.matmul has flags for, and is rounded before a bias is added and after; an infinite input makes outputs NaN that
+keep no weight of it.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def _unfit(index: int | None) -> str | None:
 
 def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     """The call for tensors of such shapes and strides. Raises KernelError where a kernel does not compile."""
-    product = _value_grad(task, topology) if task.kind == "value_grad" else _dense(task, topology)
+    make = _value_grad if task.kind == "value_grad" else _dense
+    product = make(task, topology, tensors[0])
     try:
         product(*tensors)
     except (torch.OutOfMemoryError, PollardError):
@@ -60,33 +61,35 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     return product
 
 
-def _dense(task: Task, topology: Topology) -> Call:
-    place = by_rows if task.kind == "forward" else by_columns
+def _dense(task: Task, topology: Topology, left: Tensor) -> Call:
+    batch, dtype = len(left), left.dtype
+    rows = (by_rows if task.kind == "forward" else by_columns)(topology, left.device)
+    tile = grains.gather_tile(rows.outs, rows.ins, batch, dtype, permuted=rows.entries is not None)
+    # No view, so that it may be written to.
+    sizes, strides = (batch, rows.features), (rows.features, 1) if task.rows else (1, batch)
 
     def run(left: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        rows = place(topology, left.device)
         values, bias = values.contiguous(), bias if bias is None else bias.contiguous()
-        batch, features = len(left), rows.features
-        # No view, so that it may be written to.
-        y = left.new_empty_strided((batch, features), (features, 1) if task.rows else (1, batch))
-        if by_panels(task, topology, batch, left.dtype):
+        y = left.new_empty_strided(sizes, strides)
+        if by_panels(task, topology, batch, dtype):
             panels.multiply(left, values, bias, y, rows, activation=task.activation)
         else:
-            tile = grains.gather_tile(rows.outs, rows.ins, batch, left.dtype)
             grains.gather(left, values, bias, y, rows, activation=task.activation, tile=tile)
         return y
 
     return run
 
 
-def _value_grad(task: Task, topology: Topology) -> Call:
+def _value_grad(task: Task, topology: Topology, grad: Tensor) -> Call:
+    batch, dtype, rows = len(grad), grad.dtype, by_rows(topology, grad.device)
+    tile = grains.sample_tile(rows.outs, batch, dtype)
+
     def run(grad: Tensor, x: Tensor) -> Tensor:
-        rows = by_rows(topology, grad.device)
         found = torch.empty(topology.nnz, dtype=task.values, device=grad.device)
-        if by_panels(task, topology, len(grad), grad.dtype):
+        if by_panels(task, topology, batch, dtype):
             panels.sample(grad, x, found, rows)
         else:
-            grains.sample(grad, x, found, rows, tile=grains.sample_tile(rows.outs, len(grad)))
+            grains.sample(grad, x, found, rows, tile=tile)
         return found
 
     return run
@@ -98,7 +101,7 @@ def by_panels(task: Task, topology: Topology, batch: int, dtype: torch.dtype) ->
     Grain by grain a number is read for as many products as the grain has weights of it; in the time of such a read, panels multiply
     `READ` numbers, and to fill a panel takes them as long as `FILL` samples more.
     """
-    key = "tf32" if dtype == torch.float32 and grains.precision() == "tf32" else dtype
+    key = "tf32" if dtype == torch.float32 and grains.tf32() else dtype
     reused = topology.pattern.columns if task.kind == "input_grad" else topology.pattern.rows
     return topology.density * READ[key] * batch > reused * (batch + FILL[key])
 
@@ -115,10 +118,11 @@ def described(task: Task, topology: Topology, batch: int, dtype: torch.dtype) ->
         return f"through dense panels of at most {panels.BYTES >> 20} MB of the weight"
     rows, columns = topology.pattern.rows, topology.pattern.columns
     if task.kind == "value_grad":
-        tile = grains.sample_tile(rows, batch)
+        tile = grains.sample_tile(rows, batch, dtype)
     else:
-        outs, ins = (rows, columns) if task.kind == "forward" else (columns, rows)
-        tile = grains.gather_tile(outs, ins, batch, dtype)
+        permuted = task.kind == "input_grad"
+        outs, ins = (columns, rows) if permuted else (rows, columns)
+        tile = grains.gather_tile(outs, ins, batch, dtype, permuted=permuted)
     return f"grain by grain, {tile.samples} sample{'s' * (tile.samples > 1)} a program"
 
 
