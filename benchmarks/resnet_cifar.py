@@ -307,8 +307,9 @@ class Contest:
                 break
             ready = [run for run in self.live if not run.waits()]
             for run in ready:
-                self.steps += run.advance(STEPS)
-                if not run.left and not run.waits():
+                if run.left:
+                    self.steps += run.advance(STEPS)
+                else:
                     self.finish(run)
             if not ready:
                 time.sleep(0.0002)
