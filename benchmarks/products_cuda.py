@@ -145,7 +145,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "pollard": pollard.__version__,
-        "products": products(given.rounds),
+        "rows": products(given.rounds),
         "wide": wide(),
     }
     given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

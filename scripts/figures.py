@@ -14,6 +14,7 @@ from typing import Any
 from budget_figures import basins, budgets, curves, moments
 from choice_figures import equal_time, exchanges, forms, newcomers, windows
 from convolution_figures import convolution_memory, convolution_steps, convolutions
+from gpu_figures import products_cuda, wide_cuda
 from loss_figures import crossed, predicted
 from memory_figures import checkpoints, memory, moving_memory, never_dense
 from records import STUDIES, load, points
@@ -303,6 +304,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "convolution steps": convolution_steps,
         "convolution memory": convolution_memory,
     },
+    "docs/how-to/on-a-gpu.md": {"products cuda": products_cuda, "wide cuda": wide_cuda},
     "docs/how-to/never-dense.md": {
         "never dense": never_dense,
         "never dense accuracies": partial(accuracies, "never-dense"),

@@ -18,12 +18,12 @@ def products_cuda() -> str:
         (each["dtype"], each["batch"], operation): min(
             each[f"{operation}_{stored}_ms"] for stored in ("rows", "features")
         )
-        for each in record["products"]
+        for each in record["rows"]
         for operation in OPERATIONS
         if each["pattern"] == "dense"
     }
     cases: dict[tuple[str, float], dict[tuple[str, int, str], str]] = {}
-    for each in record["products"]:
+    for each in record["rows"]:
         for operation in OPERATIONS:
             at = each["dtype"], each["batch"], operation
             ratio = dense[at] / each[f"{operation}_rows_ms"]

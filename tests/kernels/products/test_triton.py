@@ -91,7 +91,7 @@ def test_single_weights_and_single_samples_compile(monkeypatch, tmp_path):
     ],
 )
 def test_whether_zeros_are_multiplied_too_is_a_rule(pattern, density, batch, dtype, kind, expected):
-    topology = Topology.random((64, 64), density, pattern, torch.Generator().manual_seed(0))
+    topology = Topology.random((640, 640), density, pattern, torch.Generator().manual_seed(0))
     assert cuda.by_panels(Task(kind, dtype), topology, batch, dtype) is expected
 
 

@@ -16,8 +16,8 @@ from pollard.kernels.products.cuda.rows import by_columns, by_rows
 from pollard.kernels.products.task import HALVES, Call, Task
 
 DTYPES = (torch.float32, *HALVES)
-# On an H200: a read, of those that reach L2, at 7 to 9 TB/s, against 730, 410 and 50 TFLOP/s; a panel written and read at 3 TB/s.
-READ: dict[torch.dtype | str, int] = {torch.bfloat16: 100, torch.float16: 100, "tf32": 100, torch.float32: 10}
+# On an H200: reads at 5 to 9 TB/s, mostly of L2, against 730, 410 and 50 TFLOP/s; a panel written and read at 3 TB/s.
+READ: dict[torch.dtype | str, int] = {torch.bfloat16: 150, torch.float16: 150, "tf32": 150, torch.float32: 10}
 FILL: dict[torch.dtype | str, int] = {torch.bfloat16: 600, torch.float16: 600, "tf32": 800, torch.float32: 90}
 CAPABILITY = (8, 0)  # from here on matrix units multiply bfloat16
 
