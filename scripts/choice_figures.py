@@ -12,6 +12,28 @@ from pollard.report.render import markdown
 from pollard.report.significance import half_width
 
 
+def tiles() -> str:
+    """bfloat16 on a CPU with AMX, whose dense products it serves too: a layer, and a whole encoder in inference."""
+    layers: dict[tuple[str, float], dict[str, str]] = {}
+    for record in load("bfloat16-amx.json"):
+        told = f"{record['ms']:.1f} ms, {record['speedup']:.1f}x"
+        layers.setdefault((record["pattern"], record["density"]), {})[record["op"]] = told
+    rows = [
+        [pattern, f"{density:.0%}", *(found.get(op, "") for op in ("forward", "forward+backward"))]
+        for (pattern, density), found in layers.items()
+    ]
+    encoders: dict[tuple[str, str], list[str]] = {}
+    for record in load("encoder-amx.json"):
+        encoders.setdefault((record["pattern"], record["dtype"]), []).append(f"{record['speedup']:.2f}x")
+    head = ["encoder", "precision", *(f"{batch} x {length} tokens" for batch, length in ((32, 32), (1, 32), (1, 8)))]
+    return "\n\n".join(
+        (
+            markdown(["pattern", "kept", "forward", "with both gradients"], rows, left=2),
+            markdown(head, [[*case, *found] for case, found in encoders.items()], left=2),
+        )
+    )
+
+
 def exchanges() -> str:
     """RigL and SET by how often and how much they exchange; a method and number of steps a row, what held-out examples choose in bold."""
     found = points("exchange")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
-from choice_figures import equal_time, exchanges, forms, newcomers, windows
+from choice_figures import equal_time, exchanges, forms, newcomers, tiles, windows
 from convolution_figures import convolution_memory, convolution_steps, convolutions
 from gpu_figures import products_cuda, wide_cuda
 from loss_figures import crossed, predicted
@@ -298,6 +298,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how-to/choose-a-pattern.md": {
         **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
         "grain-time": equal_time,
+        "tiles": tiles,
     },
     "docs/how-to/convolutions.md": {
         "convolutions": convolutions,

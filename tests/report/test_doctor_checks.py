@@ -139,6 +139,13 @@ def test_it_says_whether_there_is_an_instruction_for_pairs_of_bfloat16_numbers(m
     assert "no instruction" in told[False]
 
 
+@pytest.mark.parametrize("refused", ["", "no leave"])
+def test_it_says_why_there_are_no_tiles(monkeypatch, refused):
+    monkeypatch.setattr(doctor.target, "without_tiles", lambda: refused)
+    told = doctor._machine(None)["tiles"]
+    assert told == refused or (not refused and "16 rows" in told)
+
+
 def test_a_gpu_is_named_and_its_kernels_are_checked(monkeypatch):
     assert doctor._gpu() == "none that torch finds"
     assert doctor.gpu_checks() == []

@@ -232,6 +232,7 @@ def _machine(isa: target.Target | None) -> dict[str, str]:
         if target.adds_pairs()
         else "multiplied as float32: no instruction for pairs (AVX512_BF16)",
         "gpu": _gpu(),
+        "tiles": target.without_tiles() or "of AMX, for bfloat16 in grains of 16 rows, from two samples on",
         "caches of a core": f"L1 {caches.l1 >> 10} KiB, L2 {caches.l2 >> 10} KiB, L3 {caches.l3 >> 20} MiB",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }

@@ -21,7 +21,7 @@ from pollard.kernels.code import jit, once, target
 from pollard.kernels.code.emit import EMITTERS, emit
 from pollard.kernels.code.emit.n_of_m import serves
 from pollard.kernels.code.launch import Launch
-from pollard.kernels.code.spec import INDICES, STREAMS, KernelSpec
+from pollard.kernels.code.spec import AMX, INDICES, STREAMS, KernelSpec
 from pollard.kernels.code.target import TARGETS, host_isas
 from pollard.kernels.products import dispatch, reference
 
@@ -63,8 +63,12 @@ def halves(isa):
         yield KernelSpec("sddmm", isa, dots=4, vectors=2, ragged=True, numbers=numbers)
         yield KernelSpec("pack", isa, numbers=numbers)
     yield KernelSpec("order", isa, numbers="bfloat16", values="bfloat16")
+    numbers = {"numbers": "bfloat16", "values": "bfloat16", "pairs": True}
+    for operation in AMX if isa == "avx512" else ():
+        for columns, permuted in ((1, False), (16, operation == "amx_gather")):
+            kind = {"rows": 16, "block": 4, "columns": columns, "permuted": permuted}
+            yield KernelSpec(operation, isa, wide=True, ragged=True, bias=True, activation="relu", **kind, **numbers)
     for operation in ("gather", "scatter", "sddmm") if isa == "avx512" else ():
-        numbers = {"numbers": "bfloat16", "values": "bfloat16", "pairs": True}
         yield KernelSpec(operation, isa, rows=2, block=2, dots=4, vectors=2, ragged=True, tiled=True, **numbers)
 
 
@@ -88,7 +92,8 @@ def test_every_operation_assembles_for_every_instruction_set(isa):
         seen.add(spec.operation)
         wanted = VECTORS[isa] if spec.operation != "pack" or isa != "neon" else r"\tst[rp]\tq\d"
         assert spec.operation in INDICES + STREAMS or re.search(wanted, text), spec
-    assert seen == set(EMITTERS) - (set() if serves(TARGETS[isa], 2, 4) else {"n_of_m"})
+    lacking = set() if isa == "avx512" else set(AMX)
+    assert seen == set(EMITTERS) - lacking - (set() if serves(TARGETS[isa], 2, 4) else {"n_of_m"})
 
 
 @pytest.mark.parametrize("isa", TARGETS)

@@ -9,7 +9,7 @@ import paired
 from parity import assert_parity, operand
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, target
-from pollard.kernels.products import dispatch, explanation, product, tuning
+from pollard.kernels.products import dispatch, explanation, generated, product, tuning
 from pollard.kernels.products.tuning import Choice, Decision
 
 BFLOAT16 = torch.bfloat16
@@ -21,6 +21,7 @@ def pairs(monkeypatch):
     monkeypatch.setenv("POLLARD_TARGET", "avx512")
     monkeypatch.setenv("POLLARD_TUNING", "default")
     monkeypatch.setattr(product, "SHARE", 1)
+    monkeypatch.setattr(generated, "without_tiles", lambda: "tests of vectors")
     if not target.adds_pairs():
         paired.pretend(monkeypatch)
 

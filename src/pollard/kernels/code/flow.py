@@ -72,11 +72,11 @@ class Flow:
         """`pointer` moved by `count` fp32 numbers."""
         return self.offset(pointer, self.mul(count, 4))
 
-    def room(self, count: int) -> Value:
+    def room(self, count: int, align: int = 8) -> Value:
         """Memory of `count` bytes, until the function returns."""
         with self.ir.goto_entry_block():
             place = self.ir.alloca(BYTE, count)
-        place.align = 8
+        place.align = align
         return place
 
     def index_at(self, pointer: Value, position: Value | int, size: int = 4) -> Value:

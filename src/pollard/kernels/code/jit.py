@@ -19,8 +19,8 @@ from pollard.errors import KernelError
 from pollard.kernels.code import disk, openmp
 from pollard.kernels.code.emit import emit
 from pollard.kernels.code.once import one_at_a_time
-from pollard.kernels.code.spec import KernelSpec
-from pollard.kernels.code.target import FEATURES, PAIRS, TRIPLES, host_isas
+from pollard.kernels.code.spec import AMX, KernelSpec
+from pollard.kernels.code.target import FEATURES, PAIRS, TILES, TRIPLES, host_isas
 
 Entry = Any  # a ctypes function: (arguments as bytes, units, threads)
 
@@ -113,7 +113,8 @@ def _machine(spec: KernelSpec) -> Any:
 def _features(spec: KernelSpec) -> str:
     # The name of a CPU stands for all that it has: a virtual machine may hide some of it, and need not run on what it names.
     own = f"{binding.get_host_cpu_features().flatten()}," if _cpu(spec.isa) else ""
-    return f"{own}{FEATURES[spec.isa]},+{PAIRS}" if spec.pairs else f"{own}{FEATURES[spec.isa]}"
+    named = TILES if spec.operation in AMX else (PAIRS,) if spec.pairs else ()
+    return ",".join([f"{own}{FEATURES[spec.isa]}", *(f"+{each}" for each in named)])
 
 
 def _cpu(isa: str) -> str:

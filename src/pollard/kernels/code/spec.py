@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pollard.errors import KernelError
 
 PRODUCTS = ("gather", "matvec", "n_of_m", "scatter", "sddmm", "pack", "convolve", "transposed", "correlate")
+AMX = ("amx_gather", "amx_scatter", "amx_sddmm")
 INDICES = (
     "above", "absent", "between", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "outlast", "place", "rewire", "tally", "tick",
     "turn", "within",
 )  # fmt: skip
 STREAMS = ("uniform", "uniform_at", "normal", "normal_at", "round")
-OPERATIONS = PRODUCTS + INDICES + STREAMS
+OPERATIONS = PRODUCTS + AMX + INDICES + STREAMS
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -22,7 +23,7 @@ class KernelSpec:
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``n_of_m`` where `n` of
     every `m` weights are kept, ``scatter`` adds to them (``dX = W^T dY``), ``sddmm`` takes dot products on the pattern
     (``dW``), ``pack`` lays a dense operand out in panels. ``convolve``, ``transposed`` and ``correlate`` are ``gather``,
-    ``scatter`` and ``sddmm`` over images. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
+    ``scatter`` and ``sddmm`` over images. Those with ``amx_`` do so in the tiles of AMX, for sixteen rows that share their columns. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
     ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
     ``draw`` draws candidates, ``choose`` lists high scores, ``within`` and ``above`` find them for a ranking, ``outlast`` and ``between`` list weights that are above many
     bounds, ``move``
@@ -33,7 +34,7 @@ class KernelSpec:
     side in a panel, 0 where the batch is walked in none (``sddmm``); `wide` panels, if any, have one more; `ragged`: the
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are
     walked in cache-sized tiles. packed: the gathered or scattered operand lies in panels, otherwise features-first (for
-    ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``). bias: fused
+    ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``), or W is taken by columns (``amx_gather``). bias: fused
     into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``, and so is an activation, which a finished sum goes through. size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie

@@ -10,6 +10,7 @@ from pathlib import Path
 from llvmlite import binding
 
 from pollard.errors import KernelError
+from pollard.kernels.code import permission
 from pollard.settings import Settings
 
 TRIPLES = {
@@ -18,6 +19,7 @@ TRIPLES = {
     "neon": "aarch64-unknown-linux-gnu",
 }
 PAIRS = "avx512bf16"  # as LLVM calls it; Linux: avx512_bf16
+TILES = ("amx-tile", "amx-bf16")
 FEATURES = {
     "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+f16c,+bmi,+bmi2,-prefer-256-bit",
     "avx2": "+avx2,+fma,+f16c,+bmi,+bmi2",
@@ -68,6 +70,16 @@ def host_isas() -> tuple[str, ...]:
 def adds_pairs() -> bool:
     """Whether this CPU has an instruction that adds products of pairs of bfloat16 numbers, in vectors of AVX-512."""
     return "avx512" in host_isas() and bool(binding.get_host_cpu_features().get(PAIRS))
+
+
+@cache
+def without_tiles() -> str:
+    """Why no product is computed in tiles, registers of sixteen rows that AMX multiplies; "" where this CPU has them, and leave is given."""
+    features = binding.get_host_cpu_features()
+    lacking = [name for name in TILES if not features.get(name)]
+    if "avx512" not in host_isas() or lacking:
+        return f"this CPU tells of no {' and '.join(lacking or ['AVX-512'])}"
+    return permission.refusal()
 
 
 def current() -> Target | None:

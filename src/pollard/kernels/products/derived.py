@@ -45,10 +45,10 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class ByColumns:
-    """An unstructured topology by columns, in tiles of rows: the grains of the first tile column by column, then the next.
+    """A topology by columns of grains, in tiles of row groups: the grains of the first tile column by column, then the next.
 
-    tiling: where each column begins in each tile. rows: `(grains,)`, the row of each grain, ascending in a column of a
-    tile, of the `index_dtype` of the number of rows. permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
+    tiling: where each column begins in each tile. rows: `(grains,)`, the row group of each grain, ascending in a column of a
+    tile, of the `index_dtype` of their number. permutation: int32 `(grains,)`, where each grain stands in the topology's own order.
     """
 
     tiling: Tiling
@@ -125,13 +125,13 @@ def tiling(topology: Topology, width: int) -> Tiling:
 
 @one_at_a_time
 def by_columns(topology: Topology, width: int) -> ByColumns:
-    """An unstructured `topology` by columns, in tiles of `width` rows."""
+    """`topology` by columns of grains, in tiles of `width` row groups."""
     width = max(1, min(width, topology.groups))
     known = _of(topology).by_columns
     if width not in known:
         made = attempt(partial(_turned, topology, width)) or turned_slowly(topology, width)
         pointers, rows, permutation = made
-        columns = topology.shape[1]
+        columns = topology.width
         known[width] = ByColumns(Tiling(pointers, -(-topology.groups // width), width, columns, 1), rows, permutation)
     return known[width]
 
@@ -141,8 +141,8 @@ def turned_slowly(topology: Topology, width: int) -> tuple[Tensor, Tensor, Tenso
     rows = torch.arange(topology.groups, dtype=torch.int32, device="cpu").repeat_interleave(
         topology.row_pointers.diff()
     )
-    cells = rows.long() // width * topology.shape[1] + topology.columns
-    pointers = torch.zeros(-(-topology.groups // width) * topology.shape[1] + 1, dtype=torch.int32, device="cpu")
+    cells = rows.long() // width * topology.width + topology.columns
+    pointers = torch.zeros(-(-topology.groups // width) * topology.width + 1, dtype=torch.int32, device="cpu")
     torch.cumsum(cells.bincount(minlength=len(pointers) - 1), 0, dtype=torch.int32, out=pointers[1:])
     permutation = cells.argsort(stable=True)
     return pointers, rows[permutation].to(index_dtype(topology.groups)), permutation.int()

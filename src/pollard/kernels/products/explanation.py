@@ -115,8 +115,8 @@ def explain_run(
         return Explanation(None, backend.name, reason)
     target = current()
     assert target is not None, "kernels are generated for it"
-    kernel = kernel_for(operation, topology.pattern, len(operand), target)
-    product = Product.of(kernel, topology, Operand.of(operand), target, name_of(values))
+    read, named = Operand.of(operand), name_of(values)
+    product = Product.of(kernel_for(operation, topology.pattern, read, target, named), topology, read, target, named)
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

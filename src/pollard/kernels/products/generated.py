@@ -6,8 +6,9 @@ from torch import Tensor
 
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.amx import ROWS
 from pollard.kernels.code.emit.n_of_m import serves
-from pollard.kernels.code.target import Target, current
+from pollard.kernels.code.target import Target, current, without_tiles
 from pollard.kernels.products.operand import Operand, by_rows, name_of
 from pollard.kernels.products.prepared import prepared
 from pollard.kernels.products.product import Product
@@ -16,16 +17,28 @@ from pollard.kernels.products.task import Call, Task
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
 
-def operation(kind: str, pattern: Pattern, batch: int, target: Target) -> str:
-    """The operation that computes a kind of product: one sample has forward products of its own.
+def operation(kind: str, pattern: Pattern, operand: Operand, target: Target, values: str) -> str:
+    """The operation that computes a kind of product: one sample has forward products of its own, and bfloat16 in sixteen rows those in tiles.
+
+    operand: the first of the product's, the values being of that dtype. None of it is measured, so that bits depend on no measurement.
 
     >>> from pollard.kernels.code.target import TARGETS
-    >>> operation("forward", Pattern.parse("2:4"), 1, TARGETS["avx2"])
+    >>> operation("forward", Pattern.parse("2:4"), Operand(1, 8, True, 1, "float32"), TARGETS["avx2"], "float32")
     'n_of_m'
     """
+    batch = operand.batch
+    if batch > 1 and _in_tiles(kind, pattern, target, (operand.dtype, values)):
+        return f"amx_{KERNELS[kind]}"
     if kind != "forward" or batch > 1:
         return KERNELS[kind]
     return "n_of_m" if pattern.m and serves(target, pattern.n, pattern.m) else "matvec"
+
+
+def _in_tiles(kind: str, pattern: Pattern, target: Target, dtypes: tuple[str, str]) -> bool:
+    if pattern.rows != ROWS or target.isa != "avx512" or without_tiles():
+        return False
+    # A gradient of values may be of either dtype: its sums are float32. Values that are read would have to be rounded.
+    return dtypes[0] == "bfloat16" and (dtypes[1] == "bfloat16" or kind == "value_grad")
 
 
 def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
@@ -46,8 +59,9 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
         "value_grad": (matrices[0].features_first,),
         "input_grad": (),
     }
-    wanted = operation(task.kind, topology.pattern, len(tensors[0]), target)
-    product = Product.of(wanted, topology, matrices[-1], target, name_of(task.values))
+    values = name_of(task.values)
+    wanted = operation(task.kind, topology.pattern, matrices[0], target, values)
+    product = Product.of(wanted, topology, matrices[-1], target, values)
     found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))
     run: Call = (lambda *given: found(*ready(given))) if any(copied) else found
     if not task.rows:

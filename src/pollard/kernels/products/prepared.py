@@ -17,7 +17,7 @@ from pollard.kernels.code.launch import Launch, address, equal_runs
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import caches
-from pollard.kernels.products import results
+from pollard.kernels.products import results, tiled
 from pollard.kernels.products.derived import ByColumns, Tiling, bounds, by_columns, calls, places_in_runs, tiling
 from pollard.kernels.products.operand import Operand, Packing
 from pollard.kernels.products.ordered import ordering
@@ -145,7 +145,7 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
             WIDTH=columns,
         )
         pack = packing.at(operand, panels) if packing else None
-        room, resting = _features_first(batch, out, operand.dtype), columns * threads * longest
+        room, resting = results.features_first(batch, out, operand.dtype), columns * threads * longest
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y = room(x)
@@ -172,7 +172,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
-        run, room = launch.at(threads), _features_first(1, out, matrices[0].dtype)
+        run, room = launch.at(threads), results.features_first(1, out, matrices[0].dtype)
         # One sample is looked up a number at a time: it may as well be widened and side by side.
         ready = matrices[0].dtype == "float32" and matrices[0].stride == 1
 
@@ -190,7 +190,7 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     # The transpose of an unstructured W can be gathered like W itself: no stores, for 6 bytes more a kept weight, and 4 of
     # workspace. Both add in the order of rows, so both give the same bits.
     if choice.transposed:
-        return _gather(product, choice)
+        return (tiled.gather if product.operation == "amx_scatter" else _gather)(product, choice)
     width, threads = product.topology.shape[1], product.threads
     packing = Packing(product.target, product.operand, product.panels(choice).kind, threads, purpose="operand")
     tiles = tiling(product.topology, choice.width or product.topology.width)
@@ -205,7 +205,7 @@ def _scatter(product: Product, choice: Choice) -> Fit:
         batch = matrices[0].batch
         pack, size = packing.at(matrices[0], panels), width * panels.columns(product.unit)
         run = launch.at(panels.count * chunks, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
-        room = _features_first(batch, width, matrices[0].dtype)
+        room = results.features_first(batch, width, matrices[0].dtype)
 
         def call(grad: Tensor, values: Tensor) -> Tensor:
             dx, panelled, sums = room(grad), pack(grad), workspace("sums", size)
@@ -252,13 +252,8 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
 
 
 _MAKERS: dict[str, Callable[..., Fit]] = {
-    "gather": _gather, "matvec": _matvec, "n_of_m": _matvec, "scatter": _scatter, "sddmm": _sddmm
+    "gather": _gather, "amx_gather": tiled.gather, "matvec": _matvec, "n_of_m": _matvec, "scatter": _scatter, "amx_scatter": _scatter, "sddmm": _sddmm, "amx_sddmm": _sddmm
 }  # fmt: skip
-
-
-def _features_first(batch: int, features: int, dtype: str) -> Callable[[Tensor], Tensor]:
-    # Makes room for a result: a tensor of its own, no view, so that it may be written to.
-    return results.room((batch, features), (1, batch), getattr(torch, dtype))
 
 
 __all__ = ["Call", "prepared"]

@@ -8,11 +8,12 @@ import torch
 
 from pollard.formats.indices import index_dtype
 from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.amx_gather import MOST as TILED
 from pollard.kernels.code.emit.numbers import NUMBERS, Numbers
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.once import one_at_a_time
-from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.spec import AMX, KernelSpec
 from pollard.kernels.code.target import Target, adds_pairs
 from pollard.kernels.products import tuning
 from pollard.kernels.products.derived import forget, widths
@@ -27,6 +28,7 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
     "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
 }
 
+DOTS = ("sddmm", "amx_sddmm")
 ONE_SAMPLE = ("matvec", "n_of_m")
 
 # Registers for what is neither a sum nor held.
@@ -88,7 +90,7 @@ class Product:
     @property
     def in_steps(self) -> bool:
         """Whether dot products are summed over the batch in several steps."""
-        return self.operation == "sddmm" and self.batch > BATCH_STEP
+        return self.operation in DOTS and self.batch > BATCH_STEP
 
     @one_at_a_time
     def decide(self, build: Build | None) -> Decision:
@@ -114,6 +116,8 @@ class Product:
         return min(choice.width or most, most)
 
     def _candidates(self) -> list[Choice]:
+        if self.operation in AMX:
+            return self._in_tiles()
         found = self._one_by_one()
         # The first guess is what every CPU does well. Pairs take half as long on some, twice as long on others.
         return found + [replace(each, pairs=True) for each in found if self._in_pairs(each)]
@@ -162,6 +166,18 @@ class Product:
             return scattered
         return tuning.candidates(self.topology, panels, transposed=True) + scattered
 
+    def _in_tiles(self) -> list[Choice]:
+        if self.operation == "amx_sddmm":
+            return [Choice(0, 0, pairs=True)]
+        most = dict.fromkeys(min(vectors, -(-self.batch // self.unit)) for vectors in (TILED, 1))
+        turned = self.operation == "amx_scatter"
+        # Square grains are as good by columns, and no sums are stored between. Always so: it is another order of additions.
+        if turned and self.topology.pattern.columns != self.topology.pattern.rows:
+            panels = [(vectors, 4 * self.unit * vectors) for vectors in most]
+            return [replace(each, pairs=True) for each in tuning.candidates(self.topology, panels)]
+        ways = (False, True) if self.operand.features_first and self._unbroken else (True,)
+        return [Choice(vectors, 0, packed, turned, pairs=True) for vectors in most for packed in ways]
+
     def _across(self, choice: Choice) -> int:
         return self.topology.groups if choice.transposed else self.topology.width
 
@@ -176,6 +192,8 @@ class Product:
         """
         if self.operation in ONE_SAMPLE:
             return Panels(count=1, vectors=1, wide=0, last=0)
+        if self.operation == "amx_sddmm":
+            return Panels(count=1, vectors=0, wide=0, last=0)
         if self.operation != "sddmm":
             return Panels.cut(self.batch, self.unit, choice.vectors)
         whole = Panels.cut(self.batch, self.unit, self.batch)
@@ -187,7 +205,7 @@ class Product:
         """The kernel for `choice`."""
         panels, across = self.panels(choice), self._across(choice)
         return KernelSpec(
-            "gather" if choice.transposed else self.operation,
+            self.operation.replace("scatter", "gather") if choice.transposed else self.operation,
             self.target.isa,
             rows=self.topology.pattern.rows,
             columns=self.topology.pattern.columns,
@@ -201,6 +219,7 @@ class Product:
             bias=bias,
             activation=activation,
             pairs=choice.pairs,
+            permuted=choice.transposed and self.operation == "amx_scatter",
             chains=1 if choice.transposed else self.chains,
             n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
             m=self.topology.pattern.m if self.operation == "n_of_m" else 0,

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit import amx_gather as _amx_gather
+from pollard.kernels.code.emit import amx_scatter as _amx_scatter
+from pollard.kernels.code.emit import amx_sddmm as _amx_sddmm
 from pollard.kernels.code.emit import choose as _choose
 from pollard.kernels.code.emit import convolve as _convolve
 from pollard.kernels.code.emit import correlate as _correlate
@@ -31,6 +34,9 @@ from pollard.kernels.code.spec import KernelSpec
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "above": _scan.above,
     "absent": _merge.absent,
+    "amx_gather": _amx_gather.gather,
+    "amx_scatter": _amx_scatter.scatter,
+    "amx_sddmm": _amx_sddmm.sddmm,
     "between": _outlast.between,
     "choose": _choose.choose,
     "convolve": _convolve.convolve,
@@ -65,6 +71,9 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "above": _scan.ABOVE,
     "absent": _merge.ABSENT,
+    "amx_gather": _amx_gather.ARGUMENTS,
+    "amx_scatter": _amx_scatter.ARGUMENTS,
+    "amx_sddmm": _amx_sddmm.ARGUMENTS,
     "between": _outlast.OUTLAST,
     "choose": _choose.CHOOSE,
     "convolve": _convolve.ARGUMENTS,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from pollard.kernels.code import openmp
+from pollard.kernels.code.emit import amx
 from pollard.kernels.code.simd import I32, I64, POINTER, VOID, Code, Value
 
 FLUSH_SUBNORMALS = 0x8040  # flush-to-zero and denormals-are-zero of MXCSR
@@ -28,20 +29,25 @@ class Arguments:
 Unit = Callable[[Code, Arguments, tuple[Value, Value]], None]
 
 
-def kernel_module(names: Sequence[str], unit: Unit, *, x86: bool) -> ir.Module:
+def kernel_module(names: Sequence[str], unit: Unit, *, x86: bool, tiles: amx.Shapes = ()) -> ir.Module:
     """A module whose ``parallel(arguments, units, threads)`` runs ``unit(code, arguments, (index, turn))`` for each index.
 
     Lower-case names are pointers, upper-case names are integers. All units of a thread go through turn 0, then through
     turn 1, and so on to PASSES: a turn is a block of rows whose grains stay in cache for all panels of the batch. Units
     are independent and each is run by one thread in one order, so results do not depend on the number of threads.
+    tiles: the shapes of those of AMX, where there are any.
     """
     module = ir.Module("pollard")
     work = Code(module, "units", [POINTER, I64, I64])
     slots, first, last = work.function.args
     mode = _flush_subnormals(work) if x86 else None
     arguments = Arguments(work, slots, names)
+    if tiles:
+        amx.configure(work, tiles)
     with work.loop(0, arguments["PASSES"]) as turn, work.loop(first, last) as each:
         unit(work, arguments, (each.index, turn.index))
+    if tiles:
+        amx.release(work)
     if mode is not None:
         work.call("llvm.x86.sse.ldmxcsr", VOID, [mode])
     work.finish()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit import amx
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS, Mask, dense
 from pollard.kernels.code.simd import Code, Value
@@ -108,7 +109,7 @@ class Panel:
 PanelBody = Callable[[Code, Arguments, Panel, tuple[Value, Value]], None]
 
 
-def panel_module(spec: KernelSpec, names: Sequence[str], body: PanelBody) -> ir.Module:
+def panel_module(spec: KernelSpec, names: Sequence[str], body: PanelBody, *, tiles: amx.Shapes = ()) -> ir.Module:
     """A module whose unit of work is a panel of the batch by a chunk: ``body(code, arguments, panel, (chunk, turn))``."""
 
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
@@ -118,7 +119,7 @@ def panel_module(spec: KernelSpec, names: Sequence[str], body: PanelBody) -> ir.
         counts = (arguments["PANELS"], arguments["WIDE"], arguments["LAST"])
         each_kind(code, spec, panel, counts, lambda kind: body(code, arguments, kind, (chunk, turn)))
 
-    return kernel_module(names, unit, x86=spec.isa != "neon")
+    return kernel_module(names, unit, x86=spec.isa != "neon", tiles=tiles)
 
 
 def each_kind(

@@ -130,3 +130,12 @@ class Rows(ABC):
     def _column(self, column: Value, weights: list[Value], sums: list[Value]) -> list[Value]:
         pairs = [(weight, vector) for vectors in [self.vectors(column)] for weight in weights for vector in vectors]
         return [self.code.fma(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+
+
+def column_of(code: Code, spec: KernelSpec, arguments: Arguments, kept: Value) -> Value:
+    """The column of the kept one that is number `kept` of all."""
+    if spec.columns == 1:
+        return code.index_at(arguments["columns"], kept, spec.index)
+    width = code.integer(spec.columns)
+    grain = code.index_at(arguments["columns"], code.ir.udiv(kept, width), spec.index)
+    return code.add(code.mul(grain, width), code.ir.urem(kept, width))

@@ -27,12 +27,12 @@ def scatter(spec: KernelSpec) -> ir.Module:
     """The module of a scatter kernel; a unit of work is a panel of the batch by a chunk of tiles."""
 
     def work(code: Code, arguments: Arguments, panel: Panel, part: tuple[Value, Value]) -> None:
-        _Scatter(code, spec, arguments, panel).run(*part)
+        Scatter(code, spec, arguments, panel).run(*part)
 
     return panel_module(spec, ARGUMENTS, work)
 
 
-class _Scatter(Columns):
+class Scatter(Columns):
     """A panel of the batch: where it lies in dY and dX, and the walk over tiles."""
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, panel: Panel) -> None:
