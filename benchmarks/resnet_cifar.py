@@ -350,12 +350,13 @@ class Contest:
 
 
 def row(name: Name, reached: dict[int, float]) -> dict[str, Any]:
-    """What a run has reached, beside what was published."""
+    """What a run has reached at the last of its test accuracies, after `epochs` of `of`, beside what was published."""
     published = PUBLISHED[name.method][DENSITIES.index(name.density)] if name.method in PUBLISHED else None
     return {
         **name._asdict(),
         "density": round(name.density, 4),
         "epochs": max(reached, default=0),
+        "of": name.epochs,
         "final": reached.get(name.epochs),
         "published": published,
         "test_accuracy_percent": reached,

@@ -1,7 +1,8 @@
-"""Figures of benchmarks/convolutions.py and convolution_memory.py: layers and whole steps beside dense torch, on each CPU that was measured."""
+"""Figures of convolutions: layers, whole steps and memory beside dense torch, on each CPU that was measured; a network beside published figures."""
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 from records import load
@@ -9,6 +10,7 @@ from records import load
 from pollard.report.render import markdown
 
 Times = dict[str, tuple[float, float]]  # milliseconds of dense torch and of ours, by pass
+METHODS = {"dense": "dense", "synflow": "SynFlow, one round", "grasp": "GraSP", "snip": "SNIP", "random": "random"}
 INSTRUCTIONS = {"avx2": "AVX2", "avx512": "AVX-512"}
 
 
@@ -70,6 +72,23 @@ def _single(name: str) -> list[dict[str, Any]]:
 
 def _cpu(record: dict[str, Any]) -> str:
     return INSTRUCTIONS[record["machine"]["kernels"]]
+
+
+def resnet() -> str:
+    """ResNet-20 on CIFAR-10, by what chose its weights: the last test accuracy of each run, and after which epoch that was."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for each in load("resnet-cifar.json")["runs"]:
+        if each["epochs"]:
+            published = "" if each["published"] is None else f"{each['published']:.2f}"
+            after = f"{each['epochs']} of {each['of']}"
+            case = METHODS.get(each["method"], each["method"]), _percent(each["density"]), published, after
+            found.setdefault(case, []).append(each["test_accuracy_percent"][str(each["epochs"])])
+    head = ["", "kept", "published, after 100 epochs, %", "here, %", "after epochs", "seeds"]
+    rows = [
+        [method, kept, published, f"{mean(accuracies):.2f}", after, str(len(accuracies))]
+        for (method, kept, published, after), accuracies in found.items()
+    ]
+    return markdown(head, rows)
 
 
 def _percent(density: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
 from choice_figures import equal_time, exchanges, forms, newcomers, tiles, windows
-from convolution_figures import convolution_memory, convolution_steps, convolutions
+from convolution_figures import convolution_memory, convolution_steps, convolutions, resnet
 from gpu_figures import products_cuda, wide_cuda
 from loss_figures import crossed, predicted
 from memory_figures import checkpoints, memory, moving_memory, never_dense
@@ -292,6 +292,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{f"{name} aims": partial(correlations, f"aims-{name}") for name in AIMS},
         **{f"{name} accuracies": partial(accuracies, f"aims-{name}") for name in AIMS},
         **{name: partial(accuracies, name) for name in ("cifar-resnet-20", "cifar-vgg-16")},
+        "resnet": resnet,
         "critical compression": critical,
     },
     "docs/how-to/checkpoints-that-do-not-fit.md": {"checkpoints": checkpoints},
