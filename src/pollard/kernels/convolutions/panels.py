@@ -34,9 +34,9 @@ def forward(
     padded, inner = _padded(x, window), _inner(window)
     y: Tensor | None = None
     for rows, outs in _cut(topology, window, x.dtype):
-        panel = _spread(values, topology, window, rows, x.dtype)
         offset = None if bias is None else bias[outs].to(x.dtype)
-        part = _convolved(padded, panel, offset, inner)
+        # No panel has a name here: it is gone before the next is made.
+        part = _convolved(padded, _spread(values, topology, window, rows, x.dtype), offset, inner)
         if rows.stop - rows.start == topology.shape[0]:
             y = part.contiguous()
         else:
@@ -56,8 +56,9 @@ def input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window,
     like = grad.new_empty(1).expand(len(grad), window.channels(topology.shape)[0], *whole)
     total: Tensor | None = None
     for rows, outs in _cut(topology, window, grad.dtype):
-        panel = _spread(values, topology, window, rows, grad.dtype)
-        part = _backward(grad[:, outs], like, panel, inner, (True, False))[0]
+        part = _backward(
+            grad[:, outs], like, _spread(values, topology, window, rows, grad.dtype), inner, (True, False)
+        )[0]
         if rows.stop - rows.start < topology.shape[0] and part.dtype is not torch.float64:
             part = part.float()
         total = part if total is None else total.add_(part)
@@ -79,6 +80,7 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window, dtyp
         panel = _backward(grad[:, outs], padded, like, window, (False, True))[1].flatten(1)
         own, places = _places(topology, rows, x.device)
         found[own] = (panel if window.added is None else panel.t()).reshape(-1).index_select(0, places)
+        del panel
     return found
 
 

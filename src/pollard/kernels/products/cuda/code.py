@@ -150,7 +150,7 @@ def turn(x, turned, batch, features, x_sample, x_feature, SIDE: tl.constexpr):
     b = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     f = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
     there = (b < batch)[:, None] & (f < features)[None, :]
-    tile = tl.load(x + b.to(tl.int64)[:, None] * x_sample + f[None, :] * x_feature, mask=there, other=0.0)
+    tile = tl.load(x + b.to(tl.int64)[:, None] * x_sample + f.to(tl.int64)[None, :] * x_feature, mask=there, other=0.0)
     tl.store(turned + f.to(tl.int64)[:, None] * batch + b[None, :], tl.trans(tile), mask=tl.trans(there))
 
 

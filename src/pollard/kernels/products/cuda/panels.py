@@ -24,12 +24,13 @@ DEPTH = 1024  # numbers that a program moves at once
 def multiply(x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor, rows: Rows, *, activation: str | None) -> None:
     """``y = x @ W.T + bias``, then the activation, of the W that `rows` are those of."""
     for begin, end in _cut(rows, x.element_size()):
-        panel, features = _spread(values, rows, begin, end, x.dtype), slice(begin * rows.outs, end * rows.outs)
+        features = slice(begin * rows.outs, end * rows.outs)
+        # No panel has a name here: it is gone before the next is made.
         if bias is None:
-            torch.mm(panel, x.t(), out=y.t()[features])
+            torch.mm(_spread(values, rows, begin, end, x.dtype), x.t(), out=y.t()[features])
         else:
             offset = bias[features, None].to(x.dtype)
-            torch.addmm(offset, panel, x.t(), out=y.t()[features])
+            torch.addmm(offset, _spread(values, rows, begin, end, x.dtype), x.t(), out=y.t()[features])
     if activation is not None:
         y.copy_(activated_(y, activation))
 
@@ -38,9 +39,10 @@ def sample(grad: Tensor, x: Tensor, out: Tensor, rows: Rows) -> None:
     """``out = (grad.T @ x)`` at the kept weights."""
     for begin, end in _cut(rows, out.element_size()):
         own = grad.t()[begin * rows.outs : end * rows.outs]
-        panel = torch.mm(own, x) if out.dtype == x.dtype else torch.mm(own, x, out_dtype=out.dtype)
         launch(
-            "collect", (end - begin,), x.device, panel, out, rows.pointers, rows.places, begin, rows.width,
+            "collect", (end - begin,), x.device,
+            torch.mm(own, x) if out.dtype == x.dtype else torch.mm(own, x, out_dtype=out.dtype),
+            out, rows.pointers, rows.places, begin, rows.width,
             OUTS=rows.outs, INS=rows.ins, WIDTH=above(rows.outs), DEPTH=max(DEPTH // above(rows.outs), 16),
         )  # fmt: skip
 
