@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.nn.utils import parameters_to_vector, parametrizations, prune, vector_to_parameters
+from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, prune, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compatibility.piece import Refused, piece
@@ -217,17 +217,20 @@ def _(method):
     assert all(each.grad is None for each in model.parameters())
 
 
-@piece(
-    FAMILY,
-    "`parametrizations.weight_norm` on values",
-    refused=Refused(
-        "'values' already exists",
-        "its dictionary has a method `values`, and takes no parameter of that name",
-        by=KeyError,
-    ),
-)
+@piece(FAMILY, "`parametrizations.weight_norm` on values", note="the norm is that of all kept values")
 def _(method):
-    parametrizations.weight_norm(model_of(method)[0], "values", dim=None)
+    model = model_of(method)
+    doubled = dense(model)
+    parametrizations.weight_norm(model[0], "values", dim=None)
+    with torch.no_grad():
+        model[0].parametrizations["values"].original0.mul_(2)
+        doubled[0].weight.mul_(2)
+    torch.testing.assert_close(model(x), doubled(x))
+    model(x).sum().backward()
+    assert model[0].parametrizations["values"].original1.grad.shape == model[0].values.shape
+    parametrize.remove_parametrizations(model[0], "values")
+    assert isinstance(model[0].values, nn.Parameter)
+    require_weights(model, dict(doubled.named_parameters()))
 
 
 @piece(

@@ -6,10 +6,12 @@ import copy
 import gc
 import weakref
 
+import pytest
 import torch
 from torch import nn
 
 import pollard
+from pollard.errors import InvalidInput
 from pollard.nn import SparseLinear
 
 
@@ -84,3 +86,28 @@ def test_sizes_that_change_leave_the_parameter_the_same_object():
     assert layer.values is parameter
     assert [layer.values.numel(), kept > 240] == [240, True]
     assert old.isfinite()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("method", ["rigl", "set", "static"])
+@pytest.mark.parametrize(
+    ("storage", "change"),
+    [
+        ("compressed", nn.utils.parametrizations.weight_norm),
+        ("compressed", nn.utils.weight_norm),
+        ("masked", nn.utils.weight_norm),
+    ],
+)
+def test_a_weight_that_has_come_to_be_made_anew_at_each_call_is_not_stepped(method, storage, change):
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    options = {} if method == "static" else {"every": 2}
+    sparse = pollard.sparse_training(model, optimizer, method, density=0.5, steps=9, storage=storage, **options)
+    name = "values" if storage == "compressed" else "weight"
+    change(model[0], name, dim=None)
+    model(torch.ones(3, 8)).sum().backward()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    with pytest.raises(InvalidInput, match=r"layer '0' .*(weight_norm|WeightNorm)"):
+        sparse.step()
+    assert sparse.steps == 0
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())

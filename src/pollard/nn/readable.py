@@ -57,6 +57,8 @@ class ReadableWeight:
                 "Use layer.keep_(topology, values) or load_state_dict. torch.func.functional_call takes parameters and buffers, not a "
                 "state: {**dict(model.named_parameters()), **dict(model.named_buffers())}.",
             )
+        if name == "parametrizations" and type(value) is nn.ModuleDict and not value:
+            value = _Parametrizations()
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -64,6 +66,13 @@ class ReadableWeight:
         if name in {"weight", "weight_orig"}:
             raise not_written("an assignment")
         super().register_parameter(name, param)  # type: ignore[misc]  # of nn.Module, which comes after
+
+
+class _Parametrizations(nn.ModuleDict):
+    """torch's, which takes no name that it has a method of: `values` is one."""
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._modules[key] = module
 
 
 def dense_weight(layer: Kept) -> Tensor:

@@ -34,7 +34,7 @@ from pollard.training.randomness import agreed, generator
 from pollard.training.stepping import Steps, refuse_capture
 from pollard.training.strangers import Unasked, watch
 from pollard.training.targets import targets
-from pollard.training.weights import CompressedWeight, Weight, no_gradient, sparse_weights
+from pollard.training.weights import CompressedWeight, Weight, no_gradient, refuse_made_anew, sparse_weights
 from pollard.training.wrapping import Wrapper
 
 
@@ -159,6 +159,7 @@ class Sparsifier(Wrapper):
         """
         if self.method.end > 0:
             refuse_capture(self.method.name)
+        refuse_made_anew(self.model, self.weights)
         self._follow()
         step = self.steps + 1
         due = self.method.due(step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -341,6 +341,14 @@ class MaskedWeight(Weight):
     @torch.no_grad()
     def _drop_rest(self, tensor: Tensor) -> None:
         tensor.masked_fill_(~self.layer.mask, 0.0)
+
+
+def refuse_made_anew(model: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Raises InvalidInput where something of torch's has come to make the weight of a layer anew at each call: it is stepped no more."""
+    for weight in weights.values():
+        held = weight.layer.values if isinstance(weight.layer, SparseLinear) else weight.layer.weight
+        if not isinstance(held, nn.Parameter):
+            refuse_unready(model, weights)
 
 
 def no_gradient(weights: Sequence[Weight]) -> InvalidInput | None:
