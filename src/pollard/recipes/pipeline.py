@@ -83,7 +83,7 @@ class Pipeline:
             plan = self._decided(cycle, scored, within, weights)
             _save(plan, path)
         sparse = sparsify_(weights, plan, storage=self.recipe.storage)
-        return sparse.to(self.problem.examples.x.device), plan
+        return sparse.to(self.problem.device), plan
 
     def _scored(self, cycle: int) -> tuple[nn.Module, Plan | None]:
         """The network that `cycle` scores, dense, and the plan that it was trained within."""
@@ -96,7 +96,7 @@ class Pipeline:
     def _weights(self, cycle: int, scored: nn.Module) -> nn.Module:
         """The network whose weights are kept, dense: other than `scored` where it rewinds or is drawn anew."""
         if self.recipe.ablation == "reinitialise" and cycle == self.recipe.cycles:
-            return initial(self.recipe, self.problem.ends, ANEW, on=self.problem.examples.x.device)
+            return initial(self.recipe, self.problem.ends, ANEW, on=self.problem.device)
         return self._dense_at(self.recipe.weights_at) if self.recipe.rewinds else scored
 
     def _decided(self, cycle: int, scored: nn.Module, within: Plan | None, weights: nn.Module) -> Plan:
@@ -116,7 +116,7 @@ class Pipeline:
         if (folder / MODEL).exists():
             plan = Plan.load(folder / PLAN)
             trained = trained_network(recipe, plan, load_tensors(folder / MODEL)[0], self.problem.ends)
-            return trained.to(self.problem.examples.x.device), plan
+            return trained.to(self.problem.device), plan
         folder.mkdir(exist_ok=True)
         model, plan = self._pruned(cycle)
         outputs = self.outputs(folder, f"cycle {cycle} of {recipe.cycles}")
@@ -134,7 +134,7 @@ class Pipeline:
         return model, plan
 
     def _dense_at(self, epoch: float) -> nn.Module:
-        model = initial(self.recipe, self.problem.ends, on=self.problem.examples.x.device)
+        model = initial(self.recipe, self.problem.ends, on=self.problem.device)
         if epoch > 0.0:
             model.load_state_dict(self.dense(epoch))
         return model

@@ -41,6 +41,11 @@ class Problem:
         found.require_fit()
         return found._held_out(recipe) if recipe.validation else found
 
+    @property
+    def device(self) -> torch.device:
+        """Where its examples are."""
+        return self.examples.x.device
+
     def on(self, device: torch.device) -> Problem:
         """This, with all examples on `device`."""
         evaluation = {name: Examples(x.to(device), y.to(device)) for name, (x, y) in self.evaluation.items()}

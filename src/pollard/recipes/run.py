@@ -199,7 +199,7 @@ def _result(recipe: Recipe, folder: Path, problem: Problem, trained: Trained) ->
         steps=trained.steps,
         threads=torch.get_num_threads(),
         processes=processes.count(),
-        device=device_name(problem.examples.x.device),
+        device=device_name(problem.device),
         versions=versions(),
     )
 

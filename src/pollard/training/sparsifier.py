@@ -159,7 +159,7 @@ class Sparsifier(Wrapper):
         """
         if self.method.end > 0:
             refuse_capture(self.method.name)
-        refuse_made_anew(self.model, self.weights)
+        refuse_made_anew(self.model, {name: weight.layer for name, weight in self.weights.items()})
         self._follow()
         step = self.steps + 1
         due = self.method.due(step)

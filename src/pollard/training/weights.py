@@ -343,12 +343,9 @@ class MaskedWeight(Weight):
         tensor.masked_fill_(~self.layer.mask, 0.0)
 
 
-def refuse_made_anew(model: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Raises InvalidInput where something of torch's has come to make the weight of a layer anew at each call: it is stepped no more."""
-    for weight in weights.values():
-        held = weight.layer.values if isinstance(weight.layer, SparseLinear) else weight.layer.weight
-        if not isinstance(held, nn.Parameter):
-            refuse_unready(model, weights)
+def refuse_made_anew(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raises InvalidInput where something of torch's makes the weight of one of `layers` anew at each call: what is stepped is another."""
+    refuse_unready(model, [name for name, layer in layers.items() if is_made_anew(layer)])
 
 
 def no_gradient(weights: Sequence[Weight]) -> InvalidInput | None:
@@ -369,7 +366,7 @@ def sparse_weights(model: nn.Module, optimizer: Optimizer, layers: LayerFilter =
     """
     sparse = sparse_layers(model)
     chosen = select(sparse, layers)
-    refuse_unready(model, [name for name in chosen if is_made_anew(sparse[name])])
+    refuse_made_anew(model, {name: sparse[name] for name in chosen})
     weights = {name: _of(name, sparse[name], optimizer) for name in chosen}
     trained = {name: weight for name, weight in weights.items() if weight.parameter.requires_grad}
     require_stepped(optimizer, {name: weight.parameter for name, weight in trained.items()})

@@ -155,17 +155,23 @@ def turn(x, turned, batch, features, x_sample, x_feature, SIDE: tl.constexpr):
 
 
 @triton.jit
+def _lines(panel, pointers, begin, width, OUTS: tl.constexpr, INS: tl.constexpr, WIDTH: tl.constexpr):
+    """Of a program's row of grains: from which input to which it goes, its outputs, and where their lines begin in a panel."""
+    own = tl.program_id(0)
+    first = tl.load(pointers + begin + own) * INS
+    last = tl.load(pointers + begin + own + 1) * INS
+    n = tl.arange(0, WIDTH)
+    return first, last, n, panel + (own.to(tl.int64) * OUTS + n) * width
+
+
+@triton.jit
 def spread(
     values, panel, pointers, places, entries, begin, width,
     OUTS: tl.constexpr, INS: tl.constexpr, OUT_STEP: tl.constexpr, IN_STEP: tl.constexpr, PERMUTED: tl.constexpr,
     WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Values of the rows of grains from `begin` on, to their places in a dense panel of zeros, `width` inputs wide."""
-    own = tl.program_id(0)
-    first = tl.load(pointers + begin + own) * INS
-    last = tl.load(pointers + begin + own + 1) * INS
-    n = tl.arange(0, WIDTH)
-    lines = panel + (own.to(tl.int64) * OUTS + n) * width
+    first, last, n, lines = _lines(panel, pointers, begin, width, OUTS, INS, WIDTH)
     for k in range(first, last, DEPTH):
         q = k + tl.arange(0, DEPTH)
         here = q < last
@@ -182,11 +188,7 @@ def collect(
     OUTS: tl.constexpr, INS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The numbers of a dense panel that stand where values of the rows of grains from `begin` on do."""
-    own = tl.program_id(0)
-    first = tl.load(pointers + begin + own) * INS
-    last = tl.load(pointers + begin + own + 1) * INS
-    n = tl.arange(0, WIDTH)
-    lines = panel + (own.to(tl.int64) * OUTS + n) * width
+    first, last, n, lines = _lines(panel, pointers, begin, width, OUTS, INS, WIDTH)
     for k in range(first, last, DEPTH):
         q = k + tl.arange(0, DEPTH)
         here = q < last

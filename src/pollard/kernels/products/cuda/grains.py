@@ -81,10 +81,8 @@ def gather(
     launch(
         "gather", (len(rows.order), -(-len(x) // tile.samples)), x.device,
         x, values, values if bias is None else bias, y,
-        rows.pointers, rows.places, rows.pointers if rows.entries is None else rows.entries, rows.order,
-        len(x), *x.stride(), *y.stride(),
-        OUTS=rows.outs, INS=rows.ins, OUT_STEP=rows.out_step, IN_STEP=rows.in_step, PERMUTED=rows.entries is not None,
-        BIAS=bias is not None, ACTIVATION=activation or "", **tile.options(rows.outs),
+        *rows.arrays, rows.order, len(x), *x.stride(), *y.stride(),
+        BIAS=bias is not None, ACTIVATION=activation or "", **rows.walk, **tile.options(rows.outs),
     )  # fmt: skip
 
 

@@ -59,10 +59,8 @@ def _cut(rows: Rows, size: int) -> Iterator[tuple[int, int]]:
 def _spread(values: Tensor, rows: Rows, begin: int, end: int, dtype: torch.dtype) -> Tensor:
     panel = torch.zeros(((end - begin) * rows.outs, rows.width), dtype=dtype, device=values.device)
     launch(
-        "spread", (end - begin,), values.device, values, panel, rows.pointers, rows.places,
-        rows.pointers if rows.entries is None else rows.entries, begin, rows.width,
-        OUTS=rows.outs, INS=rows.ins, OUT_STEP=rows.out_step, IN_STEP=rows.in_step, PERMUTED=rows.entries is not None,
-        WIDTH=above(rows.outs), DEPTH=max(DEPTH // above(rows.outs), 16),
+        "spread", (end - begin,), values.device, values, panel, *rows.arrays, begin, rows.width,
+        **rows.walk, WIDTH=above(rows.outs), DEPTH=max(DEPTH // above(rows.outs), 16),
     )  # fmt: skip
     return panel
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class Rows:
         """Bytes held on the device."""
         held = (self.pointers, self.places, self.order)
         return sum(each.nbytes for each in held) + (0 if self.entries is None else self.entries.nbytes)
+
+    @property
+    def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pointers, places and entries as kernels take them; where there are no entries, an array that is not read."""
+        return self.pointers, self.places, self.pointers if self.entries is None else self.entries
+
+    @property
+    def walk(self) -> dict[str, Any]:
+        """How kernels go through the values."""
+        return {
+            "OUTS": self.outs,
+            "INS": self.ins,
+            "OUT_STEP": self.out_step,
+            "IN_STEP": self.in_step,
+            "PERMUTED": self.entries is not None,
+        }
 
     @property
     def features(self) -> int:
