@@ -110,4 +110,7 @@ def test_a_weight_that_has_come_to_be_made_anew_at_each_call_is_not_stepped(meth
     with pytest.raises(InvalidInput, match=r"layer '0' .*(weight_norm|WeightNorm)"):
         sparse.step()
     assert sparse.steps == 0
+    other = nn.Linear(2, 2)
+    other(torch.ones(1, 2)).sum().backward()
+    torch.optim.SGD(other.parameters(), 0.1).step()  # is told to every Sparsifier there is
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -298,8 +298,8 @@ class MaskedWeight(Weight):
     @property
     def parameter(self) -> nn.Parameter:  # type: ignore[override]  # see CompressedWeight
         """The layer's dense weight."""
-        assert isinstance(self.layer.weight, nn.Parameter)
-        return self.layer.weight
+        # Where it has come to be made anew, a step refuses; optimizers that step others ask as well, and are to hear nothing of it.
+        return cast("nn.Parameter", self.layer.weight)
 
     def kept_of(self, tensor: Tensor) -> Tensor:
         """Read at the kept weights."""
