@@ -13,7 +13,7 @@ from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.window import Sizes, Window
 from pollard.ops import convolution_operators as ways
 from pollard.ops import matmul
-from pollard.ops.operators import MASTERS, arrays, autocast, linear_backward, operators
+from pollard.ops.operators import MASTERS, apart, arrays, autocast, linear_backward, operators
 
 
 def convolve(
@@ -78,12 +78,12 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, values, output = ctx.saved_tensors
         topology, window = ctx.topology, ctx.window
-        products = (
-            lambda u, w: _input_grad(u, w, topology, window, (x.shape[2], x.shape[3])),
-            lambda u, v: _value_grad(u, v, topology, window, values.dtype),
+        gradients = apart(
+            lambda u: _input_grad(u, values, topology, window, (x.shape[2], x.shape[3])),
+            lambda u: _value_grad(u, x, topology, window, values.dtype),
         )
         needs = ctx.needs_input_grad[:3]
-        return *linear_backward(grad, x, values, output, needs, products), None, None, None
+        return *linear_backward(grad, output, needs, gradients, values.dtype), None, None, None
 
 
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.

@@ -21,7 +21,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.convolutions import dispatch, panels
 from pollard.kernels.convolutions.window import Sizes, Window
 from pollard.ops import matmul
-from pollard.ops.operators import TAGS, linear_backward, operators, register, standing, topology_of
+from pollard.ops.operators import TAGS, apart, linear_backward, operators, register, standing, topology_of
 
 BLOCK = 1 << 22  # numbers of unfolded images that are held at once, where they have to be unfolded: 16 MB
 
@@ -208,11 +208,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, values, row_pointers, columns, output = ctx.saved_tensors
     rest = (row_pointers, columns, x.shape[1] * window_of(ctx.window).column_taps, ctx.pattern, ctx.window)
     x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
-    products = (
-        lambda u, w: operators().convolution_input_grad(u, w, *rest, list(x.shape[2:])),
-        lambda u, v: operators().convolution_value_grad(u, v, *rest, values.dtype),
+    gradients = apart(
+        lambda u: operators().convolution_input_grad(u, values, *rest, list(x.shape[2:])),
+        lambda u: operators().convolution_value_grad(u, x, *rest, values.dtype),
     )
-    dx, dvalues, dbias = linear_backward(grad, x, values, output, (x_needs, values_need, bias_needs), products)
+    dx, dvalues, dbias = linear_backward(grad, output, (x_needs, values_need, bias_needs), gradients, values.dtype)
     return dx, dvalues, None, None, dbias, None, None, None, None
 
 

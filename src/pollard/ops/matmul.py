@@ -92,15 +92,20 @@ def _product(
     *,
     rows: bool = False,
 ) -> Tensor:
-    # Autocast is the operators' affair.
-    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched()
-    if not watched and _plain(left, right) and not _autocast(_place(left)):
+    if _at_once(left, right):
         if kind == "input_grad":
             return dispatch.input_grad(left, right, topology, rows=rows)
         return dispatch.value_grad(left, right, topology, dtype)
     if _transformed():
         return transforms.bilinear(kind, left, right, topology, dtype)
     return operators.dispatched(kind, left, right, *arrays(topology), dtype=dtype)
+
+
+def _at_once(left: Tensor, right: Tensor, third: Tensor | None = None) -> bool:
+    """Whether kernels may be called at once on these tensors: nobody at all needs to know."""
+    # Autocast is the operators' affair.
+    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched()
+    return not watched and _plain(left, right, third) and not _autocast(_place(left))
 
 
 def _the_long_way(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology, relu: bool) -> Tensor:
@@ -262,12 +267,17 @@ class _Eager(torch.autograd.Function):
         topology = ctx.topology
         # As x lies: what made it works on rows too, where it is rows, and where nothing did, its gradient would be laid out anew.
         rows = ctx.rows or x.is_contiguous()
-        products = (
-            lambda u, w: input_grad(u, w, topology, rows=rows),
-            lambda u, v: value_grad(u, v, topology, values.dtype),
-        )
+
+        def gradients(grad: Tensor, x_needs: bool, values_need: bool) -> tuple[Tensor | None, Tensor | None]:
+            if x_needs and values_need and _at_once(grad, x, values):
+                return dispatch.gradients(grad, x, values, topology, rows=rows)
+            return (
+                input_grad(grad, values, topology, rows=rows) if x_needs else None,
+                value_grad(grad, x, topology, values.dtype) if values_need else None,
+            )
+
         needs = ctx.needs_input_grad[:3]
-        return *operators.linear_backward(grad, x, values, output, needs, products), None, None, None
+        return *operators.linear_backward(grad, output, needs, gradients, values.dtype), None, None, None
 
 
 # `Function.apply` makes ready for transforms, which are not at work here: its parent's does the rest.

@@ -244,20 +244,28 @@ def _fake_output(like: Tensor, features: int) -> Tensor:
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, values: Tensor, output: Tensor | None, needs: tuple[bool, ...], products: tuple[Any, Any]
+    grad: Tensor, output: Tensor | None, needs: tuple[bool, ...], gradients: Gradients, values: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients in x, values and bias that are needed; output: of a fused ReLU. products: input_grad and value_grad.
+    """The gradients in x, values and bias that are needed; output: of a fused ReLU. gradients: what makes the first two.
 
     grad: `(batch, out)`, or of images `(samples, out, rows, columns)`.
     """
     if output is not None:
         grad = grad.masked_fill(output <= 0, 0.0)
     x_needs, values_need, bias_needs = needs
-    input_product, value_product = products
-    return (
-        input_product(grad, values) if x_needs else None,
-        value_product(grad, x) if values_need else None,
-        grad.sum((0, *range(2, grad.dim())), dtype=values.dtype) if bias_needs else None,
+    dx, dvalues = gradients(grad, x_needs, values_need)
+    return dx, dvalues, grad.sum((0, *range(2, grad.dim())), dtype=values) if bias_needs else None
+
+
+# Of the gradient of a product, the gradients in x and values, each if it is needed.
+Gradients = Callable[[Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
+
+
+def apart(in_x: Callable[[Tensor], Tensor], in_values: Callable[[Tensor], Tensor]) -> Gradients:
+    """The gradients in x and values by a product each."""
+    return lambda grad, x_needs, values_need: (
+        in_x(grad) if x_needs else None,
+        in_values(grad) if values_need else None,
     )
 
 
@@ -270,11 +278,11 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, values, row_pointers, columns, output = ctx.saved_tensors
     rest = (row_pointers, columns, x.shape[1], ctx.pattern)
     x_needs, values_need, _, _, bias_needs, *_ = ctx.needs_input_grad
-    products = (
-        lambda u, w: operators().input_grad(u, w, *rest),
-        lambda u, v: operators().value_grad(u, v, *rest, values.dtype),
+    gradients = apart(
+        lambda u: operators().input_grad(u, values, *rest),
+        lambda u: operators().value_grad(u, x, *rest, values.dtype),
     )
-    dx, dvalues, dbias = linear_backward(grad, x, values, output, (x_needs, values_need, bias_needs), products)
+    dx, dvalues, dbias = linear_backward(grad, output, (x_needs, values_need, bias_needs), gradients, values.dtype)
     return dx, dvalues, None, None, dbias, None, None, None
 
 
@@ -350,6 +358,7 @@ def _flops(left: torch.Size, _: torch.Size, pointers: torch.Size, columns: torch
 __all__ = [
     "MASTERS",
     "TAGS",
+    "apart",
     "arrays",
     "autocast",
     "know",

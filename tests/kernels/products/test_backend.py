@@ -82,6 +82,29 @@ def test_a_backend_that_cannot_compile_leaves_it_to_the_reference(monkeypatch, o
     torch.testing.assert_close(y, reference.forward(x, values, topology))
 
 
+def test_a_gradient_is_brought_in_order_once_for_both_of_its_products(monkeypatch):
+    turned, seen = [], []
+
+    def ordered(_, grad):
+        return lambda each: turned.append(each) or each.t().contiguous().t()
+
+    def call(task, topology, tensors):
+        seen.append(tensors[0].stride())
+        return REFERENCE.call(task, topology, tensors)
+
+    monkeypatch.setattr(
+        dispatch, "choose", lambda *_: (Backend("orderly", lambda *_: None, call, tuned=True, ordered=ordered), "")
+    )
+    topology = Topology.random((8, 8), 0.5)
+    grad, x, values = torch.ones(20, 8), torch.ones(20, 8), torch.ones(topology.nnz)
+    dispatch.gradients(grad, x, values, topology)
+    turned.clear()
+    dx, dvalues = dispatch.gradients(grad, x, values, topology)
+    assert (len(turned), seen) == (1, [(1, 20)] * 2)
+    torch.testing.assert_close(dx, reference.input_grad(grad, values, topology))
+    torch.testing.assert_close(dvalues, reference.value_grad(grad, x, topology))
+
+
 def test_the_last_refuses_nothing():
     assert BACKENDS[-1] is REFERENCE
     assert all(REFERENCE.refusal(device, torch.float16) is None for device in (CPU, GPU, OTHER))

@@ -124,6 +124,19 @@ def test_contiguous_rows_hold_the_same_numbers(isa, batch, dtype, threads):
         assert batch == 1 or usual.stride() == (1, batch)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [False, True])
+def test_both_gradients_at_once_are_those_of_either(isa, dtype, rows):
+    topology = Topology.random((96, 160), 0.3, generator=torch.Generator().manual_seed(0))
+    x, grad = (operand(30, side, "row-major", 3, dtype) for side in reversed(topology.shape))
+    values = torch.linspace(-1, 1, topology.nnz)
+    dx, dvalues = dispatch.gradients(grad, x, values.to(dtype), topology, rows=rows)
+    assert torch.equal(dx, dispatch.input_grad(grad, values.to(dtype), topology, rows=rows))
+    assert torch.equal(dvalues, dispatch.value_grad(grad, x, topology))
+    assert dx.is_contiguous() is rows
+    assert dispatch.gradients(grad, x, values, topology)[1].dtype == torch.float32
+
+
 def test_rows_that_are_no_whole_vectors_stay_features_first(isa):
     y = dispatch.forward(torch.ones(9, 4), torch.ones(40), Topology.full((10, 4)), rows=True)
     assert y.tolist() == [[4.0] * 10] * 9

@@ -10,8 +10,9 @@ import torch
 
 from pollard.errors import InvalidInput, KernelError
 from pollard.formats.topology import Topology
+from pollard.kernels.products.cuda import dense
 from pollard.kernels.products.cuda import products as cuda
-from pollard.kernels.products.cuda.grains import Tile, gather_tile, sample_tile
+from pollard.kernels.products.cuda.grains import gather_tile, sample_tile
 from pollard.kernels.products.cuda.launch import ALWAYS
 from pollard.kernels.products.task import Task
 
@@ -95,13 +96,6 @@ def test_whether_zeros_are_multiplied_too_is_a_rule(pattern, density, batch, dty
     assert cuda.by_panels(Task(kind, dtype), topology, batch, dtype) is expected
 
 
-def test_less_precise_products_are_the_users_choice(monkeypatch):
-    assert Tile("dot", 16, 16).options(8)["PRECISION"] == "ieee"
-    assert Tile("dot", 16, 16, "tf32x3").options(8)["PRECISION"] == "tf32x3"
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert Tile("dot", 16, 16).options(8)["PRECISION"] == "tf32"
-
-
 def test_where_they_do_not_serve_they_say_why(monkeypatch):
     assert "run on CUDA" in cuda.refusal(torch.device("cpu"), torch.float32)
     assert "torch.float64" in cuda.refusal(DEVICE, torch.float64)
@@ -133,8 +127,11 @@ def test_what_does_not_compile_is_left_to_torch_and_all_else_is_told(monkeypatch
     def fails(*_, **__):
         raise raised
 
-    monkeypatch.setattr(cuda.grains, "launch", fails)
+    monkeypatch.setattr(cuda.grains, "Launch", fails)
     topology = Topology.full((8, 4), "v8")
     tensors = torch.ones(1, 4), torch.ones(topology.nnz)
     with pytest.raises(expected):
         cuda.call(Task("forward", torch.float32), topology, tensors)
+    monkeypatch.setattr(dense, "Launch", fails)
+    with pytest.raises(expected):
+        cuda.ordered(Topology.full((8, 4), "b4x4"), torch.ones(40, 8))

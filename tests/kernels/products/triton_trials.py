@@ -177,6 +177,29 @@ def test_the_same_bits_again(way):
         assert torch.equal(run(*given_), run(*given_))
 
 
+def test_operands_that_begin_anywhere(way):
+    topology = Topology.random((32, 64), 0.3, "v4", torch.Generator().manual_seed(1))
+    x, w, bias, _ = operands(topology, 70, torch.float32, torch.float32)
+    run = cuda.call(Task("forward", torch.float32), topology, (x, w, bias))
+    expected = run(x, w, bias)
+    for more in (1, 4):
+        shifted = [torch.cat([each.new_zeros(more), each.flatten()])[more:].view_as(each) for each in (x, w, bias)]
+        torch.testing.assert_close(run(*shifted), expected)
+    assert torch.equal(run(x, w, bias), expected)
+
+
+def test_one_turn_serves_both_gradients(way):
+    topology = Topology.random((32, 64), 0.3, "v4", torch.Generator().manual_seed(1))
+    grad = operands(topology, 70, torch.float32, torch.float32)[-1]
+    turn = cuda.ordered(topology, grad)
+    if way == "panels":
+        assert turn is None
+        return
+    assert torch.equal(turn(grad), grad)
+    assert turn(grad).stride() == (1, 70)
+    assert cuda.ordered(topology, turn(grad)) is None
+
+
 def test_wide_columns_are_int32():
     topology = Topology.from_positions((1, 70000), "unstructured", torch.tensor([5, 69999]))
     x, w, _, grad = operands(topology, 3, torch.float32, torch.float32)

@@ -25,7 +25,8 @@ class Backend:
 
     refusal: why it does not serve a device and a dtype; None where it does. call: of a task, a topology and the tensors of the
     first call, what computes it for all of such shapes, strides and dtypes; may raise KernelError. tuned: whether it is one of ours for that device, or torch's own, of which it is told. mixed: whether values
-    may be float32 where all else is in half precision.
+    may be float32 where all else is in half precision. ordered: what brings gradients such as the one of the first call into the order that both of their
+    products would bring them into; None where there is none. May raise KernelError.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Backend:
     call: Callable[[Task, Topology, tuple[Tensor, ...]], Call]
     tuned: bool = False
     mixed: bool = False
+    ordered: Callable[[Topology, Tensor], Callable[[Tensor], Tensor] | None] = lambda *_: None
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
@@ -81,7 +83,7 @@ def _not_sparse(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 GENERATED = Backend("generated kernels", _not_generated, generated.call, tuned=True, mixed=True)
-CUDA = Backend("Triton kernels", cuda.refusal, cuda.call, tuned=True, mixed=True)
+CUDA = Backend("Triton kernels", cuda.refusal, cuda.call, tuned=True, mixed=True, ordered=cuda.ordered)
 TORCH_SPARSE = Backend("torch.sparse", _not_sparse, lambda task, topology, _: _of_module(torch_sparse, task, topology))
 REFERENCE = Backend("reference", lambda *_: None, lambda task, topology, _: _of_module(reference, task, topology))
 BACKENDS = (GENERATED, CUDA, TORCH_SPARSE, REFERENCE)

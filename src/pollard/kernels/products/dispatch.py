@@ -7,6 +7,7 @@ CPU that the memory it was found for is still there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -42,15 +43,17 @@ def forward(
     Values and bias are of x's dtype, or float32 where that is half precision; sums are float32, rounded once.
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
     """
-    key = (
-        Task("forward", values.dtype, activation, rows), _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+    key: Key = (
+        _way, Task("forward", values.dtype, activation, rows), _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
         values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
     )  # fmt: skip
+    y: Tensor
     if bias is None:
-        return _product(key, topology, (x, values))
-    return _product(
-        (*key, bias.shape, bias.stride(), bias.dtype, bias.is_cpu or bias.device), topology, (x, values, bias)
-    )
+        y = _product(key, topology, (x, values))
+    else:
+        key = (*key, bias.shape, bias.stride(), bias.dtype, bias.is_cpu or bias.device)
+        y = _product(key, topology, (x, values, bias))
+    return y
 
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology, *, rows: bool = False) -> Tensor:
@@ -63,10 +66,23 @@ def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype |
     return _bilinear(Task("value_grad", dtype or x.dtype), grad, x, topology)
 
 
+def gradients(
+    grad: Tensor, x: Tensor, values: Tensor, topology: Topology, *, rows: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`input_grad`, and `value_grad` of values' dtype: the same numbers, of a `grad` that is brought in order once for both."""
+    key = (
+        _both, Task("input_grad", values.dtype, rows=rows), _threads(), _asked(), grad.shape, grad.stride(), grad.dtype,
+        grad.is_cpu or grad.device, x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+        values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
+    )  # fmt: skip
+    found: tuple[Tensor, Tensor] = _product(key, topology, (grad, x, values))
+    return found
+
+
 class _Way(NamedTuple):
     """How tensors of some shapes, strides and dtypes are multiplied, and the bytes that each has to have, on the CPU."""
 
-    call: Call
+    call: Callable[..., Any]
     needed: tuple[int, ...]
 
 
@@ -78,25 +94,43 @@ _threads, _asked = torch.get_num_threads, Settings.asked_target
 
 def _bilinear(task: Task, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
     key = (
-        task, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
+        _way, task, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
         right.shape, right.stride(), right.dtype, right.is_cpu or right.device,
     )  # fmt: skip
-    return _product(key, topology, (left, right))
+    found: Tensor = _product(key, topology, (left, right))
+    return found
 
 
-def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Tensor:
-    # The key says all there is to ask of the tensors but where their memory is.
+def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Any:
+    # The key says what makes the call, and all there is to ask of the tensors but where their memory is.
     recent = calls(topology).recent
     way = recent.get(key)
     if way is None:
-        way = _way(key[0], topology, tensors)
+        make, task = key[:2]
+        way = make(task, topology, tensors)
         if len(recent) >= RECENT:
             recent.clear()
         recent[key] = way
     call, needed = way
     require_there(tensors, needed)
-    y: Tensor = call(*tensors)
-    return y
+    return call(*tensors)
+
+
+def _both(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> _Way:
+    (grad, x, values), of_values = tensors, Task("value_grad", task.values)
+    _check(task, topology, (grad, values))
+    _check(of_values, topology, (grad, x))
+    ordered = None
+    with suppress(KernelError):  # the products will say so
+        ordered = choose(grad.device, grad.dtype)[0].ordered(topology, grad)
+    given = grad if ordered is None else ordered(grad)
+    in_x, in_values = _way(task, topology, (given, values)).call, _way(of_values, topology, (given, x)).call
+
+    def call(grad: Tensor, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        given = grad if ordered is None else ordered(grad)
+        return in_x(given, values), in_values(given, x)
+
+    return _Way(call, tuple(extent(each) for each in tensors) if grad.is_cpu else ())
 
 
 def _way(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> _Way:

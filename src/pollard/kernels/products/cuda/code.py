@@ -164,9 +164,9 @@ def _lines(panel, pointers, begin, width, OUTS: tl.constexpr, INS: tl.constexpr,
     return first, last, n, panel + (own.to(tl.int64) * OUTS + n) * width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def spread(
-    values, panel, pointers, places, entries, begin, width,
+    values, panel, begin, pointers, places, entries, width,
     OUTS: tl.constexpr, INS: tl.constexpr, OUT_STEP: tl.constexpr, IN_STEP: tl.constexpr, PERMUTED: tl.constexpr,
     WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -182,9 +182,9 @@ def spread(
         tl.store(lines[None, :] + feature[:, None], found.to(panel.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def collect(
-    panel, out, pointers, places, begin, width,
+    panel, out, begin, pointers, places, width,
     OUTS: tl.constexpr, INS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The numbers of a dense panel that stand where values of the rows of grains from `begin` on do."""

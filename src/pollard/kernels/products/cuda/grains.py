@@ -7,18 +7,17 @@ turned first. Forward product and input gradient are one kernel, over the rows a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pollard.kernels.products.cuda.launch import above, interpreted, launch
+from pollard.kernels.products.cuda.dense import Dense, turning
+from pollard.kernels.products.cuda.launch import Launch, above, interpreted
 from pollard.kernels.products.cuda.rows import Rows
 from pollard.kernels.products.task import HALVES
-
-FEW = 16  # samples below which the dense operand is read as it lies
-SIDE = 128  # of the square tiles in which it is turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +73,46 @@ def _samples(batch: int, most: int) -> int:
 
 
 def gather(
-    x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor, rows: Rows, *, activation: str | None, tile: Tile
-) -> None:
-    """``y = x @ W.T + bias``, then the activation, of the W that `rows` are those of; bias and activation in float32."""
-    x = side_by_side(x)
-    launch(
-        "gather", (len(rows.order), -(-len(x) // tile.samples)), x.device,
-        x, values, values if bias is None else bias, y,
-        *rows.arrays, rows.order, len(x), *x.stride(), *y.stride(),
-        BIAS=bias is not None, ACTIVATION=activation or "", **rows.walk, **tile.options(rows.outs),
+    x: Dense, y: Dense, rows: Rows, tile: Tile, *, bias: bool, activation: str | None
+) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], None]:
+    """What computes ``y = x @ W.T + bias``, then the activation, of x, values, bias and y; W is what `rows` are those of.
+
+    Bias and activation are of float32 sums.
+    """
+    turn, x = turning(x), x.side_by_side
+    grid = len(rows.order), -(-x.batch // tile.samples), 1
+    launch = Launch(
+        "gather", *rows.arrays, rows.order, x.batch, *x.strides, *y.strides,
+        BIAS=bias, ACTIVATION=activation or "", **rows.walk, **tile.options(rows.outs),
     )  # fmt: skip
 
+    def run(x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        launch(grid, (turn(x), values, values if bias is None else bias, y))
 
-def sample(grad: Tensor, x: Tensor, out: Tensor, rows: Rows, *, tile: Tile) -> None:
-    """``out = (grad.T @ x)`` at the kept weights."""
-    grad, x = side_by_side(grad), side_by_side(x)
-    launch(
-        "sample", (len(rows.order), -(-rows.longest * rows.ins // tile.depth)), x.device,
-        grad, x, out, rows.pointers, rows.places, rows.order, len(x), *grad.stride(), *x.stride(),
+    return run
+
+
+def sample(grad: Dense, x: Dense, rows: Rows, tile: Tile) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """What computes ``out = (grad.T @ x)`` at the kept weights, of grad, x and out."""
+    turn_grad, turn_x = turning(grad), turning(x)
+    grid = len(rows.order), -(-rows.longest * rows.ins // tile.depth), 1
+    launch = Launch(
+        "sample", rows.pointers, rows.places, rows.order, x.batch, *grad.side_by_side.strides, *x.side_by_side.strides,
         OUTS=rows.outs, INS=rows.ins, **tile.options(rows.outs),
     )  # fmt: skip
 
+    def run(grad: Tensor, x: Tensor, out: Tensor) -> None:
+        launch(grid, (turn_grad(grad), turn_x(x), out))
 
-def side_by_side(tensor: Tensor) -> Tensor:
-    """The same numbers with the samples of a feature side by side, in memory of their own where they were not; few as they are."""
-    if tensor.stride(0) == 1 or len(tensor) < FEW:
-        return tensor
-    batch, features = tensor.shape
-    turned = tensor.new_empty_strided((batch, features), (1, batch))
-    launch(
-        "turn", (-(-features // SIDE), -(-batch // SIDE)), tensor.device,
-        tensor, turned, batch, features, *tensor.stride(), SIDE=SIDE,
-    )  # fmt: skip
-    return turned
+    return run
 
 
 def tf32() -> bool:
     """Whether the user allows torch to multiply float32 in tf32."""
-    return torch.get_float32_matmul_precision() != "highest"
+    matmul = torch.backends.cuda.matmul
+    # From torch 2.9 on this knows of all ways to ask for it, some of which the older names raise for.
+    asked: str | None = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if asked is None else asked == "tf32"
 
 
 __all__ = ["Tile", "gather", "gather_tile", "sample", "sample_tile", "tf32"]

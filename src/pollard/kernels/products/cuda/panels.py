@@ -8,43 +8,63 @@ keep no weight of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from pollard.activations import activated_
-from pollard.kernels.products.cuda.launch import above, launch
+from pollard.kernels.products.cuda.dense import Dense
+from pollard.kernels.products.cuda.launch import Launch, above
 from pollard.kernels.products.cuda.rows import Rows
 
 BYTES = 1 << 25
 DEPTH = 1024  # numbers that a program moves at once
 
 
-def multiply(x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor, rows: Rows, *, activation: str | None) -> None:
-    """``y = x @ W.T + bias``, then the activation, of the W that `rows` are those of."""
-    for begin, end in _cut(rows, x.element_size()):
-        features = slice(begin * rows.outs, end * rows.outs)
-        # No panel has a name here: it is gone before the next is made.
-        if bias is None:
-            torch.mm(_spread(values, rows, begin, end, x.dtype), x.t(), out=y.t()[features])
-        else:
-            offset = bias[features, None].to(x.dtype)
-            torch.addmm(offset, _spread(values, rows, begin, end, x.dtype), x.t(), out=y.t()[features])
-    if activation is not None:
-        y.copy_(activated_(y, activation))
+def multiply(
+    x: Dense, rows: Rows, *, activation: str | None
+) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], None]:
+    """What computes ``y = x @ W.T + bias``, then the activation, of x, values, bias and y; W is what `rows` are those of."""
+    spread = Launch("spread", *rows.arrays, rows.width, **rows.walk, **_program(rows))
+
+    def panel(values: Tensor, begin: int, end: int) -> Tensor:
+        made = values.new_zeros(((end - begin) * rows.outs, rows.width), dtype=x.dtype)
+        spread((end - begin, 1, 1), (values, made), begin)
+        return made
+
+    def run(x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        for begin, end in _cut(rows, x.element_size()):
+            features = slice(begin * rows.outs, end * rows.outs)
+            # No panel has a name here: it is gone before the next is made.
+            if bias is None:
+                torch.mm(panel(values, begin, end), x.t(), out=y.t()[features])
+            else:
+                offset = bias[features, None].to(x.dtype)
+                torch.addmm(offset, panel(values, begin, end), x.t(), out=y.t()[features])
+        if activation is not None:
+            y.copy_(activated_(y, activation))
+
+    return run
 
 
-def sample(grad: Tensor, x: Tensor, out: Tensor, rows: Rows) -> None:
-    """``out = (grad.T @ x)`` at the kept weights."""
-    for begin, end in _cut(rows, out.element_size()):
-        own = grad.t()[begin * rows.outs : end * rows.outs]
-        launch(
-            "collect", (end - begin,), x.device,
-            torch.mm(own, x) if out.dtype == x.dtype else torch.mm(own, x, out_dtype=out.dtype),
-            out, rows.pointers, rows.places, begin, rows.width,
-            OUTS=rows.outs, INS=rows.ins, WIDTH=above(rows.outs), DEPTH=max(DEPTH // above(rows.outs), 16),
-        )  # fmt: skip
+def sample(rows: Rows) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """What computes ``out = (grad.T @ x)`` at the kept weights, of grad, x and out."""
+    collect = Launch("collect", rows.pointers, rows.places, rows.width, OUTS=rows.outs, INS=rows.ins, **_program(rows))
+
+    def run(grad: Tensor, x: Tensor, out: Tensor) -> None:
+        for begin, end in _cut(rows, out.element_size()):
+            own = grad.t()[begin * rows.outs : end * rows.outs]
+            panel = torch.mm(own, x) if out.dtype == x.dtype else torch.mm(own, x, out_dtype=out.dtype)
+            collect((end - begin, 1, 1), (panel, out), begin)
+            del panel
+
+    return run
+
+
+def _program(rows: Rows) -> dict[str, int]:
+    width = above(rows.outs)
+    return {"WIDTH": width, "DEPTH": max(DEPTH // width, 16)}
 
 
 def _cut(rows: Rows, size: int) -> Iterator[tuple[int, int]]:
@@ -54,15 +74,6 @@ def _cut(rows: Rows, size: int) -> Iterator[tuple[int, int]]:
     step = -(-count // min(max(panels, 1), count))
     for begin in range(0, count, step):
         yield begin, min(begin + step, count)
-
-
-def _spread(values: Tensor, rows: Rows, begin: int, end: int, dtype: torch.dtype) -> Tensor:
-    panel = torch.zeros(((end - begin) * rows.outs, rows.width), dtype=dtype, device=values.device)
-    launch(
-        "spread", (end - begin,), values.device, values, panel, *rows.arrays, begin, rows.width,
-        **rows.walk, WIDTH=above(rows.outs), DEPTH=max(DEPTH // above(rows.outs), 16),
-    )  # fmt: skip
-    return panel
 
 
 __all__ = ["BYTES", "multiply", "sample"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.util import find_spec
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 from pollard.errors import KernelError, PollardError
 from pollard.formats.topology import Topology
 from pollard.kernels.products.cuda import grains, panels
-from pollard.kernels.products.cuda.launch import version
-from pollard.kernels.products.cuda.rows import by_columns, by_rows
+from pollard.kernels.products.cuda.dense import Dense, turning
+from pollard.kernels.products.cuda.launch import on, version
+from pollard.kernels.products.cuda.rows import columns_on, rows_on
 from pollard.kernels.products.task import HALVES, Call, Task
 
 DTYPES = (torch.float32, *HALVES)
@@ -46,10 +49,31 @@ def _unfit(index: int | None) -> str | None:
 
 def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     """The call for tensors of such shapes and strides. Raises KernelError where a kernel does not compile."""
-    make = _value_grad if task.kind == "value_grad" else _dense
-    product = make(task, topology, tensors[0])
-    try:
+    left, right = tensors[:2]
+    dense = Dense.of(left)
+    if task.kind == "value_grad":
+        make = partial(_value_grad, task, topology, dense, Dense.of(right))
+    else:
+        make = partial(_dense, task, topology, dense, bias=len(tensors) > 2)
+    # By what the user may change between calls.
+    known: dict[bool, Call] = {}
+
+    def product(*given: Tensor) -> Tensor:
+        allowed = _in_tf32(dense.dtype)
+        run = known.get(allowed) or known.setdefault(allowed, make())
+        with on(dense.device):
+            return run(*given)
+
+    with _told(topology):
         product(*tensors)
+    return product
+
+
+@contextmanager
+def _told(topology: Topology) -> Iterator[None]:
+    """Whatever goes wrong with a kernel in there is a KernelError."""
+    try:
+        yield
     except (torch.OutOfMemoryError, PollardError):
         raise
     except Exception as error:  # Triton has no class of its own for all that can go wrong in its passes
@@ -58,41 +82,66 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
             "a kernel",
             "Plain torch multiplies instead. Another version of triton may help.",
         ) from error
-    return product
 
 
-def _dense(task: Task, topology: Topology, left: Tensor) -> Call:
-    batch, dtype = len(left), left.dtype
-    rows = (by_rows if task.kind == "forward" else by_columns)(topology, left.device)
-    tile = grains.gather_tile(rows.outs, rows.ins, batch, dtype, permuted=rows.entries is not None)
+def _in_tf32(dtype: torch.dtype) -> bool:
+    return dtype is torch.float32 and grains.tf32()
+
+
+def _dense(task: Task, topology: Topology, left: Dense, *, bias: bool) -> Call:
+    batch, dtype = left.batch, left.dtype
+    rows = (rows_on if task.kind == "forward" else columns_on)(topology, left.device)
     # No view, so that it may be written to.
     sizes, strides = (batch, rows.features), (rows.features, 1) if task.rows else (1, batch)
+    if by_panels(task, topology, batch, dtype):
+        multiply = panels.multiply(left, rows, activation=task.activation)
+    else:
+        tile = grains.gather_tile(rows.outs, rows.ins, batch, dtype, permuted=rows.entries is not None)
+        y = left._replace(features=rows.features, strides=strides)
+        multiply = grains.gather(left, y, rows, tile, bias=bias, activation=task.activation)
 
     def run(left: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        values, bias = values.contiguous(), bias if bias is None else bias.contiguous()
         y = left.new_empty_strided(sizes, strides)
-        if by_panels(task, topology, batch, dtype):
-            panels.multiply(left, values, bias, y, rows, activation=task.activation)
-        else:
-            grains.gather(left, values, bias, y, rows, activation=task.activation, tile=tile)
+        multiply(left, values.contiguous(), bias if bias is None else bias.contiguous(), y)
         return y
 
     return run
 
 
-def _value_grad(task: Task, topology: Topology, grad: Tensor) -> Call:
-    batch, dtype, rows = len(grad), grad.dtype, by_rows(topology, grad.device)
-    tile = grains.sample_tile(rows.outs, batch, dtype)
+def _value_grad(task: Task, topology: Topology, grad: Dense, x: Dense) -> Call:
+    batch, dtype, rows = grad.batch, grad.dtype, rows_on(topology, grad.device)
+    if by_panels(task, topology, batch, dtype):
+        multiply = panels.sample(rows)
+    else:
+        multiply = grains.sample(grad, x, rows, grains.sample_tile(rows.outs, batch, dtype))
+    size, values = (topology.nnz,), task.values
 
     def run(grad: Tensor, x: Tensor) -> Tensor:
-        found = torch.empty(topology.nnz, dtype=task.values, device=grad.device)
-        if by_panels(task, topology, batch, dtype):
-            panels.sample(grad, x, found, rows)
-        else:
-            grains.sample(grad, x, found, rows, tile=tile)
+        found = grad.new_empty(size, dtype=values)
+        multiply(grad, x, found)
         return found
 
     return run
+
+
+def ordered(topology: Topology, grad: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """What turns gradients such as `grad` before both of their products; None where they lie right, or one product goes by panels.
+
+    Raises KernelError as `call` does.
+    """
+    dense = Dense.of(grad)
+    tasks = Task("input_grad", dense.dtype), Task("value_grad", dense.dtype)
+    if dense.side_by_side is dense or any(by_panels(each, topology, dense.batch, dense.dtype) for each in tasks):
+        return None
+    with _told(topology):
+        turn = turning(dense)
+
+        def turned(grad: Tensor) -> Tensor:
+            with on(dense.device):
+                return turn(grad)
+
+        turned(grad)
+        return turned
 
 
 def by_panels(task: Task, topology: Topology, batch: int, dtype: torch.dtype) -> bool:
@@ -101,7 +150,7 @@ def by_panels(task: Task, topology: Topology, batch: int, dtype: torch.dtype) ->
     Grain by grain a number is read for as many products as the grain has weights of it; in the time of such a read, panels multiply
     `READ` numbers, and to fill a panel takes them as long as `FILL` samples more.
     """
-    key = "tf32" if dtype == torch.float32 and grains.tf32() else dtype
+    key = "tf32" if _in_tf32(dtype) else dtype
     reused = topology.pattern.columns if task.kind == "input_grad" else topology.pattern.rows
     return topology.density * READ[key] * batch > reused * (batch + FILL[key])
 
@@ -126,4 +175,4 @@ def described(task: Task, topology: Topology, batch: int, dtype: torch.dtype) ->
     return f"grain by grain, {tile.samples} sample{'s' * (tile.samples > 1)} a program"
 
 
-__all__ = ["by_panels", "call", "described", "refusal"]
+__all__ = ["by_panels", "call", "described", "ordered", "refusal"]

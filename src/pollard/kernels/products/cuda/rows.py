@@ -61,7 +61,7 @@ class Rows:
         return len(self.order) * self.outs
 
 
-def by_rows(topology: Topology, device: torch.device) -> Rows:
+def rows_on(topology: Topology, device: torch.device) -> Rows:
     """For ``x @ W.T``; made once."""
 
     def make() -> Rows:
@@ -70,10 +70,10 @@ def by_rows(topology: Topology, device: torch.device) -> Rows:
             (*topology.indices, None), device, topology.shape[1], (pattern.rows, pattern.columns), (1, pattern.rows)
         )
 
-    return made_once(topology, ("by rows", device), make)
+    return made_once(topology, ("rows", device), make)
 
 
-def by_columns(topology: Topology, device: torch.device) -> Rows:
+def columns_on(topology: Topology, device: torch.device) -> Rows:
     """For ``grad @ W``; made once."""
 
     def make() -> Rows:
@@ -81,7 +81,7 @@ def by_columns(topology: Topology, device: torch.device) -> Rows:
         arrays = turned.row_pointers, turned.groups, turned.permutation
         return _rows(arrays, device, topology.shape[0], (pattern.columns, pattern.rows), (pattern.rows, 1))
 
-    return made_once(topology, ("by columns", device), make)
+    return made_once(topology, ("columns", device), make)
 
 
 def _rows(
@@ -99,4 +99,4 @@ def _rows(
     return Rows(*placed, int(lengths.max()), width, *sizes, *steps)
 
 
-__all__ = ["Rows", "by_columns", "by_rows"]
+__all__ = ["Rows", "columns_on", "rows_on"]
