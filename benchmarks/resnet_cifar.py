@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections import Counter, deque
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import overlapping
 import torch
+from overlapping import Replayed, replaced
 from torch import Tensor, nn
 from torch.nn import functional
 
 import pollard
 from pollard import data
-from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
 from pollard.networks import Ends
 from pollard.networks.residual import ResNet
@@ -48,10 +48,8 @@ PUBLISHED = {
     "snip": (80.19, 86.32),
     "random": (81.73, 86.17),
 }
-FIRST = 3  # steps of a batch size before a graph is made of one: what they allocate and try is no part of it
-STEPS = 14  # that are queued at once, of at most two such lots
+STEPS = 14  # that are queued at once
 EVERY = 10  # epochs between test accuracies
-SECONDS = 60  # between states that are written
 
 
 class Name(NamedTuple):
@@ -65,6 +63,9 @@ class Name(NamedTuple):
     def epochs(self) -> int:
         """How many there are of it."""
         return DENSE_EPOCHS if self.method == "dense" else EPOCHS
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.density:.3g} {self.seed}"
 
     @property
     def dense(self) -> Name:
@@ -123,24 +124,21 @@ def network(seed: int) -> ResNet:
     return model
 
 
-class Run:
-    """One network and its optimizer, on a stream of its own where there are any."""
-
-    captures = True  # until one fails
+class Run(overlapping.Run):
+    """One network and its optimizer."""
 
     def __init__(self, name: Name, images: Images, *, autocast: bool) -> None:
+        # Others wait for dense weights.
+        super().__init__(images.device, priority=-1 if name.method in ("dense", "magnitude") else 0)
         self.name, self.images, self.autocast = name, images, autocast
         self.on_gpu = images.device.type == "cuda"
         self.model: nn.Module = network(name.seed).to(images.device)
         if self.on_gpu:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        first = -1 if name.method in ("dense", "magnitude") else 0  # others wait for dense weights
-        self.stream = torch.cuda.Stream(images.device, priority=first) if self.on_gpu else None
         self.an_epoch = -(-len(images.train.x) // BATCH)
-        self.steps, self.reached = 0, dict[int, Any]()
+        self.reached = dict[int, Any]()
         self.batches: list[tuple[Tensor, Tensor]] = []
-        self.eager, self.graphs = Counter[int](), dict[int, tuple[Any, Tensor, Tensor, Tensor]]()
-        self.queued: deque[torch.cuda.Event] = deque()
+        self.take = Replayed(self.step, stream=self.stream)
         self.optimizer = self.adam()
 
     def adam(self) -> torch.optim.Adam:
@@ -186,62 +184,21 @@ class Run:
         self.optimizer.step()
         return loss.detach()
 
-    def captured(self, x: Tensor, y: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
-        """A step as a CUDA graph, which starts its hundreds of kernels at once, where it finds its batch and leaves the loss."""
-        held, graph = (x.clone(), y.clone()), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            loss = self.step(*held)
-        return graph, *held, loss
-
-    def take(self, x: Tensor, y: Tensor) -> Tensor:
-        """A step, by its graph once there is one, and the loss, until the next."""
-        size = len(x)
-        if self.on_gpu and Run.captures and size not in self.graphs and self.eager[size] >= FIRST:
-            try:
-                self.graphs[size] = self.captured(x, y)
-            except (RuntimeError, InvalidInput) as why:
-                Run.captures = False
-                print(f"no CUDA graph, so steps go kernel by kernel: {why}", flush=True)
-        if size in self.graphs:
-            graph, images, classes, loss = self.graphs[size]
-            images.copy_(x)
-            classes.copy_(y)
-            graph.replay()
-            return loss
-        self.eager[size] += 1
-        return self.step(x, y)
-
-    def advance(self, count: int) -> int:
-        """Queue so many steps, while there are any, and what comes at the end of an epoch."""
-        count = min(count, self.left)
-        if self.stream is not None and not self.batches:
-            self.stream.wait_stream(torch.cuda.default_stream(self.images.device))
-        with torch.cuda.stream(self.stream):
-            for _ in range(count):
-                epoch, place = divmod(self.steps, self.an_epoch)
-                if not place or not self.batches:
-                    before = DENSE_EPOCHS if self.name.method == "magnitude" else 0
-                    self.batches = self.images.epoch(self.name.seed, before + epoch)
-                self.take(*self.batches[place])
-                self.steps += 1
-                if not self.steps % (self.an_epoch * EVERY) or not self.left:
-                    self.reached[epoch + 1] = self.right()
-            if self.on_gpu:
-                event = torch.cuda.Event()
-                event.record()
-                self.queued.append(event)
-        return count
+    def follow(self) -> None:
+        """The next step, and at times the test accuracy."""
+        epoch, place = divmod(self.steps, self.an_epoch)
+        if not place or not self.batches:
+            before = DENSE_EPOCHS if self.name.method == "magnitude" else 0
+            self.batches = self.images.epoch(self.name.seed, before + epoch)
+        self.take(*self.batches[place])
+        self.steps += 1
+        if not self.steps % (self.an_epoch * EVERY) or not self.left:
+            self.reached[epoch + 1] = self.right()
 
     @property
     def left(self) -> int:
         """Steps that are not queued yet."""
         return self.name.epochs * self.an_epoch - self.steps
-
-    def waits(self) -> bool:
-        """Whether as much is queued as may be, or after the last step anything at all."""
-        while self.queued and self.queued[0].query():
-            self.queued.popleft()
-        return len(self.queued) >= (2 if self.left else 1)
 
     @torch.no_grad()
     def right(self) -> Tensor:
@@ -251,6 +208,9 @@ class Run:
         found = [(self.forward(in_own_order(x)).argmax(1) == y).sum() for x, y in on]
         self.model.train()
         return torch.stack(found).sum()
+
+    def __str__(self) -> str:
+        return f"{self.name}: epoch {self.steps // self.an_epoch}"
 
     def state(self) -> dict[str, Any]:
         """All that it takes to go on; accuracies are in % from now on."""
@@ -270,18 +230,19 @@ class Run:
         self.steps, self.reached = state["steps"], dict(state["reached"])
 
 
-class Contest:
-    """All runs: those that are over, those under way, those that wait."""
+class Contest(overlapping.Contest):
+    """All runs, and their states in one file."""
+
+    lot = STEPS
 
     def __init__(self, names: list[Name], images: Images, out: Path, *, autocast: bool) -> None:
-        self.names, self.images, self.out, self.autocast = names, images, out, autocast
+        super().__init__(images.device, out)
+        self.names, self.images, self.autocast = names, images, autocast
         held = torch.load(out / "states.pt", map_location="cpu") if (out / "states.pt").exists() else {}
         self.states = {Name(*name): state for name, state in held.get("states", [])}
         self.seconds, self.steps = held.get("seconds", 0.0), held.get("steps", 0)
-        self.live: list[Run] = []
-        self.written = time.monotonic()
 
-    def over(self, name: Name) -> bool:
+    def ended(self, name: Name) -> bool:
         """Whether it has had all of its epochs."""
         return name in self.states and name.epochs in self.states[name]["reached"]
 
@@ -289,63 +250,38 @@ class Contest:
         """The first that waits and may begin."""
         live = {run.name for run in self.live}
         for name in self.names:
-            may = name.method != "magnitude" or self.over(name.dense)
-            if may and name not in live and not self.over(name):
+            may = name.method != "magnitude" or self.ended(name.dense)
+            if may and name not in live and not self.ended(name):
                 run = Run(name, self.images, autocast=self.autocast)
                 begun = name in self.states
                 run.load(self.states[name]) if begun else run.choose(self.states.get(name.dense))
                 return run
         return None
 
-    def go(self, together: int, seconds: float) -> None:
-        """So many at a time, each as fast as the device lets it, until all are over or the time is."""
-        last = time.monotonic() + seconds
-        while time.monotonic() < last:
-            while len(self.live) < together and (run := self.next()):
-                self.live.append(run)
-            if not self.live:
-                break
-            ready = [run for run in self.live if not run.waits()]
-            for run in ready:
-                if run.left:
-                    self.steps += run.advance(STEPS)
-                else:
-                    self.finish(run)
-            if not ready:
-                time.sleep(0.0002)
-            if time.monotonic() - self.written > SECONDS:
-                self.write()
-        self.write()
-
-    def finish(self, run: Run) -> None:
+    def over(self, run: Run) -> None:
         """Only its accuracies are wanted from now on, and weights only of those whose magnitudes are."""
         state = run.state()
         self.states[run.name] = state if run.name.method == "dense" else {"reached": state["reached"]}
-        self.live.remove(run)
         print(*run.name, state["reached"][run.name.epochs], flush=True)
 
-    def write(self) -> None:
-        """States, from which a call after this one goes on, and what there is to read."""
-        if self.images.device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.monotonic()
-        self.seconds, self.written = self.seconds + now - self.written, now
+    def save(self) -> None:
+        """All states in one file, and the table in another."""
         self.states |= {run.name: run.state() for run in self.live}
         held = {"states": [(tuple(name), state) for name, state in self.states.items()]}
-        self.out.mkdir(parents=True, exist_ok=True)
-        torch.save({**held, "seconds": self.seconds, "steps": self.steps}, self.out / "states.new")
-        (self.out / "states.new").replace(self.out / "states.pt")
+        held |= {"seconds": self.seconds, "steps": self.steps}
+        replaced(self.out / "states.pt", partial(torch.save, held))
         (self.out / "results.json").write_text(json.dumps(self.results(), indent=1) + "\n", encoding="utf-8")
 
     def results(self) -> dict[str, Any]:
         """What was reached, and how long it took."""
         device, an_epoch = self.images.device, -(-len(self.images.train.x) // BATCH)
+        listed = dict.fromkeys((*self.names, *self.states))  # those of an earlier call, too
         return {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "precision": "autocast" if self.autocast else "float32",
             "seconds_an_epoch": round(self.seconds * an_epoch / max(1, self.steps), 3),
             "seconds": round(self.seconds),
-            "runs": [row(name, self.states[name]["reached"]) for name in self.names if name in self.states],
+            "runs": [row(name, self.states[name]["reached"]) for name in listed if name in self.states],
         }
 
 
@@ -369,6 +305,17 @@ def named(seeds: int) -> list[Name]:
     return [Name(*each, seed) for seed in range(seeds) for each in (("dense", 1.0), *sparse)]
 
 
+def picked(runs: str, seeds: int) -> list[Name]:
+    """Those of all runs that are asked for, in that order: methods, with or without a density in percent, as in `dense,magnitude,random:10`."""
+    found, every = dict[Name, None](), named(seeds)
+    for method, _, percent in (each.partition(":") for each in runs.split(",")):
+        asked = [each for each in every if each.method == method and percent in {"", f"{100 * each.density:.0f}"}]
+        if not asked:
+            raise SystemExit(f"no run is called {method}:{percent}; there are {', '.join(map(str, every))}")
+        found |= dict.fromkeys(asked)
+    return list(found)
+
+
 def main() -> None:
     """Run what is missing, then write and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -376,6 +323,7 @@ def main() -> None:
         "--out", type=Path, default=Path("runs/resnet-cifar"), help="where runs are kept, and go on from"
     )
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", help="only these, in this order: dense,magnitude,random:10 (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--together", type=int, help="runs at a time (default: 8 on a GPU, else 1)")
     parser.add_argument(
@@ -386,7 +334,8 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     torch.backends.cudnn.benchmark = True
-    contest = Contest(named(given.seeds), examples(device), given.out, autocast=given.autocast)
+    names = picked(given.runs, given.seeds) if given.runs else named(given.seeds)
+    contest = Contest(names, examples(device), given.out, autocast=given.autocast)
     contest.go(given.together or (8 if device.type == "cuda" else 1), given.seconds)
     found = contest.results()
     if given.record:

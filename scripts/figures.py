@@ -18,6 +18,7 @@ from gpu_figures import products_cuda, wide_cuda
 from loss_figures import crossed, predicted
 from memory_figures import checkpoints, memory, moving_memory, never_dense
 from records import STUDIES, load, points
+from set_figures import anchor, network_of_set
 
 from pollard.recipes.study import Study
 from pollard.report.accuracy import Spread, cells, grid, markdown_table, seeds_told
@@ -130,40 +131,6 @@ def explored(study: str) -> str:
     found = points(study)
     told = {cell: f"{100 * spread.mean:.0f} %" for cell, spread in cells(found, "explored_rate").items()}
     return markdown(*grid(found, told))
-
-
-def anchor() -> str:
-    """SET's own small problem, beside the published accuracies."""
-    rows = [
-        [
-            f"{row['method']}, {row['form']}",
-            f"{row['mean']:.2f} ± {row['standard_deviation']:.2f}",
-            f"{row['published']:.2f} ± {row['published_standard_deviation']:.2f}" if row["form"] == "tutorial" else "",
-            f"{row['mean_of_last_20']:.2f}",
-            f"{row['train_accuracy_percent']:.1f}",
-            f"{100 * row['explored_rate']:.0f} %",
-        ]
-        for row in load("set-anchor.json")
-    ]
-    accuracies = ["test accuracy, %", "published, %", "mean of the last 20 epochs, %", "training accuracy, %"]
-    return markdown(["", *accuracies, "weights ever kept"], rows)
-
-
-def network_of_set() -> str:
-    """SET's own network on CIFAR-10, beside the published accuracies of the same epochs."""
-    rows = [
-        [
-            row["method"],
-            f"{row['mean_of_last_20']:.1f}"
-            + ("" if row["standard_deviation"] is None else f" ± {row['standard_deviation']:.1f}"),
-            str(row["seeds"]),
-            f"{row['published']:.1f}",
-            f"{row['published_best_of_1000']:.2f}",
-        ]
-        for row in load("set-cifar.json")
-    ]
-    head = ["", "epochs 181 to 200, %", "seeds", "published, the same epochs, %", "published, best of 1,000, %"]
-    return markdown(head, rows)
 
 
 def updates() -> str:
