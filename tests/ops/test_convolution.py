@@ -13,6 +13,7 @@ from pollard.errors import KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels.code import once
 from pollard.kernels.code.target import host_isas
+from pollard.kernels.convolutions import dispatch
 from pollard.kernels.convolutions.passes import Pass
 from pollard.kernels.convolutions.window import Window
 from pollard.kernels.products import derived
@@ -110,6 +111,30 @@ def test_autocast_is_the_same_where_somebody_watches():
     assert torch.equal(plain, seen)
     (gradient,) = torch.autograd.grad(seen.sum(), values)
     torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), values)[0])
+
+
+@pytest.mark.parametrize("size", [(9, 9), (5, 4, 6)])
+def test_by_panels_it_goes_at_once_too_any_number_of_times(monkeypatch, size):
+    monkeypatch.setattr(dispatch, "by_panels", lambda _: True)
+    monkeypatch.setattr(dispatch, "generated", lambda _: False)
+    axes, kernel = len(size), (3,) * len(size)
+    topology = Topology.random((4, 2 * 3**axes), 0.4, "unstructured", torch.Generator().manual_seed(0))
+    window = Window(kernel, (1,) * axes, (1,) * axes, ((1, 1),) * axes)
+    x, values, bias = (
+        torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in ((2, 2, *size), topology.nnz, 4)
+    )
+    flat = values.new_zeros(topology.shape).flatten().scatter(0, topology.weight_positions(), values)
+    dense = (functional.conv2d if axes == 2 else functional.conv3d)(x, flat.view(4, 2, *kernel), bias, padding=1)
+    with torch.profiler.profile() as seen:
+        convolution.convolve(x, values, topology, bias, window)
+    assert any(each.key == "pollard::convolution" for each in seen.key_averages())  # somebody watched
+    y = convolution.convolve(x, values, topology, bias, window)
+    assert type(y.grad_fn).__name__ == "_EagerBackward"
+    seed, found = torch.randn_like(y), []
+    for made in (y, dense):
+        slopes = torch.autograd.grad(made, (x, values, bias), seed, create_graph=True)
+        found.append([made, *slopes, *torch.autograd.grad(slopes[0].square().sum() + slopes[1].sum(), (x, values))])
+    torch.testing.assert_close(*found)
 
 
 def test_what_the_gradient_in_the_input_turns_is_counted():

@@ -150,7 +150,7 @@ def test_a_gpu_is_named_and_its_kernels_are_checked(monkeypatch):
     assert doctor._gpu() == "none that torch finds"
     assert doctor.gpu_checks() == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU of a test")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU of a test")
     monkeypatch.setattr(doctor, "choose", lambda *_: (TORCH_SPARSE, "Triton kernels: too old"))
     assert doctor._gpu() == "GPU of a test: torch.sparse (Triton kernels: too old)"
     assert doctor.gpu_checks() == []

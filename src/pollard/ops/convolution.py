@@ -25,7 +25,7 @@ def convolve(
     `(samples, out, rows, columns)`, contiguous; None where whoever asks has to unfold x: no kernel computes it, as none does of three
     axes or transposed on the CPU, or a transform of torch.func or an export to ONNX is at work. Differentiable in x, values and bias, any number of times.
     """
-    watched = not (matmul.direct(x, values, bias) and x.is_cpu)
+    watched = not matmul.direct(x, values, bias)
     if not read_off(activation) and (watched or matmul.differentiated(x, values, bias)):
         plain = convolve(x, values, topology, bias, window)
         return None if plain is None else activated(plain, activation)
@@ -37,10 +37,11 @@ def convolve(
             x, values, row_pointers, columns, bias, *sizes, activation == RELU, ways.flat(window)
         )
         return seen
-    if torch.is_autocast_enabled("cpu"):
-        x, values = autocast("cpu", x), autocast("cpu", values, stays=MASTERS)
-        bias = None if bias is None else autocast("cpu", bias, stays=MASTERS)
-    if not dispatch.serves(x, topology, window):
+    if torch.is_autocast_enabled(x.device.type):
+        place = x.device.type
+        x, values = autocast(place, x), autocast(place, values, stays=MASTERS)
+        bias = None if bias is None else autocast(place, bias, stays=MASTERS)
+    if not (dispatch.serves(x, topology, window) or dispatch.by_panels(x.device)):
         return None
     if torch.is_grad_enabled() and read_off(activation):
         y: Tensor = _apply(x, values, bias, topology, window, activation == RELU)
@@ -49,14 +50,14 @@ def convolve(
 
 
 def _input_grad(grad: Tensor, values: Tensor, topology: Topology, window: Window, sizes: Sizes) -> Tensor:
-    if grad.is_cpu and not torch.is_grad_enabled() and matmul.direct(grad, values):
+    if not torch.is_grad_enabled() and matmul.direct(grad, values):
         return ways.input_grad(grad, values, topology, window, sizes)
     made: Tensor = operators().convolution_input_grad(grad, values, *arrays(topology), ways.flat(window), list(sizes))
     return made
 
 
 def _value_grad(grad: Tensor, x: Tensor, topology: Topology, window: Window, dtype: torch.dtype) -> Tensor:
-    if grad.is_cpu and not torch.is_grad_enabled() and matmul.direct(grad, x):
+    if not torch.is_grad_enabled() and matmul.direct(grad, x):
         return ways.value_grad(grad, x, topology, window, dtype)
     made: Tensor = operators().convolution_value_grad(grad, x, *arrays(topology), ways.flat(window), dtype)
     return made
@@ -79,7 +80,7 @@ class _Eager(torch.autograd.Function):
         x, values, output = ctx.saved_tensors
         topology, window = ctx.topology, ctx.window
         gradients = apart(
-            lambda u: _input_grad(u, values, topology, window, (x.shape[2], x.shape[3])),
+            lambda u: _input_grad(u, values, topology, window, tuple(x.shape[2:])),
             lambda u: _value_grad(u, x, topology, window, values.dtype),
         )
         needs = ctx.needs_input_grad[:3]

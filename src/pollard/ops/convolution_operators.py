@@ -66,17 +66,17 @@ def forward(
     x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None = None
 ) -> Tensor:
     """``y[n, o, p] = sum over c, t of W[o, c, t] x[n, c, stride p + dilation t - before] + bias[o]``, then the activation, if any."""
-    if dispatch.serves(x, topology, window):
+    if dispatch.serves(x, topology, window) or dispatch.by_panels(x.device):
         return served(x, values, topology, bias, window, activation=activation)
-    if dispatch.by_panels(x.device):
-        return panels.forward(x, values, topology, bias, window, activation=activation)
     return _in_parts(x, values, topology, bias, window, activation=activation)
 
 
 def served(
     x: Tensor, values: Tensor, topology: Topology, bias: Tensor | None, window: Window, *, activation: str | None = None
 ) -> Tensor:
-    """`forward` of images that kernels are known to serve; unfolded only where one does not compile."""
+    """`forward` of images that kernels are known to serve, or that go by panels; unfolded only where a kernel does not compile."""
+    if dispatch.by_panels(x.device):
+        return panels.forward(x, values, topology, bias, window, activation=activation)
     y = dispatch.forward(x, values, topology, window, bias, activation=activation)
     return _in_parts(x, values, topology, bias, window, activation=activation) if y is None else y
 

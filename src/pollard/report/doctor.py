@@ -28,7 +28,7 @@ from pollard.kernels.products.backend import CUDA, choose
 from pollard.kernels.products.operand import name_of
 from pollard.ops import convolution_operators, matmul
 from pollard.report.dense_ways import NN_LINEAR, PACKED, WITH_WEIGHT
-from pollard.report.machine import cpu_name, machine
+from pollard.report.machine import cpu_name, device_name, machine
 from pollard.report.timing import interleaved, on_threads
 from pollard.settings import Settings
 
@@ -242,8 +242,9 @@ def _gpu() -> str:
     """What computes products there."""
     if not torch.cuda.is_available():
         return "none that torch finds"
-    backend, reason = choose(torch.device("cuda"), torch.float32)
-    return f"{torch.cuda.get_device_name()}: {backend.name}" + f" ({reason})" * (backend is not CUDA)
+    device = torch.device("cuda")
+    backend, reason = choose(device, torch.float32)
+    return f"{device_name(device)}: {backend.name}" + f" ({reason})" * (backend is not CUDA)
 
 
 def _versions() -> dict[str, str]:

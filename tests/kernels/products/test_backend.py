@@ -9,7 +9,7 @@ from pollard.errors import InvalidInput, KernelError, KernelFallback
 from pollard.formats.topology import Topology
 from pollard.kernels.products import backend, dispatch, explanation, reference, torch_sparse
 from pollard.kernels.products.backend import BACKENDS, CUDA, GENERATED, REFERENCE, TORCH_SPARSE, Backend, choose
-from pollard.kernels.products.explanation import explain
+from pollard.kernels.products.explanation import explain, explain_run
 
 CPU, GPU, OTHER = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
@@ -134,3 +134,6 @@ def test_on_cuda_it_is_explained_which_way_a_product_goes(monkeypatch, operation
     found = explain(operation, (64, 64, 256), density, "unstructured", device="cuda")
     assert found.choice == f"Triton kernels, {expected}"
     assert found.spec is None
+    topology = Topology.random((64, 64), density, "unstructured")
+    done = explain_run(operation, torch.zeros(256, 64), topology, torch.float32)
+    assert (done.choice, done.reason) == (found.choice, found.reason)

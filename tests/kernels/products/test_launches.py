@@ -10,6 +10,9 @@ from pollard.formats.topology import Topology
 from pollard.kernels.products.cuda import dense, grains
 from pollard.kernels.products.cuda import products as cuda
 from pollard.kernels.products.cuda.launch import Launch
+from pollard.kernels.products.cuda.rows import columns_on, rows_on
+from pollard.kernels.products.derived import derived_bytes
+from pollard.kernels.products.placed import transpose_on
 from pollard.kernels.products.task import Task
 
 triton = pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 alone")
@@ -152,6 +155,19 @@ def test_however_the_user_asked(way):
         matmul.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
     assert not grains.tf32()
+
+
+def test_what_a_device_holds_is_counted_once():
+    topology = Topology.random((30, 70), 0.5, "v2", torch.Generator().manual_seed(0))
+    topology.transpose()
+    place, before = torch.device("meta"), derived_bytes(topology)
+    transpose_on(topology, place)
+    transposed = 4 * (71 + 2 * topology.grains)
+    assert derived_bytes(topology) - before == transposed
+    assert columns_on(topology, place).entries is transpose_on(topology, place).permutation
+    assert derived_bytes(topology) - before == transposed + 4 * 70
+    rows_on(topology, place)
+    assert derived_bytes(topology) - before == transposed + 4 * 70 + 4 * 16 + topology.indices.columns.nbytes + 4 * 15
 
 
 def test_what_lies_right_is_not_turned():

@@ -110,6 +110,7 @@ def test_where_they_do_not_serve_they_say_why(monkeypatch):
     cuda._unfit.cache_clear()
     assert "ROCm" in cuda.refusal(DEVICE, torch.float16)
     monkeypatch.setattr(cuda, "find_spec", lambda _: None)
+    cuda._unfit.cache_clear()
     assert "triton is not installed" in cuda.refusal(DEVICE, torch.float16)
     cuda._unfit.cache_clear()
 

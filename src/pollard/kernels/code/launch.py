@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -85,6 +86,15 @@ def equal_runs(count: int, parts: int) -> Tensor:
     [0, 2, 5, 7, 10]
     """
     return torch.tensor([count * part // parts for part in range(parts + 1)], dtype=torch.int32, device="cpu")
+
+
+def runs_of(count: int, most: int) -> list[tuple[int, int]]:
+    """From where to where each run of `count` things goes, in as few of about equal length as are of at most `most`, or of one.
+
+    >>> runs_of(10, 4)
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    return list(pairwise(equal_runs(count, -(-count // max(most, 1))).tolist()))
 
 
 def address(tensor: Tensor | None) -> int:

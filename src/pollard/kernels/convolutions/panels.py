@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pollard.activations import activated_
 from pollard.formats.topology import Topology
+from pollard.kernels.code.launch import runs_of
 from pollard.kernels.convolutions.window import Sizes, Window
 from pollard.kernels.products.checks import check_dtype, check_pair, check_vector
 from pollard.kernels.products.placed import positions_on
@@ -88,12 +89,8 @@ def _cut(topology: Topology, window: Window, dtype: torch.dtype) -> Iterator[tup
     """Panels of about equal size: rows of the weight as a matrix, whole row groups and channels, and the output channels that they are."""
     (height, width), taps = topology.shape, window.row_taps
     unit = lcm(topology.pattern.rows, taps)
-    most = max(1, BYTES // (unit * width * dtype.itemsize))
-    units = -(-height // unit)
-    step = unit * -(-units // -(-units // most))
-    for first in range(0, height, step):
-        last = min(first + step, height)
-        yield slice(first, last), slice(first // taps, last // taps)
+    for first, last in runs_of(height // unit, BYTES // (unit * width * dtype.itemsize)):
+        yield slice(first * unit, last * unit), slice(first * unit // taps, last * unit // taps)
 
 
 def _places(topology: Topology, rows: slice, device: torch.device) -> tuple[slice, Tensor]:

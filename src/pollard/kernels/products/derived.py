@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,7 +19,7 @@ from pollard.kernels.code.fallback import attempt
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.target import Target
 from pollard.kernels.indices.turning import cut, even, turn
-from pollard.kernels.products.waiting import refuse_capture, wait_for_stream
+from pollard.kernels.products.waiting import refuse_capture, tensors_within, wait_for_stream
 
 Indices = NDArray[np.integer[Any]]
 Made = TypeVar("Made")
@@ -255,8 +255,16 @@ def derived_bytes(topology: Topology) -> int:
 def _bytes(own: _Derived) -> int:
     cuts = sum(cut.nbytes for cut in own.bounds.values()) + sum(run.bytes for run in own.runs or ())
     turned = sum(each.bytes for each in own.by_columns.values())
-    placed = sum(getattr(each, "nbytes", 0) for each in own.placed.values())
-    return turned + sum(each.bytes for each in own.tilings.values()) + cuts + placed
+    return turned + sum(each.bytes for each in own.tilings.values()) + cuts + _placed_bytes(own.placed.values())
+
+
+def _placed_bytes(placed: Iterable[Any]) -> int:
+    # Some hold the same arrays; what holds more than arrays says how much.
+    held: dict[int, int] = {}
+    for each in placed:
+        parts = [each] if hasattr(each, "nbytes") else tensors_within(each)
+        held |= {id(part): part.nbytes for part in parts}
+    return sum(held.values())
 
 
 def _of(topology: Topology) -> _Derived:

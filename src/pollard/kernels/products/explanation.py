@@ -75,8 +75,7 @@ def explain(
     out, width, batch = shape
     topology = Topology.random((out, width), density, pattern, torch.Generator().manual_seed(0))
     if backend is CUDA:
-        way = cuda.described(Task(cast("Kind", operation), DTYPES[dtype], activation), topology, batch, DTYPES[dtype])
-        return Explanation(None, f"{backend.name}, {way}", reason)
+        return Explanation(None, _on_cuda(operation, topology, batch, DTYPES[dtype]), reason)
     values, x, grad = (
         torch.randn(size, dtype=torch.float32, device="cpu").to(DTYPES[dtype])
         for size in ((topology.nnz,), (batch, width), (batch, out))
@@ -111,6 +110,8 @@ def explain_run(
     operand: x of a forward product and of a value gradient, else the output's gradient: `(batch, features)`. activation: fused into it.
     """
     backend, reason = choose(operand.device, operand.dtype)
+    if backend is CUDA:
+        return Explanation(None, _on_cuda(operation, topology, len(operand), operand.dtype), reason)
     if backend is not GENERATED:
         return Explanation(None, backend.name, reason)
     target = current()
@@ -127,6 +128,10 @@ def explain_run(
     return Explanation(
         product.spec(decision.choice, activation=activation or ""), describe(decision.choice), decision.reason, timed
     )
+
+
+def _on_cuda(operation: str, topology: Topology, batch: int, dtype: torch.dtype) -> str:
+    return f"{CUDA.name}, {cuda.described(Task(cast('Kind', operation), dtype), topology, batch, dtype)}"
 
 
 __all__ = ["DTYPES", "Explanation", "device_named", "explain", "explain_run"]

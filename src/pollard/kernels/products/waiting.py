@@ -17,7 +17,7 @@ def wait_for_stream(let_go: Any) -> None:
 
     Torch would hand it out again on the stream that it was made on, which may be another.
     """
-    for tensor in _tensors(let_go):
+    for tensor in tensors_within(let_go):
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
@@ -39,15 +39,16 @@ def refuse_capture() -> None:
         )
 
 
-def _tensors(held: Any) -> Iterator[Tensor]:
+def tensors_within(held: Any) -> Iterator[Tensor]:
+    """The tensors that `held` is, or that its parts are."""
     if isinstance(held, Tensor):
         yield held
     elif isinstance(held, tuple | list):
         for each in held:
-            yield from _tensors(each)
+            yield from tensors_within(each)
     elif is_dataclass(held):
         for field in fields(held):
-            yield from _tensors(getattr(held, field.name))
+            yield from tensors_within(getattr(held, field.name))
 
 
-__all__ = ["is_captured", "refuse_capture", "wait_for_stream"]
+__all__ = ["is_captured", "refuse_capture", "tensors_within", "wait_for_stream"]

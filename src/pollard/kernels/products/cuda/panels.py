@@ -8,12 +8,13 @@ keep no weight of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pollard.activations import activated_
+from pollard.kernels.code.launch import runs_of
 from pollard.kernels.products.cuda.dense import Dense
 from pollard.kernels.products.cuda.launch import Launch, above
 from pollard.kernels.products.cuda.rows import Rows
@@ -26,6 +27,7 @@ def multiply(
     x: Dense, rows: Rows, *, activation: str | None
 ) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], None]:
     """What computes ``y = x @ W.T + bias``, then the activation, of x, values, bias and y; W is what `rows` are those of."""
+    cuts = _cut(rows, x.dtype)
     spread = Launch("spread", *rows.arrays, rows.width, **rows.walk, **_program(rows))
 
     def panel(values: Tensor, begin: int, end: int) -> Tensor:
@@ -34,7 +36,7 @@ def multiply(
         return made
 
     def run(x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        for begin, end in _cut(rows, x.element_size()):
+        for begin, end in cuts:
             features = slice(begin * rows.outs, end * rows.outs)
             # No panel has a name here: it is gone before the next is made.
             if bias is None:
@@ -48,12 +50,13 @@ def multiply(
     return run
 
 
-def sample(rows: Rows) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """What computes ``out = (grad.T @ x)`` at the kept weights, of grad, x and out."""
+def sample(rows: Rows, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """What computes ``out = (grad.T @ x)`` at the kept weights, of grad, x and out, of `dtype`."""
+    cuts = _cut(rows, dtype)
     collect = Launch("collect", rows.pointers, rows.places, rows.width, OUTS=rows.outs, INS=rows.ins, **_program(rows))
 
     def run(grad: Tensor, x: Tensor, out: Tensor) -> None:
-        for begin, end in _cut(rows, out.element_size()):
+        for begin, end in cuts:
             own = grad.t()[begin * rows.outs : end * rows.outs]
             panel = torch.mm(own, x) if out.dtype == x.dtype else torch.mm(own, x, out_dtype=out.dtype)
             collect((end - begin, 1, 1), (panel, out), begin)
@@ -67,13 +70,9 @@ def _program(rows: Rows) -> dict[str, int]:
     return {"WIDTH": width, "DEPTH": max(DEPTH // width, 16)}
 
 
-def _cut(rows: Rows, size: int) -> Iterator[tuple[int, int]]:
-    """From which row to which each panel goes: of equal sizes, whole rows of grains."""
-    count = len(rows.order)
-    panels = -(-count * rows.outs * rows.width * size // BYTES)
-    step = -(-count // min(max(panels, 1), count))
-    for begin in range(0, count, step):
-        yield begin, min(begin + step, count)
+def _cut(rows: Rows, dtype: torch.dtype) -> list[tuple[int, int]]:
+    """From which row of grains to which each panel goes."""
+    return runs_of(len(rows.order), BYTES // (rows.outs * rows.width * dtype.itemsize))
 
 
 __all__ = ["BYTES", "multiply", "sample"]

@@ -31,13 +31,13 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
         return "Triton's kernels run on CUDA"
     if dtype not in DTYPES:
         return f"no kernel computes in {dtype}"
-    if find_spec("triton") is None:
-        return "triton is not installed (pip install triton)"
     return _unfit(device.index)
 
 
 @cache
 def _unfit(index: int | None) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     if torch.version.hip:
@@ -111,7 +111,7 @@ def _dense(task: Task, topology: Topology, left: Dense, *, bias: bool) -> Call:
 def _value_grad(task: Task, topology: Topology, grad: Dense, x: Dense) -> Call:
     batch, dtype, rows = grad.batch, grad.dtype, rows_on(topology, grad.device)
     if by_panels(task, topology, batch, dtype):
-        multiply = panels.sample(rows)
+        multiply = panels.sample(rows, task.values)
     else:
         multiply = grains.sample(grad, x, rows, grains.sample_tile(rows.outs, batch, dtype))
     size, values = (topology.nnz,), task.values

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pollard.formats.topology import Topology
 from pollard.kernels.products.derived import made_once
+from pollard.kernels.products.placed import transpose_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,6 @@ class Rows:
     ins: int
     out_step: int
     in_step: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held on the device."""
-        held = (self.pointers, self.places, self.order)
-        return sum(each.nbytes for each in held) + (0 if self.entries is None else self.entries.nbytes)
 
     @property
     def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,9 +60,11 @@ def rows_on(topology: Topology, device: torch.device) -> Rows:
     """For ``x @ W.T``; made once."""
 
     def make() -> Rows:
-        pattern = topology.pattern
-        return _rows(
-            (*topology.indices, None), device, topology.shape[1], (pattern.rows, pattern.columns), (1, pattern.rows)
+        (pointers, places), pattern = topology.indices, topology.pattern
+        placed = pointers.to(device), places.to(device), None
+        steps = 1, pattern.rows
+        return Rows(
+            *placed, *_longest_first(pointers, device), topology.shape[1], pattern.rows, pattern.columns, *steps
         )
 
     return made_once(topology, ("rows", device), make)
@@ -77,26 +74,18 @@ def columns_on(topology: Topology, device: torch.device) -> Rows:
     """For ``grad @ W``; made once."""
 
     def make() -> Rows:
-        turned, pattern = topology.transpose(), topology.pattern
-        arrays = turned.row_pointers, turned.groups, turned.permutation
-        return _rows(arrays, device, topology.shape[0], (pattern.columns, pattern.rows), (pattern.rows, 1))
+        turned, pattern = transpose_on(topology, device), topology.pattern
+        placed = turned.row_pointers, turned.groups, turned.permutation
+        ordered, steps = _longest_first(topology.transpose().row_pointers, device), (pattern.rows, 1)
+        return Rows(*placed, *ordered, topology.shape[0], pattern.columns, pattern.rows, *steps)
 
     return made_once(topology, ("columns", device), make)
 
 
-def _rows(
-    arrays: tuple[Tensor, Tensor, Tensor | None],
-    device: torch.device,
-    width: int,
-    sizes: tuple[int, int],
-    steps: tuple[int, int],
-) -> Rows:
-    pointers, places, entries = arrays
-    lengths = pointers.int().diff()
-    order = lengths.argsort(descending=True, stable=True).int()
-    moved = None if entries is None else entries.to(device)
-    placed = pointers.int().to(device), places.to(device), moved, order.to(device)
-    return Rows(*placed, int(lengths.max()), width, *sizes, *steps)
+def _longest_first(pointers: Tensor, device: torch.device) -> tuple[Tensor, int]:
+    """The order of rows, and how many grains the first has; found on the host, where `pointers` are."""
+    lengths = pointers.diff()
+    return lengths.argsort(descending=True, stable=True).int().to(device), int(lengths.max())
 
 
 __all__ = ["Rows", "columns_on", "rows_on"]
