@@ -29,7 +29,8 @@ _NATIVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional
 class _Convolution(Composite):
     def __init__(self, whole: nn.Module) -> None:
         super().__init__(whole)
-        for name in _OF_AXES:
+        # Of its own too: each call reads them, and what torch does not find it makes an error of first.
+        for name in ("kernel_size", "padding_mode", *_OF_AXES):
             setattr(self, name, getattr(self, name))
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -20,8 +20,10 @@ def is_watched(layer: nn.Module) -> bool:
     if torch.compiler.is_compiling():
         # Who looks away now may look when the compiled code runs.
         return bool(layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001 - no public name
-    of_all = (vars(torch_module)[name] for name in _GLOBAL)
-    hooks = (hook for held in (*(vars(layer)[name] for name in _HOOKS), *of_all) for hook in held.values())
+    held = [*(vars(layer)[name] for name in _HOOKS), *(vars(torch_module)[name] for name in _GLOBAL)]
+    if not any(held):
+        return False
+    hooks = (hook for each in held for hook in each.values())
     return any(getattr(getattr(hook, "__self__", None), "watching", True) for hook in hooks)
 
 

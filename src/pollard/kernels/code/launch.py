@@ -85,7 +85,7 @@ def equal_runs(count: int, parts: int) -> Tensor:
     >>> equal_runs(10, 4).tolist()
     [0, 2, 5, 7, 10]
     """
-    return torch.tensor([count * part // parts for part in range(parts + 1)], dtype=torch.int32, device="cpu")
+    return torch.tensor(_borders(count, parts), dtype=torch.int32, device="cpu")
 
 
 def runs_of(count: int, most: int) -> list[tuple[int, int]]:
@@ -94,7 +94,11 @@ def runs_of(count: int, most: int) -> list[tuple[int, int]]:
     >>> runs_of(10, 4)
     [(0, 3), (3, 6), (6, 10)]
     """
-    return list(pairwise(equal_runs(count, -(-count // max(most, 1))).tolist()))
+    return list(pairwise(_borders(count, -(-count // max(most, 1)))))
+
+
+def _borders(count: int, parts: int) -> list[int]:
+    return [count * part // parts for part in range(parts + 1)]
 
 
 def address(tensor: Tensor | None) -> int:
