@@ -53,11 +53,11 @@ demo: .venv/installed data  ## LeNet-300-100 on MNIST: prune to 5 %, train truly
 	$(BIN)/pollard train --data mnist --model lenet-300-100 --method snip --density 0.05 --epochs 10 --seed 0 \
 		--out runs --compare dense
 
-studies: .venv/installed data  ## the studies behind docs/, six hours on two cores; goes on where it was stopped
-	@echo 'About six hours on two cores, more than half of it those on CIFAR-10. Stop it at any moment: the same command goes on.'
+studies: .venv/installed data  ## the studies behind docs/, seven hours on two cores; goes on where it was stopped
+	@echo 'About seven hours on two cores, more than half of it those on CIFAR-10. Stop it at any moment: the same command goes on.'
 	$(BIN)/pollard data get fashion-mnist cifar-10
 	for study in mnist fashion scratch ablations values budgets when curves never-dense collapse aims-before aims-after aims-convolutions inputs-after alternating dynamic \
-		exchange set-annealed grain-linear grain-time grain-convolutions before-mnist before-fashion cifar-resnet-20 cifar-vgg-16; do \
+		exchange set-annealed grain-linear grain-time grain-convolutions grain-time-convolutions before-mnist before-fashion cifar-resnet-20 cifar-vgg-16; do \
 		$(BIN)/pollard study studies/$$study.toml --out runs/studies/$$study || exit 1; \
 		$(BIN)/pollard report runs/studies/$$study --html runs/studies/$$study.html --json studies/results/$$study.json \
 			|| exit 1; \

@@ -59,9 +59,9 @@ def exchanges() -> str:
     return markdown(head, still + rows, left=2)
 
 
-def equal_time() -> str:
+def equal_time(study: str) -> str:
     """Test accuracy by grain and density of equal seconds of training, and the epochs that those are."""
-    found = points("grain-time")
+    found = points(study)
     epochs = {(point["label"], point["density"]): point["epochs"] for point in found}
     spreads = cells(found)
     told = {cell: f"{spread.percent()}, {epochs[cell]} epochs" for cell, spread in spreads.items()}

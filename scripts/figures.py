@@ -265,7 +265,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how-to/checkpoints-that-do-not-fit.md": {"checkpoints": checkpoints},
     "docs/how-to/choose-a-pattern.md": {
         **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
-        "grain-time": equal_time,
+        **{name: partial(equal_time, name) for name in ("grain-time", "grain-time-convolutions")},
         "tiles": tiles,
     },
     "docs/how-to/convolutions.md": {

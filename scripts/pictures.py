@@ -119,6 +119,7 @@ PICTURES = {
         layout={"yaxis.range": [93.5, 99]},
     ),
     "grain-time": Picture("grain-time", "accuracy", layout={"yaxis.range": [95, 99]}),
+    "grain-time-convolutions": Picture("grain-time-convolutions", "accuracy", layout={"yaxis.range": [55, 71]}),
     "grain-convolutions": Picture(
         "grain-convolutions",
         "costs",

@@ -86,15 +86,22 @@ def test_networks_and_patterns_of_a_committed_study_are_there(file, monkeypatch)
             assert {str(each) for each in inner} == {str(Pattern.parse(recipe.pattern))}
 
 
-def test_grains_in_equal_time_train_for_as_many_epochs_as_were_timed_to_fit():
+@pytest.mark.parametrize(
+    ("name", "timed_in", "steps", "seconds", "within"),
+    [
+        ("grain-time", "grain-linear", 600, 18.3, 0.06),
+        ("grain-time-convolutions", "grain-convolutions", 391, 92.3, 0.081),
+    ],
+)
+def test_grains_in_equal_time_train_for_as_many_epochs_as_were_timed_to_fit(name, timed_in, steps, seconds, within):
     timed = json.loads((ROOT / "benchmarks" / "records" / "grains.json").read_text())
-    rows = {(row["label"], row["density"]): row["ms"] for row in timed if row["study"] == "grain-linear"}
-    planned = Study.read(ROOT / "studies" / "grain-time.toml").runs()
+    rows = {(row["label"], row["density"]): row["ms"] for row in timed if row["study"] == timed_in}
+    planned = Study.read(ROOT / "studies" / f"{name}.toml").runs()
     assert {(each.label, each.recipe.density) for each in planned} == {cell for cell in rows if cell[1] != 0.02}
     for each in planned:
-        seconds = 600 * rows[each.label, each.recipe.density] / 1e3  # an epoch
-        assert each.recipe.epochs == round(18.3 / seconds)
-        assert each.recipe.epochs * seconds == pytest.approx(18.3, rel=0.06)
+        an_epoch = steps * rows[each.label, each.recipe.density] / 1e3
+        assert each.recipe.epochs == round(seconds / an_epoch)
+        assert each.recipe.epochs * an_epoch == pytest.approx(seconds, rel=within)
 
 
 @pytest.fixture(scope="module")

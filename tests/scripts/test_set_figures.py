@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import set_figures
 
+AFTER_200 = {"seeds": 2, "mean": 66.14, "deviation": 0.19, "published": 65.5}
 SHORT = {
     "method": "set",
     "device": "cpu",
     "precision": "float32",
-    "seeds": 2,
-    "mean_of_181_to_200": 66.14,
-    "deviation_of_mean_of_181_to_200": 0.19,
-    "published": 65.5,
-    "seeds_of_1000": 0,
-    "mean_of_981_to_1000": None,
-    "deviation_of_mean_of_981_to_1000": None,
-    "best_of_1000": None,
-    "deviation_of_best_of_1000": None,
+    "epochs": [200, 200],
+    "after": {"200": AFTER_200},
     "published_best_of_1000": 73.85,
 }
-WHOLE = SHORT | {
+LONG = SHORT | {
     "device": "NVIDIA H200",
-    "seeds": 1,
-    "deviation_of_mean_of_181_to_200": None,
-    "seeds_of_1000": 1,
-    "mean_of_981_to_1000": 72.96,
-    "best_of_1000": 73.4,
+    "epochs": [609],
+    "after": {
+        "200": AFTER_200 | {"seeds": 1, "deviation": None},
+        "400": {"seeds": 1, "mean": 69.89, "deviation": None, "published": 69.46},
+    },
 }
 
 
@@ -37,17 +31,16 @@ def table(monkeypatch, *rows):
 
 def test_of_200_epochs_on_one_device(monkeypatch):
     assert table(monkeypatch, SHORT) == [
-        ["", "epochs 181 to 200, %", "seeds", "published, the same epochs, %", "published, best of 1,000, %"],
-        ["set", "66.1 ± 0.2", "2", "65.5", "73.85"],
+        ["%, published in brackets", "on", "seeds", "epochs 181 to 200", "published, best of 1,000"],
+        ["set", "CPU", "2", "66.1 ± 0.2 (65.5)", "73.85"],
     ]
 
 
-def test_of_1000_epochs_beside_those_of_another_device(monkeypatch):
-    head, *rows = table(monkeypatch, SHORT, WHOLE, WHOLE | {"precision": "tf32"})
-    assert head[:3] == ["", "on", "epochs 181 to 200, %"]
+def test_of_more_epochs_beside_those_of_another_device(monkeypatch):
+    head, *rows = table(monkeypatch, SHORT, LONG, LONG | {"precision": "tf32"})
+    assert head[3:5] == ["epochs 181 to 200", "epochs 381 to 400"]
     assert rows == [
-        ["set", "CPU", "66.1 ± 0.2", "2", "65.5", "", "", "", "73.85"],
-        ["set", "H200", "66.1", "1", "65.5", "73.0", "73.40", "1", "73.85"],
-        ["set", "H200, tf32", "66.1", "1", "65.5", "73.0", "73.40", "1", "73.85"],
+        ["set", "CPU", "2", "66.1 ± 0.2 (65.5)", "", "73.85"],
+        ["set", "H200", "1", "66.1 (65.5)", "69.9 (69.5)", "73.85"],
+        ["set", "H200, tf32", "1", "66.1 (65.5)", "69.9 (69.5)", "73.85"],
     ]
-    assert [len(row) for row in rows] == [len(head)] * 3
