@@ -51,11 +51,21 @@ def assert_parity(topology, batch, layout, dtype=torch.float32, values_dtype=tor
         assert torch.equal(fast, plain.relu() if relu else plain)
         assert_close(plain, lambda x, v, b: reference.forward(x, v, topology, b), (x, values, offset), width)
         assert batch <= 1 or fast.stride() == (1, batch)
+    if topology.grains and batch:
+        assert_same_rows(fast, dispatch.forward(x, values, topology, bias, activation="relu", rows=True))
     fast = dispatch.input_grad(grad, values, topology)
+    if topology.grains and batch:
+        assert_same_rows(fast, dispatch.input_grad(grad, values, topology, rows=True))
     assert_close(fast, lambda g, v: reference.input_grad(g, v, topology), (grad, values), out)
     fast = dispatch.value_grad(grad, x, topology, values_dtype)
     assert fast.dtype == values_dtype
     assert_close(fast, lambda g, x: reference.value_grad(g, x, topology), (grad, x), batch)
+
+
+def assert_same_rows(features_first, rows):
+    assert torch.equal(rows.isnan(), features_first.isnan())
+    assert torch.equal(rows.nan_to_num(), features_first.nan_to_num())
+    assert rows.is_contiguous()
 
 
 def products(topology, batch, dtype=torch.float32):

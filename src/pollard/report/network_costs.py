@@ -207,7 +207,9 @@ def _matrices(sparse: Workload, names: list[str]) -> dict[str, list[Matrix]]:
             name,
             layer,
             len(x),
-            explain_run("forward", x, layer.topology, layer.values.dtype, activation=layer.activation),
+            explain_run(
+                "forward", x, layer.topology, layer.values.dtype, activation=layer.activation, rows=args[0].dim() != 2
+            ),
         )
 
     def moved(name: str, whole: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:

@@ -137,7 +137,11 @@ def test_both_gradients_at_once_are_those_of_either(isa, dtype, rows):
     assert dispatch.gradients(grad, x, values, topology)[1].dtype == torch.float32
 
 
-def test_rows_that_are_no_whole_vectors_stay_features_first(isa):
-    y = dispatch.forward(torch.ones(9, 4), torch.ones(40), Topology.full((10, 4)), rows=True)
-    assert y.tolist() == [[4.0] * 10] * 9
-    assert y.stride() == (1, 9)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [1, 10, 35])
+def test_rows_that_are_no_whole_vectors_are_contiguous_too(isa, features, dtype):
+    topology = Topology.full((features, 4))
+    x, values = torch.ones(9, 4, dtype=dtype), torch.arange(topology.nnz).to(dtype)
+    y = dispatch.forward(x, values, topology, rows=True)
+    assert y.tolist() == [values.view(features, 4).sum(1).tolist()] * 9
+    assert y.stride() == (features, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiled
-from parity import assert_parity, operand
+from parity import assert_parity, assert_same_rows, operand
 from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, permission, target
@@ -44,11 +44,13 @@ def products(topology, batch, layout="row-major", dtype=BFLOAT16):
         for size in (topology.nnz, topology.shape[0])
     )
     x, grad = (operand(batch, side, layout, 3 + side, BFLOAT16) for side in reversed(topology.shape))
-    return (
-        dispatch.forward(x, values, topology, bias, activation="gelu"),
-        dispatch.input_grad(grad, values, topology),
-        dispatch.value_grad(grad, x, topology, dtype),
+    forward, by_rows = (
+        dispatch.forward(x, values, topology, bias, activation="gelu", rows=rows) for rows in (False, True)
     )
+    input_grad = dispatch.input_grad(grad, values, topology)
+    assert_same_rows(forward, by_rows)
+    assert_same_rows(input_grad, dispatch.input_grad(grad, values, topology, rows=True))
+    return forward, input_grad, dispatch.value_grad(grad, x, topology, dtype)
 
 
 def assert_same(ours, theirs):

@@ -35,7 +35,8 @@ class KernelSpec:
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are
     walked in cache-sized tiles. packed: the gathered or scattered operand lies in panels, otherwise features-first (for
     ``pack``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``), or W is taken by columns (``amx_gather``). bias: fused
-    into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``, and so is an activation, which a finished sum goes through. size: bytes of a value (``move``), or of a row group in what is made
+    into ``gather``, ``matvec``, ``n_of_m`` and ``convolve``, and so is an activation, which a finished sum goes through. batch_first: rows of the result are
+    contiguous, not its features (``gather``, ``scatter``). size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
     in memory. values: of W, and of the bias. pairs: of bfloat16 numbers, which one instruction multiplies and adds. abreast: samples side by side, reach: where vectors of a patch begin in the field and in
@@ -60,6 +61,7 @@ class KernelSpec:
     permuted: bool = False
     bias: bool = False
     activation: str = ""
+    batch_first: bool = False
     pairs: bool = False
     size: int = 4
     chains: int = 1
@@ -81,13 +83,13 @@ class KernelSpec:
 
     @property
     def rests(self) -> bool:
-        """Whether sums rest between tiles beside the result: it could not hold them without rounding (``gather``), or close together."""
+        """Whether sums rest between tiles beside the result: it could not hold them without rounding (``gather``), or not side by side."""
         if self.operation == "convolve":
             return self.tiled and self.abreast == 1
-        return self.operation == "gather" and self.tiled and self.numbers != "float32"
+        return self.operation == "gather" and self.tiled and (self.batch_first or self.numbers != "float32")
 
     def __str__(self) -> str:
-        flags = ("pairs", "wide", "ragged", "tiled", "packed", "permuted", "bias")
+        flags = ("pairs", "wide", "ragged", "tiled", "packed", "permuted", "bias", "batch_first")
         grain = f"v{self.rows}" if self.columns == 1 else f"b{self.rows}x{self.columns}"
         parts = [self.operation, self.isa, grain, f"b{self.block}", f"c{self.vectors}"]
         sizes = [f"d{self.dots}"] * (self.dots > 0) + [f"s{self.size}"] * (self.size != 4)

@@ -21,14 +21,17 @@ COLUMNS = 256
 RUN = 4
 
 
-def even(pointers: Tensor, chunks: int) -> Tensor:
+def even(pointers: Tensor, chunks: int, step: int = 1) -> Tensor:
     """Row groups, whose grains begin at `pointers`, cut into runs of about equal numbers of grains: int32 `(chunks + 1,)`.
+
+    step: what the number of row groups in each run but the last is a multiple of.
 
     >>> even(torch.tensor([0, 2, 4, 6, 8]), 2).tolist()
     [0, 2, 4]
     """
     starts = pointers.numpy()
     cuts = np.searchsorted(starts, equal_runs(int(starts[-1]), chunks).numpy())
+    cuts = cuts // step * step
     cuts[0], cuts[-1] = 0, len(starts) - 1
     return torch.from_numpy(cuts.astype(np.int32))
 

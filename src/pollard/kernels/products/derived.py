@@ -60,12 +60,12 @@ class ByColumns:
         """Bytes held."""
         return self.tiling.bytes + self.rows.nbytes + self.permutation.nbytes
 
-    def bounds(self, chunks: int) -> Tensor:
-        """Columns cut into `chunks` runs of about equal numbers of grains: int32 `(chunks + 1,)`."""
+    def bounds(self, chunks: int, step: int = 1) -> Tensor:
+        """Columns cut into `chunks` runs of about equal numbers of grains, each of whole steps: int32 `(chunks + 1,)`."""
         # The beginnings of a tile less its first, summed over tiles: what is kept in the columns before.
         begins = self.tiling.pointers[:-1].view(self.tiling.tiles, self.tiling.stride)
         before = (begins - begins[:, :1]).sum(0, dtype=torch.int32)
-        return even(torch.cat((before, self.tiling.pointers[-1:])), chunks)
+        return even(torch.cat((before, self.tiling.pointers[-1:])), chunks, step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Calls:
 class _Derived:
     def __init__(self) -> None:
         self.tilings: dict[int, Tiling] = {}
-        self.bounds: dict[int, Tensor] = {}
+        self.bounds: dict[tuple[int, int], Tensor] = {}
         self.runs: tuple[Run, ...] | None = None
         self.calls = Calls()
         self.by_columns: dict[int, ByColumns] = {}
@@ -188,12 +188,12 @@ def calls(topology: Topology) -> Calls:
 
 
 @one_at_a_time
-def bounds(topology: Topology, chunks: int) -> Tensor:
-    """Row groups cut into `chunks` runs of about equal numbers of grains: int32 `(chunks + 1,)`."""
+def bounds(topology: Topology, chunks: int, step: int = 1) -> Tensor:
+    """Row groups cut into `chunks` runs of about equal numbers of grains, each of whole steps: int32 `(chunks + 1,)`."""
     known = _of(topology).bounds
-    if chunks not in known:
-        known[chunks] = even(topology.indices.row_pointers, chunks)
-    return known[chunks]
+    if (chunks, step) not in known:
+        known[chunks, step] = even(topology.indices.row_pointers, chunks, step)
+    return known[chunks, step]
 
 
 @one_at_a_time

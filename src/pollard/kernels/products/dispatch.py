@@ -38,7 +38,7 @@ def forward(
     rows: bool = False,
 ) -> Tensor:
     """``x @ W.T + bias`` for x `(batch, in)`, then the activation, if any, of `ACTIVATIONS`: `(batch, out)`, of x's dtype, features-first in memory, or
-    with contiguous `rows`, if asked, where a kernel of ours runs and they are whole vectors.
+    with contiguous `rows`, if asked, where a kernel of ours runs.
 
     Values and bias are of x's dtype, or float32 where that is half precision; sums are float32, rounded once.
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.

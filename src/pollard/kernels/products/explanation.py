@@ -103,11 +103,17 @@ def device_named(name: str) -> torch.device:
 
 
 def explain_run(
-    operation: str, operand: Tensor, topology: Topology, values: torch.dtype, *, activation: str | None = None
+    operation: str,
+    operand: Tensor,
+    topology: Topology,
+    values: torch.dtype,
+    *,
+    activation: str | None = None,
+    rows: bool = False,
 ) -> Explanation:
     """What computes a product that has been computed already, with this operand and values of this dtype, on torch's threads.
 
-    operand: x of a forward product and of a value gradient, else the output's gradient: `(batch, features)`. activation: fused into it.
+    operand: x of a forward product and of a value gradient, else the output's gradient: `(batch, features)`. activation: fused into it. rows: of the result are contiguous.
     """
     backend, reason = choose(operand.device, operand.dtype)
     if backend is CUDA:
@@ -117,7 +123,9 @@ def explain_run(
     target = current()
     assert target is not None, "kernels are generated for it"
     read, named = Operand.of(operand), name_of(values)
-    product = Product.of(kernel_for(operation, topology.pattern, read, target, named), topology, read, target, named)
+    product = Product.of(
+        kernel_for(operation, topology.pattern, read, target, named), topology, read, target, named, rows=rows
+    )
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

@@ -9,7 +9,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.amx import ROWS
 from pollard.kernels.code.emit.n_of_m import serves
 from pollard.kernels.code.target import Target, current, without_tiles
-from pollard.kernels.products.operand import Operand, by_rows, name_of
+from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.prepared import prepared
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.task import Call, Task
@@ -61,11 +61,6 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     }
     values = name_of(task.values)
     wanted = operation(task.kind, topology.pattern, matrices[0], target, values)
-    product = Product.of(wanted, topology, matrices[-1], target, values)
+    product = Product.of(wanted, topology, matrices[-1], target, values, rows=task.rows and matrices[0].batch > 1)
     found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))
-    run: Call = (lambda *given: found(*ready(given))) if any(copied) else found
-    if not task.rows:
-        return run
-    features = topology.shape[0 if task.kind == "forward" else 1]
-    arrange = by_rows(target, len(tensors[0]), features, tensors[0].dtype)
-    return run if arrange is None else lambda *given: arrange(run(*given))
+    return (lambda *given: found(*ready(given))) if any(copied) else found

@@ -13,7 +13,6 @@ from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.launch import Launch, equal_runs
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import Target
-from pollard.kernels.products import results
 from pollard.kernels.products.workspace import workspace
 
 
@@ -118,35 +117,4 @@ class Packing:
         )  # fmt: skip
 
 
-SQUARE = 64  # rows of a result that are laid out at a time: their columns are then read by the cache line
-
-
-def by_rows(target: Target, batch: int, features: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-    """What copies a `(batch, features)` result that is features-first so that its rows are contiguous.
-
-    None where rows are no whole vectors, and the result stays as it is.
-    """
-    name = name_of(dtype)
-    unit = NUMBERS[name].unit(target.lanes)
-    if features % unit or batch == 1:
-        return None
-    # A single panel as wide as there are features: to it the batch of the result is the features of an operand.
-    turned = Operand(features, batch, False, batch, name)
-    threads = max(1, min(torch.get_num_threads(), batch * features // LEAST))
-    packing = Packing(target, turned, (1, False, False), threads, purpose="", chunks=-(-batch // SQUARE))
-    copy, room = (
-        packing.onto(turned, Panels(1, features // unit, 0, 0)),
-        results.room((batch, features), (features, 1), dtype),
-    )
-
-    def arrange(tensor: Tensor) -> Tensor:
-        out = room(tensor)
-        copy(tensor.data_ptr(), out.data_ptr())
-        return out
-
-    return arrange
-
-
-LEAST = 1 << 17  # numbers to copy that are worth waking a thread for
-
-__all__ = ["Operand", "Packing", "by_rows", "name_of"]
+__all__ = ["Operand", "Packing", "name_of"]

@@ -54,7 +54,7 @@ def prepared(
     operand = product.operand
     kind = (
         product.operation, operand.features_first, operand.dtype, product.values, variant, product.chains, product.threads,
-        product.target.isa,
+        product.target.isa, product.rows,
     )  # fmt: skip
     choices, near = calls(product.topology).choices, (*kind, near_batch(product.batch, product.target))
     choice = choices.get(near)
@@ -69,11 +69,14 @@ def prepared(
     return call
 
 
-def _walk(topology: Topology, tiles: Tiling, chunks: int, *, longer: float = 0) -> dict[str, Tensor | int]:
-    # What most kernels want to know of the topology. longer: row groups that a block may have, where that is more than it needs.
+def _walk(
+    topology: Topology, tiles: Tiling, chunks: int, *, longer: float = 0, step: int = 1
+) -> dict[str, Tensor | int]:
+    # What most kernels want to know of the topology. longer: row groups that a block may have, where that is more than it needs. step: what
+    # their number is a multiple of.
     passes = _passes(topology.groups, chunks, max(_block(topology), min(longer, _block(topology, OFTEN))))
     return {
-        "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes), "PASSES": passes, **_tiles(tiles)
+        "columns": topology.indices.columns, "bounds": bounds(topology, chunks * passes, step), "PASSES": passes, **_tiles(tiles)
     }  # fmt: skip
 
 
@@ -84,7 +87,7 @@ def _walk_by_columns(product: Product, turned: ByColumns, choice: Choice) -> dic
     resting = _rows_in_l2(2, 4 * product.unit * choice.vectors)
     passes = _passes(topology.shape[1], chunks, max(_block(topology), resting))
     return {
-        "columns": turned.rows, "bounds": turned.bounds(chunks * passes), "PASSES": passes, **_tiles(turned.tiling)
+        "columns": turned.rows, "bounds": turned.bounds(chunks * passes, product.step), "PASSES": passes, **_tiles(turned.tiling)
     }  # fmt: skip
 
 
@@ -123,7 +126,7 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
     else:
         tiles = tiling(topology, product.width(choice))
         longer = _returning(topology, tiles, 4 * product.unit * choice.vectors)
-        walk, arrange = _walk(topology, tiles, threads, longer=longer), None
+        walk, arrange = _walk(topology, tiles, threads, longer=longer, step=product.step), None
     kind = product.panels(choice).kind
     packing = Packing(product.target, product.operand, kind, threads, purpose="operand") if choice.packed else None
     spec = product.spec(choice, bias=bias, activation=activation)
@@ -138,14 +141,14 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
         run = launch.at(
             panels.count * threads,
             LDX=operand.stride,
-            LDY=batch,
+            LDY=out if product.rows else batch,
             PANELS=panels.count,
             WIDE=panels.wide,
             LAST=panels.last,
             WIDTH=columns,
         )
         pack = packing.at(operand, panels) if packing else None
-        room, resting = results.features_first(batch, out, operand.dtype), columns * threads * longest
+        room, resting = results.matrix(batch, out, operand.dtype, rows=product.rows), columns * threads * longest
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y = room(x)
@@ -172,7 +175,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
-        run, room = launch.at(threads), results.features_first(1, out, matrices[0].dtype)
+        run, room = launch.at(threads), results.matrix(1, out, matrices[0].dtype, rows=True)
         # One sample is looked up a number at a time: it may as well be widened and side by side.
         ready = matrices[0].dtype == "float32" and matrices[0].stride == 1
 
@@ -204,8 +207,9 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
         batch = matrices[0].batch
         pack, size = packing.at(matrices[0], panels), width * panels.columns(product.unit)
-        run = launch.at(panels.count * chunks, LDY=batch, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
-        room = results.features_first(batch, width, matrices[0].dtype)
+        stride = width if product.rows else batch
+        run = launch.at(panels.count * chunks, LDY=stride, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
+        room = results.matrix(batch, width, matrices[0].dtype, rows=product.rows)
 
         def call(grad: Tensor, values: Tensor) -> Tensor:
             dx, panelled, sums = room(grad), pack(grad), workspace("sums", size)

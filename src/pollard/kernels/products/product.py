@@ -51,13 +51,16 @@ class Product:
     target: Target
     threads: int
     values: str  # their dtype
+    rows: bool = False  # whether rows of the result are contiguous, and not its features
 
     @classmethod
-    def of(cls, operation: str, topology: Topology, operand: Operand, target: Target, values: str) -> Product:
+    def of(
+        cls, operation: str, topology: Topology, operand: Operand, target: Target, values: str, *, rows: bool = False
+    ) -> Product:
         """The product on as many of torch's threads as it has work for."""
         work = (topology.nnz + operand.features) * -(-operand.batch // target.lanes)
         threads = min(torch.get_num_threads(), max(1, work // SHARE))
-        return cls(operation, topology, operand, target, threads, values)
+        return cls(operation, topology, operand, target, threads, values, rows)
 
     @property
     def batch(self) -> int:
@@ -73,6 +76,16 @@ class Product:
     def unit(self) -> int:
         """Columns of the batch that one load brings."""
         return self.numbers.unit(self.target.lanes)
+
+    @property
+    def layouts(self) -> str:
+        """Those of the operand and of the result, in tuning keys."""
+        return f"{self.operand.layout} to rows" if self.rows else self.operand.layout
+
+    @property
+    def step(self) -> int:
+        """What a run of row groups is a multiple of: as many as are written at once."""
+        return max(1, self.unit // self.topology.pattern.rows) if self.rows else 1
 
     @property
     def block(self) -> int:
@@ -96,7 +109,7 @@ class Product:
     def decide(self, build: Build | None) -> Decision:
         """Which panels and tiles to use, by running what `build` makes of the candidates if they were never measured."""
         key = tuning.problem(
-            self.operation, self.target, self.topology, self.batch, layout=self.operand.layout, threads=self.threads,
+            self.operation, self.target, self.topology, self.batch, layout=self.layouts, threads=self.threads,
             dtypes=(self.operand.dtype, self.values),
         )  # fmt: skip
         known = tuning.known(key, self._candidates)
@@ -218,6 +231,7 @@ class Product:
             packed=choice.packed,
             bias=bias,
             activation=activation,
+            batch_first=self.rows,
             pairs=choice.pairs,
             permuted=choice.transposed and self.operation == "amx_scatter",
             chains=1 if choice.transposed else self.chains,

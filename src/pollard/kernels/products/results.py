@@ -64,9 +64,11 @@ def room(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype = torch.
     return large
 
 
-def features_first(batch: int, features: int, dtype: str) -> Callable[[Tensor], Tensor]:
-    """What makes room for a `(batch, features)` result of that dtype: a tensor of its own, no view, so that it may be written to."""
-    return room((batch, features), (1, batch), getattr(torch, dtype))
+def matrix(batch: int, features: int, dtype: str, *, rows: bool) -> Callable[[Tensor], Tensor]:
+    """What makes room for a `(batch, features)` result of that dtype, its rows contiguous or its features: a tensor of its own, no view,
+    so that it may be written to.
+    """
+    return room((batch, features), (features, 1) if rows else (1, batch), getattr(torch, dtype))
 
 
 def outside(count: int, dtype: torch.dtype = torch.float32) -> Tensor | None:

@@ -6,6 +6,7 @@ from llvmlite import ir
 
 from pollard.kernels.code.emit import amx
 from pollard.kernels.code.emit.activations import activated
+from pollard.kernels.code.emit.batch_first import Resting
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import I16, NUMBERS, dense, zipped
 from pollard.kernels.code.emit.panels import Panel, each_kind
@@ -36,20 +37,36 @@ def gather(spec: KernelSpec) -> ir.Module:
         first, last = (code.index_at(arguments["bounds"], code.add(chunk, end)) for end in (0, 1))
         start = code.mul(turn, arguments["SPAN"])
         panels = start, code.minimum(code.add(start, arguments["SPAN"]), arguments["PANELS"])
-        laid = code.offset(arguments["laid"], code.mul(code.mul(chunk, arguments["ROOM"]), amx.TILE))
-        rest = code.room(amx.TILE, align=amx.LINE)
-        with code.loop(first, last) as group:
-            ends = (code.index_at(arguments["pointers"], code.add(group.index, end)) for end in (0, 1))
-            kept = tuple(code.mul(end, spec.columns) for end in ends)
-            lay = _lay_turned if spec.permuted else _lay
-            lay(code, arguments, kept, laid, rest)
+        rest, together = code.room(amx.TILE, align=amx.LINE), groups_at_once(spec)
+        laid = _tiles_of(code, arguments, arguments["laid"], code.mul(chunk, together))
+        with code.loop(first, last, together) as some:
+            groups = some.index, code.minimum(code.add(some.index, together), last)
+            with code.loop(*groups) as group:
+                lay = _lay_turned if spec.permuted else _lay
+                place = _tiles_of(code, arguments, laid, code.sub(group.index, groups[0]))
+                lay(code, arguments, _kept(code, spec, arguments, group.index), place, rest)
             with code.loop(*panels) as each:
                 each_kind(
                     code, spec, each.index, (arguments["PANELS"], arguments["WIDE"], arguments["LAST"]),
-                    lambda panel: _Gather(code, spec, arguments, panel).multiply(group.index, kept, laid),
+                    lambda panel: _Gather(code, spec, arguments, panel).run(groups, laid),
                 )  # fmt: skip
 
     return kernel_module(ARGUMENTS, unit, x86=True, tiles=[amx.WHOLE] * 8)
+
+
+def groups_at_once(spec: KernelSpec) -> int:
+    """How many row groups are multiplied by a panel before the next one: as many as are written side by side."""
+    return max(1, dense(spec).unit(TARGETS[spec.isa].lanes) // amx.ROWS) if spec.batch_first else 1
+
+
+def _tiles_of(code: Code, arguments: Arguments, laid: Value, group: Value) -> Value:
+    return code.offset(laid, code.mul(code.mul(group, arguments["ROOM"]), amx.TILE))
+
+
+def _kept(code: Code, spec: KernelSpec, arguments: Arguments, group: Value) -> tuple[Value, Value]:
+    """The first of the kept columns of `group`, and the end."""
+    first, last = (code.index_at(arguments["pointers"], code.add(group, end)) for end in (0, 1))
+    return code.mul(first, spec.columns), code.mul(last, spec.columns)
 
 
 def _lay(code: Code, arguments: Arguments, kept: tuple[Value, Value], laid: Value, rest: Value) -> None:
@@ -124,6 +141,18 @@ class _Gather:
             start, self.ldx = code.mul(start, arguments["IN"]), code.integer(panel.width)
         self.x = self.numbers.at(code, arguments["x"], start)
         self.y = self.numbers.at(code, arguments["y"], panel.start)
+        self.rows = Resting(code, spec, panel, arguments["y"], arguments["LDY"], amx.ROWS) if spec.batch_first else None
+
+    def run(self, groups: tuple[Value, Value], laid: Value) -> None:
+        """All rows of `groups`, whose values are `laid` out one group after another."""
+        code, (first, last) = self.code, groups
+        with code.loop(first, last) as each:
+            if self.rows:
+                self.rows.ask(code.mul(each.index, amx.ROWS), amx.ROWS)
+            kept = _kept(code, self.spec, self.arguments, each.index)
+            self.multiply(each.index, kept, _tiles_of(code, self.arguments, laid, code.sub(each.index, first)))
+        if self.rows:
+            self.rows.flush(code.mul(last, amx.ROWS), code.equal(0, 0))
 
     def multiply(self, group: Value, kept: tuple[Value, Value], laid: Value) -> None:
         """All sixteen rows of `group`, of whose kept columns 32 are multiplied at a time."""
@@ -183,5 +212,9 @@ class _Gather:
             if spec.bias:
                 bias = code.splat(values.one(code, values.at(code, self.arguments["bias"], row)), lanes)
                 own = [code.ir.fadd(total, bias) for total in own]
-            target = self.numbers.at(code, self.y, code.mul(row, self.arguments["LDY"]))
-            self.panel.store(activated(code, spec.activation, own), target, masked=True)
+            own = activated(code, spec.activation, own)
+            if self.rows:
+                self.rows.put(row, own)
+            else:
+                target = self.numbers.at(code, self.y, code.mul(row, self.arguments["LDY"]))
+                self.panel.store(own, target, masked=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit.batch_first import Resting
 from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import zipped, zipped_splats
 from pollard.kernels.code.emit.panels import Panel, panel_module
@@ -37,6 +38,9 @@ class _Gather(Rows):
         super().__init__(code, spec, arguments)
         self.panel, self.count = panel, panel.count
         self.y = self.numbers.at(code, arguments["y"], panel.start)
+        self.rows = (
+            Resting(code, spec, panel, arguments["y"], arguments["LDY"], spec.rows) if spec.batch_first else None
+        )
         if spec.packed:
             self.x = self.numbers.at(code, arguments["x"], code.mul(panel.start, arguments["IN"]))
             self.ldx = code.integer(panel.width)
@@ -46,7 +50,7 @@ class _Gather(Rows):
     def run(self, chunk: Value, turn: Value) -> None:
         """The row groups that `chunk` takes in `turn`."""
         code, arguments = self.code, self.arguments
-        groups = run_of_groups(code, arguments, chunk, turn)
+        self.groups = groups = run_of_groups(code, arguments, chunk, turn)
         if self.spec.rests:
             # A place of its own for each unit of work, as long as the longest run of rows.
             place = code.mul(code.add(code.mul(chunk, arguments["WIDTH"]), self.panel.start), arguments["ROOM"])
@@ -54,13 +58,27 @@ class _Gather(Rows):
             self.resting = code.floats(arguments["resting"], code.sub(place, start))
         each_tile(code, self.spec, arguments, groups, self.row_group)
 
+    def row_group(self, tile: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+        """Side by side in the end, where the result is batch-first."""
+        if self.rows:
+            with self.code.when(tile.is_last):
+                self.rows.ask(self.code.mul(group, self.spec.rows), self.spec.rows)
+        super().row_group(tile, group, grains)
+        if self.rows:
+            code, following = self.code, self.code.add(group, 1)
+            with code.when(tile.is_last):
+                self.rows.flush(code.mul(following, self.spec.rows), code.equal(following, self.groups[1]))
+
     def put(self, tile: Tile, rows: list[Value], sums: list[list[Value]]) -> None:
         """To the result, or where they rest until the last tile."""
         code, panel = self.code, self.panel
 
         def finish() -> None:
             for row, own in zip(rows, sums, strict=True):
-                panel.store(own, self._target(row), masked=True)
+                if self.rows:
+                    self.rows.put(row, own)
+                else:
+                    panel.store(own, self._target(row), masked=True)
 
         if not self.spec.rests:
             finish()

@@ -82,6 +82,14 @@ class Numbers:
         """The words that `widened` makes `values` of, rounded."""
         return values[0]
 
+    def places(self, part: int, lanes: int) -> list[int]:  # noqa: ARG002 - float32 is what it is
+        """Which numbers of a unit are in the lanes of one of its vectors."""
+        return list(range(lanes))
+
+    def beside(self, code: Code, values: Sequence[Value], lanes: int) -> Value:  # noqa: ARG002
+        """Words of one number of each of `parts` vectors, in their order, rounded."""
+        return values[0]
+
     def side_by_side(self, code: Code, pointers: Sequence[Value], lanes: int) -> list[Value]:
         """Of a unit's rows of the batch, at `pointers`, `lanes` features each: vectors of words that, transposed, are the units
         of those features.
@@ -163,7 +171,13 @@ class _BFloat16(_Halves):
         odd = code.ir.and_(words, each(HIGH, lanes))
         return [code.ir.bitcast(half, vector(lanes)) for half in (even, odd)]
 
+    def places(self, part: int, lanes: int) -> list[int]:
+        return [2 * lane + part for lane in range(lanes)]
+
     def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
+        return self.beside(code, values, lanes)
+
+    def beside(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
         even, odd = (_rounded(code, value, lanes) for value in values)
         return code.ir.or_(code.ir.lshr(even, each(I32(16), lanes)), code.ir.and_(odd, each(HIGH, lanes)))
 
@@ -187,6 +201,9 @@ class _Paired(_BFloat16):
         nothing = ir.Constant(words.type, [0] * lanes)
         return [code.ir.bitcast(half, vector(lanes)) for half in zipped(code, words, nothing)]
 
+    def places(self, part: int, lanes: int) -> list[int]:
+        return [2 * lane - lane % BLOCK + BLOCK * part for lane in range(lanes)]
+
     def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
         first, last = (code.ir.bitcast(_rounded(code, each, lanes), ir.VectorType(I16, 2 * lanes)) for each in values)
         # Their upper halves, block by block.
@@ -206,9 +223,19 @@ class _Float16(_Halves):
         pieces = (code.shuffle(both, both, range(start, start + lanes)) for start in (0, lanes))
         return [code.ir.fpext(piece, vector(lanes)) for piece in pieces]
 
+    def places(self, part: int, lanes: int) -> list[int]:
+        return [part * lanes + lane for lane in range(lanes)]
+
     def narrowed(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
+        return self._rounded(code, values, range(2 * lanes))
+
+    def beside(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
+        return self._rounded(code, values, [lane + half for lane in range(lanes) for half in (0, lanes)])
+
+    def _rounded(self, code: Code, values: Sequence[Value], places: Sequence[int]) -> Value:
+        lanes = len(places) // 2
         first, second = (code.ir.fptrunc(value, ir.VectorType(HALF, lanes)) for value in values)
-        return code.ir.bitcast(code.shuffle(first, second, range(2 * lanes)), ir.VectorType(I32, lanes))
+        return code.ir.bitcast(code.shuffle(first, second, places), ir.VectorType(I32, lanes))
 
     def few(self, code: Code, pointer: Value, lanes: int) -> Value:
         if lanes == 1:

@@ -58,6 +58,7 @@ class Panel:
         self.code, self.start, self.vectors = code, start, vectors
         self.numbers, self.lanes = dense(spec), TARGETS[spec.isa].lanes
         self.unit, self.count = self.numbers.unit(self.lanes), vectors * self.numbers.parts
+        self.filled = filled
         self._mask = None if filled is None else Mask.of(code, filled, self.numbers, self.lanes)
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit.batch_first import Turned
 from pollard.kernels.code.emit.columns import Columns
 from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import zipped, zipped_splats
@@ -40,7 +41,6 @@ class Scatter(Columns):
         self.panel = panel
         rows = code.mul(arguments["GROUPS"], spec.rows)
         self.upstream = self.numbers.at(code, arguments["x"], code.mul(panel.start, rows))
-        self.target = self.numbers.at(code, arguments["y"], panel.start)
         self.scratch = code.floats(arguments["scratch"], code.mul(panel.start, arguments["IN"]))
 
     def run(self, chunk: Value, turn: Value) -> None:
@@ -96,7 +96,11 @@ class Scatter(Columns):
             self.panel.put_to_rest([self.code.zero(self.panel.lanes)] * self.panel.count, self._row(each.index))
 
     def _copy_out(self, first: Value, last: Value) -> None:
-        code, panel = self.code, self.panel
+        code, panel, y, stride = self.code, self.panel, self.arguments["y"], self.arguments["LDY"]
+        if self.spec.batch_first:
+            Turned(code, self.spec, panel, y, stride).write(self._row(first), (first, last))
+            return
+        features = self.numbers.at(code, y, panel.start)
         with code.loop(first, last) as each:
-            target = self.numbers.at(code, self.target, code.mul(each.index, self.arguments["LDY"]))
+            target = self.numbers.at(code, features, code.mul(each.index, stride))
             panel.store(panel.rest(self._row(each.index)), target, masked=True)
