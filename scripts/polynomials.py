@@ -1,4 +1,4 @@
-"""Polynomials by which streams make normal numbers, and kernels activations: fitted so that the largest relative error is as small as it gets.
+"""Polynomials by which streams make normal numbers, and kernels activations: fitted so that the largest error is as small as it gets.
 
 Coefficients are float32, as kernels hold them: each is rounded in its turn, the lowest first, and those left are fitted anew.
 `python scripts/polynomials.py` prints them.
@@ -19,12 +19,20 @@ POINTS, TURNS = 4000, 400
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A function between two ends, and the coefficients of 1, x, x**2 ...: `terms` of them, the first ones `given`."""
+    """A function between two ends, and the coefficients of 1, x, x**2 ...: `terms` of them, the first ones `given`.
+
+    absolute: errors count as they are, not in parts of the function.
+    """
 
     function: Callable[[Numbers], Numbers]
     ends: tuple[float, float]
     terms: int
     given: tuple[float, ...] = ()
+    absolute: bool = False
+
+    def error_in(self, exact: Numbers) -> Numbers:
+        """What an error at each of its values counts in."""
+        return np.ones_like(exact) if self.absolute else exact
 
 
 AIMS = {
@@ -44,8 +52,16 @@ def _tail(w: Numbers) -> Numbers:
     return scaled / 2 * (t + MIDDLE)
 
 
+def _log_tail(place: Numbers) -> Numbers:
+    t = torch.from_numpy(END / 2 * (1 + place))
+    logarithms: Numbers = torch.special.log_ndtr(-t).numpy()
+    return logarithms / np.log(2)
+
+
 OF_ACTIVATIONS = {
     "POWER": Aim(np.exp2, (-0.5, 0.5), 7, (1.0,)),
+    "SHORT_POWER": Aim(np.exp2, (-0.5, 0.5), 5, (1.0,)),
+    "LOG_TAIL": Aim(_log_tail, (-1.0, 1.0), 10, absolute=True),
     "TAIL": Aim(_tail, (-1.0, (END - MIDDLE) / (END + MIDDLE)), 10),
 }
 
@@ -57,7 +73,7 @@ def fit(aim: Aim) -> tuple[float, ...]:
     while len(found) < aim.terms:
         powers = np.stack([x**power for power in range(len(found), aim.terms)], 1)
         left = exact - sum(coefficient * x**power for power, coefficient in enumerate(found))
-        found.append(float(np.float32(minimax(left, powers, exact)[0])))
+        found.append(float(np.float32(minimax(left, powers, aim.error_in(exact))[0])))
     return tuple(found)
 
 
@@ -80,14 +96,15 @@ def minimax(target: Numbers, basis: Numbers, unit: Numbers) -> Numbers:
 
 
 def largest_error(aim: Aim, coefficients: tuple[float, ...]) -> float:
-    """The largest relative error of a polynomial, evaluated exactly.
+    """The largest error of a polynomial, evaluated exactly.
 
     >>> largest_error(Aim(np.exp, (0.0, 1.0), 1), (1.0,)).__round__(3)
     0.632
     """
     x = _points(aim)
     made = sum(coefficient * x**power for power, coefficient in enumerate(coefficients))
-    return float(np.abs(made / aim.function(x) - 1.0).max())
+    exact = aim.function(x)
+    return float(np.abs((made - exact) / aim.error_in(exact)).max())
 
 
 def _points(aim: Aim) -> Numbers:
@@ -100,7 +117,7 @@ def main() -> None:
     """Print the coefficients and their errors."""
     for name, aim in (AIMS | OF_ACTIVATIONS).items():
         coefficients = fit(aim)
-        print(f"{name} = {coefficients}  # relative error {largest_error(aim, coefficients):.1e}")
+        print(f"{name} = {coefficients}  # error {largest_error(aim, coefficients):.1e}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ SMALL = 2e-36
 
 def alone(x, activation):
     """The activation of each number of `x`, by the kernel of a layer that is the identity."""
-    return dispatch.forward(x.reshape(-1, 1), torch.ones(1), Topology.full((1, 1)), activation=activation).reshape(
-        x.shape
-    )
+    one = torch.ones(1, dtype=x.dtype)
+    return dispatch.forward(x.reshape(-1, 1), one, Topology.full((1, 1)), activation=activation).reshape(x.shape)
 
 
 def exactly(x, activation):
@@ -60,9 +59,25 @@ def test_activations_are_as_exact_as_is_said(isa, activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_what_is_no_number_is_what_torch_has(isa, activation):
-    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 3e38, -3e38, 0.0, -0.0])
-    y, theirs = alone(x, activation), ACTIVATIONS[activation](x.double()).float()
+def test_bfloat16_is_as_good_as_rounded_once(isa, activation):
+    # The sum of two numbers of bfloat16 is nearly any number of float32.
+    x = numbers()
+    high = x.bfloat16()
+    low = (x - high.float()).bfloat16()
+    pairs, ones = torch.stack([high, low], 1), torch.ones(2, dtype=torch.bfloat16)
+    y = dispatch.forward(pairs, ones, Topology.full((1, 2)), activation=activation).flatten().double()
+    exact = exactly(high.float() + low.float(), activation)
+    normal = exact.abs() >= SMALL
+    unit = torch.exp2(exact.abs().log2().floor()) * torch.finfo(torch.bfloat16).eps
+    assert ((y - exact).abs() / unit)[normal].max() <= 0.51
+    assert (y - exact)[~normal].abs().max() <= SMALL
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_no_number_is_what_torch_has(isa, activation, dtype):
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 3e38, -3e38, 0.0, -0.0], dtype=dtype)
+    y, theirs = alone(x, activation), ACTIVATIONS[activation](x.double()).to(dtype)
     torch.testing.assert_close(y, theirs, rtol=0, atol=0, equal_nan=True)
 
 

@@ -212,7 +212,7 @@ class _Gather:
             if spec.bias:
                 bias = code.splat(values.one(code, values.at(code, self.arguments["bias"], row)), lanes)
                 own = [code.ir.fadd(total, bias) for total in own]
-            own = activated(code, spec.activation, own)
+            own = activated(code, spec.activation, own, spec.numbers)
             if self.rows:
                 self.rows.put(row, own)
             else:

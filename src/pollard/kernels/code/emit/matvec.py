@@ -63,7 +63,7 @@ class LoneRow:
         """Store the sum of `rest` and of the lanes of `sums`."""
         code, numbers = self.code, NUMBERS[self.spec.numbers]
         total = code.ir.fadd(rest, code.sum_of(sums))
-        (result,) = activated(code, self.spec.activation, [total])
+        (result,) = activated(code, self.spec.activation, [total], self.spec.numbers)
         numbers.store_few(code, result, numbers.at(code, self.arguments["y"], self.row))
 
 
@@ -190,6 +190,6 @@ class _Rows:
 
     def _store(self, group: Value, sums: list[Value]) -> None:
         code, spec = self.code, self.spec
-        for part, result in zip(self.parts, activated(code, spec.activation, sums), strict=True):
+        for part, result in zip(self.parts, activated(code, spec.activation, sums, spec.numbers), strict=True):
             place = code.add(code.mul(group, spec.rows), part)
             self.numbers.store_few(code, result, self.numbers.at(code, self.arguments["y"], place))

@@ -55,10 +55,10 @@ class Rows(ABC):
         """What the activation makes of `sums`, in the last tile."""
         code, spec = self.code, self.spec
         if not spec.tiled:
-            return activated(code, spec.activation, sums)
+            return activated(code, spec.activation, sums, spec.numbers)
         before = code.ir.block
         with code.ir.if_then(tile.is_last):
-            made = activated(code, spec.activation, sums)
+            made = activated(code, spec.activation, sums, spec.numbers)
             inside = code.ir.block
         return [code.either(pair, (before, inside)) for pair in zip(sums, made, strict=True)]
 
