@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,6 +242,7 @@ class Contest(overlapping.Contest):
         held = torch.load(out / "states.pt", map_location="cpu") if (out / "states.pt").exists() else {}
         self.states = {Name(*name): state for name, state in held.get("states", [])}
         self.seconds, self.steps = held.get("seconds", 0.0), held.get("steps", 0)
+        self.begun = held.get("begun") or f"{datetime.now(UTC):%Y-%m-%dT%H:%M}"
 
     def ended(self, name: Name) -> bool:
         """Whether it has had all of its epochs."""
@@ -268,7 +270,7 @@ class Contest(overlapping.Contest):
         """All states in one file, and the table in another."""
         self.states |= {run.name: run.state() for run in self.live}
         held = {"states": [(tuple(name), state) for name, state in self.states.items()]}
-        held |= {"seconds": self.seconds, "steps": self.steps}
+        held |= {"seconds": self.seconds, "steps": self.steps, "begun": self.begun}
         replaced(self.out / "states.pt", partial(torch.save, held))
         (self.out / "results.json").write_text(json.dumps(self.results(), indent=1) + "\n", encoding="utf-8")
 
@@ -277,6 +279,7 @@ class Contest(overlapping.Contest):
         device, an_epoch = self.images.device, -(-len(self.images.train.x) // BATCH)
         listed = dict.fromkeys((*self.names, *self.states))  # those of an earlier call, too
         return {
+            "begun": self.begun,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "precision": "autocast" if self.autocast else "float32",
             "seconds_an_epoch": round(self.seconds * an_epoch / max(1, self.steps), 3),
@@ -330,7 +333,11 @@ def main() -> None:
         "--seconds", type=float, default=float("inf"), help="stop after so many; the same command goes on"
     )
     parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
-    parser.add_argument("--record", action="store_true", help="write records/resnet-cifar.json")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write to records/resnet-cifar.json, where those begun at other times stay",
+    )
     given = parser.parse_args()
     device = torch.device(given.device)
     torch.backends.cudnn.benchmark = True
@@ -339,7 +346,8 @@ def main() -> None:
     contest.go(given.together or (8 if device.type == "cuda" else 1), given.seconds)
     found = contest.results()
     if given.record:
-        RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        others = [each for each in json.loads(RECORD.read_text(encoding="utf-8")) if each["begun"] != found["begun"]]
+        RECORD.write_text(json.dumps([*others, found], indent=1) + "\n", encoding="utf-8")
     print(f"{found['seconds_an_epoch']} s an epoch, all of {found['seconds']} s divided among all epochs of all runs")
     for each in found["runs"]:
         print(json.dumps({name: value for name, value in each.items() if name != "test_accuracy_percent"}))
