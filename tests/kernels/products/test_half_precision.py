@@ -6,7 +6,10 @@ import torch
 from parity import HALVES, assert_parity
 from pollard.errors import InvalidInput
 from pollard.formats.topology import Topology
+from pollard.kernels.code.target import TARGETS
 from pollard.kernels.products import dispatch
+from pollard.kernels.products.explanation import explain
+from pollard.kernels.products.generated import WORTH
 
 
 @pytest.mark.pairwise
@@ -27,6 +30,29 @@ def test_half_precision_is_rounded_once(isa, dtypes, pattern, batch, layout):
     for shape, density in (((48, 100), 0.5), ((16, 8), 0.5), ((16, 2100), 0.5 if pattern == "2:4" else 0.02)):
         topology = Topology.random(shape, density, pattern, torch.Generator().manual_seed(5))
         assert_parity(topology, batch, layout, *dtypes)
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("batch", [1, 2, 7, 8, 16])
+@pytest.mark.parametrize("layout", ["column-major", "row-major", "strided"])
+@pytest.mark.parametrize("pattern", ["unstructured", "v4", "b4x2", "2:4"])
+@pytest.mark.parametrize("dtypes", HALVES, ids=str)
+def test_few_samples_of_many_weights_are_rounded_once(isa, dtypes, pattern, layout, batch):
+    topology = Topology.random((160, 512), 0.5, pattern, torch.Generator().manual_seed(5))
+    assert topology.nnz > WORTH
+    assert_parity(topology, batch, layout, *dtypes)
+
+
+@pytest.mark.parametrize("operation", ["forward", "input_grad", "value_grad"])
+def test_few_samples_of_many_weights_are_read_as_float32(isa, operation):
+    def numbers(shape, dtype):
+        spec = explain(operation, shape, 0.5, "v4", dtype=dtype).spec
+        return spec.numbers, spec.values
+
+    lanes = TARGETS[isa].lanes
+    for dtype in ("bfloat16", "float16"):
+        assert numbers((160, 512, lanes), dtype) == ("float32", dtype)
+        assert numbers((160, 512, lanes + 1), dtype) == numbers((16, 512, lanes), dtype) == (dtype, dtype)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "v4", "v16"])

@@ -20,7 +20,7 @@ from pollard.kernels.code.target import current
 from pollard.kernels.products import dispatch
 from pollard.kernels.products.backend import CUDA, GENERATED, choose
 from pollard.kernels.products.cuda import products as cuda
-from pollard.kernels.products.generated import KERNELS
+from pollard.kernels.products.generated import KERNELS, as_read
 from pollard.kernels.products.generated import operation as kernel_for
 from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.product import Product
@@ -122,7 +122,8 @@ def explain_run(
         return Explanation(None, backend.name, reason)
     target = current()
     assert target is not None, "kernels are generated for it"
-    read, named = Operand.of(operand), name_of(values)
+    named = name_of(values)
+    read = as_read(operation, topology, Operand.of(operand), target, named)
     product = Product.of(
         kernel_for(operation, topology.pattern, read, target, named), topology, read, target, named, rows=rows
     )

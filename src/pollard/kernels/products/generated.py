@@ -14,6 +14,7 @@ from pollard.kernels.products.prepared import prepared
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.task import Call, Task
 
+WORTH = 1 << 15  # kept weights: what they gain by it takes as long as two copies of a few samples
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
 
@@ -41,6 +42,17 @@ def _in_tiles(kind: str, pattern: Pattern, target: Target, dtypes: tuple[str, st
     return dtypes[0] == "bfloat16" and (dtypes[1] == "bfloat16" or kind == "value_grad")
 
 
+def as_read(kind: str, topology: Topology, operand: Operand, target: Target, values: str) -> Operand:
+    """The operand as its kernel reads it: few samples in half precision are widened before, where enough weights are kept.
+
+    A unit of half precision is twice as many samples as one of float32, for twice the work; and a number is read more often than it is widened.
+    """
+    few = operand.batch <= target.lanes and topology.nnz >= WORTH
+    if few and operation(kind, topology.pattern, operand, target, values) in KERNELS.values():
+        return operand._replace(dtype="float32")
+    return operand
+
+
 def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     """The call for tensors of such shapes and strides; which kernel it is is found by running it on these, once.
 
@@ -48,6 +60,20 @@ def call(task: Task, topology: Topology, tensors: tuple[Tensor, ...]) -> Call:
     """
     target = current()
     assert target is not None, "chosen for a CPU without kernels"
+    operand = Operand.of(tensors[0])
+    if as_read(task.kind, topology, operand, target, name_of(task.values)) == operand:
+        return _call(task, topology, tensors, target)
+    found, dtype = _call(task, topology, _widened(tensors), target), tensors[0].dtype
+    if task.kind == "value_grad":
+        return lambda *given: found(*_widened(given))
+    return lambda *given: found(*_widened(given)).to(dtype)
+
+
+def _widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.float() if each.dim() == 2 else each for each in tensors)
+
+
+def _call(task: Task, topology: Topology, tensors: tuple[Tensor, ...], target: Target) -> Call:
     matrices = tuple(Operand.of(each) for each in tensors if each.dim() == 2)
     copied = [*(each.copied for each in matrices), *(not each.is_contiguous() for each in tensors[len(matrices) :])]
 
