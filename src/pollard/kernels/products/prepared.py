@@ -207,6 +207,8 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
         batch = matrices[0].batch
         pack, size = packing.at(matrices[0], panels), width * panels.columns(product.unit)
+        # Sums that become rows are read a unit of features at a time, to beyond the last one.
+        size += product.rows * product.unit * product.unit * (panels.vectors + 1)
         stride = width if product.rows else batch
         run = launch.at(panels.count * chunks, LDY=stride, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
         room = results.matrix(batch, width, matrices[0].dtype, rows=product.rows)

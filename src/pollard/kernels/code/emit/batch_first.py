@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pollard.kernels.code.emit.numbers import Mask
+from pollard.kernels.code.emit.numbers import Mask, Numbers, dense
 from pollard.kernels.code.emit.panels import Panel
 from pollard.kernels.code.simd import I64, POINTER, Code, Value
 from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import TARGETS
 
 LINE = 64
 
@@ -15,14 +16,20 @@ class Turned:
 
     def __init__(self, code: Code, spec: KernelSpec, panel: Panel, y: Value, stride: Value) -> None:
         self.code, self.panel, self.numbers, self.stride = code, panel, panel.numbers, stride
-        self._first, self._turn = self.numbers.at(code, y, code.mul(panel.start, stride)), _turning(code, spec, panel)
+        self._first, self._turn = self.numbers.at(code, y, code.mul(panel.start, stride)), _turning(code, spec)
 
     def write(self, source: Value, features: tuple[Value, Value]) -> None:
-        """Write the features from the first to the end, whose sums were put to rest one after another from `source` on."""
-        code, (first, end) = self.code, features
-        filled = code.integer(0) if self.panel.filled is None else self.panel.filled
+        """Write the features from the first to the end, whose sums were put to rest one after another from `source` on.
+
+        As many as a unit has are read at a time: beyond the end too, where the memory has to be there.
+        """
+        code, panel, (first, end) = self.code, self.panel, features
+        vectors, filled = (
+            code.integer(panel.vectors),
+            code.integer(panel.unit) if panel.filled is None else panel.filled,
+        )
         target = self.numbers.at(code, self._first, first)
-        code.ir.call(self._turn, [source, target, code.sub(end, first), self.stride, filled])
+        code.ir.call(self._turn, [source, target, code.sub(end, first), self.stride, vectors, filled])
 
 
 class Resting(Turned):
@@ -61,71 +68,65 @@ class Resting(Turned):
             self.write(self._room, (code.sub(end, count), end))
 
 
-def _turning(code: Code, spec: KernelSpec, panel: Panel) -> Value:
-    """The function that turns panels of that kind: apart, so that the registers of the products are their own."""
-    name = f"turn_{panel.vectors}{'' if panel.filled is None else '_ragged'}"
-    known = code.module.globals.get(name)
+def _turning(code: Code, spec: KernelSpec) -> Value:
+    """The function that turns what is at rest of a panel: apart, so that the registers of the products are their own, and one for all panels."""
+    known = code.module.globals.get("turn")
     if known is not None:
         return known
-    own = Code(code.module, name, [POINTER, POINTER, I64, I64, I64])
+    own = Code(code.module, "turn", [POINTER, POINTER, I64, I64, I64, I64])
     own.function.attributes.add("noinline")
     own.function.linkage = "internal"
-    source, target, features, stride, filled = own.function.args
-    like = Panel(own, spec, own.integer(0), panel.vectors, None if panel.filled is None else filled)
-    _Turning(own, like, stride).run(source, target, features)
+    _Turning(own, dense(spec), TARGETS[spec.isa].lanes).run(*own.function.args)
     own.finish()
     return own.function
 
 
 class _Turning:
-    def __init__(self, code: Code, panel: Panel, stride: Value) -> None:
-        self.code, self.panel, self.numbers, self.stride = code, panel, panel.numbers, stride
+    """Squares of a unit of samples by as many features."""
 
-    def run(self, source: Value, target: Value, features: Value) -> None:
-        """As many features as a unit has at a time, side by side in one store a sample."""
-        code, unit = self.code, self.panel.unit
-        with code.loop(0, features, unit) as some:
-            left = code.sub(features, some.index)
-            rest = code.floats(source, code.mul(some.index, self.panel.width))
-            there = self.numbers.at(code, target, some.index)
-            with code.ir.if_else(code.less(left, unit)) as (fewer, whole):
-                with whole:
-                    self._side_by_side(rest, there, None)
-                with fewer:
-                    self._side_by_side(rest, there, left)
+    def __init__(self, code: Code, numbers: Numbers, lanes: int) -> None:
+        self.code, self.numbers, self.lanes, self.unit = code, numbers, lanes, numbers.unit(lanes)
 
-    def _side_by_side(self, source: Value, target: Value, left: Value | None) -> None:
-        """The features of a unit, or those that are `left`, of all samples of the panel."""
-        code, panel = self.code, self.panel
-        mask = None if left is None else Mask.of(code, left, self.numbers, panel.lanes)
-        with code.loop(0, panel.vectors - (panel.filled is not None)) as unit:
-            for sample, words in self._samples(source, unit.index, left):
-                self.numbers.put_words(code, words, self._at(target, unit.index, sample), mask)
-        if panel.filled is not None:
-            last = code.integer(panel.vectors - 1)
-            for sample, words in self._samples(source, last, left):
-                with code.when(code.less(code.integer(sample), panel.filled)):
-                    self.numbers.put_words(code, words, self._at(target, last, sample), mask)
+    def run(self, source: Value, target: Value, features: Value, stride: Value, vectors: Value, filled: Value) -> None:  # noqa: PLR0917
+        """`features` of a panel of so many `vectors`, the last of them `filled`; rows of the target are `stride` numbers apart."""
+        code, numbers, unit = self.code, self.numbers, self.unit
+        width, last = code.mul(vectors, unit), code.sub(vectors, 1)
+        room = code.room(numbers.bytes * unit * unit, align=LINE)
+        with code.loop(0, features, unit) as some, code.loop(0, vectors) as each:
+            square = code.floats(source, code.add(code.mul(some.index, width), code.mul(each.index, unit)))
+            row = code.mul(code.mul(each.index, unit), stride)
+            there = numbers.at(code, target, code.add(some.index, row))
+            columns = code.minimum(code.sub(features, some.index), unit)
+            samples = code.ir.select(code.equal(each.index, last), filled, code.integer(unit))
+            whole = code.equal(code.add(columns, samples), 2 * unit)
+            # A part of a square goes by where there is room for all of it, so that the square is written out once.
+            place, step = (
+                code.ir.select(whole, own, other) for own, other in ((there, room), (stride, code.integer(unit)))
+            )
+            self._turn(square, width, place, step)
+            with code.when(code.ir.not_(whole)):
+                self._copy(room, there, stride, (samples, columns))
 
-    def _samples(self, source: Value, unit: Value, left: Value | None) -> list[tuple[int, Value]]:
-        """Which sample of a unit of the batch, and its features, in words."""
-        code, lanes, parts = self.code, self.panel.lanes, self.numbers.parts
-        # Beyond those that are left the last one is read again: nothing out of bounds.
-        rows: list[Value | int] = list(range(self.panel.unit))
-        if left is not None:
-            rows = [code.minimum(row, code.sub(left, 1)) for row in rows]
-        found: list[tuple[int, Value]] = []
-        for part in range(parts):
-            column = code.floats(source, code.mul(code.add(code.mul(unit, parts), part), lanes))
-            sums = [code.load(code.floats(column, code.mul(row, self.panel.width)), lanes) for row in rows]
-            words = [self.numbers.beside(code, sums[row : row + parts], lanes) for row in range(0, len(sums), parts)]
-            found += zip(self.numbers.places(part, lanes), code.transpose(words, lanes), strict=True)
-        return found
+    def _turn(self, source: Value, width: Value, target: Value, stride: Value) -> None:
+        code, numbers = self.code, self.numbers
+        for part in range(numbers.parts):
+            sums, place = list[Value](), code.floats(source, part * self.lanes)
+            for _ in range(self.unit):
+                sums.append(code.load(place, self.lanes))
+                place = code.floats(place, width)
+            words = [
+                numbers.beside(code, sums[row : row + numbers.parts], self.lanes)
+                for row in range(0, self.unit, numbers.parts)
+            ]
+            for sample, turned in zip(numbers.places(part, self.lanes), code.transpose(words, self.lanes), strict=True):
+                numbers.put_words(code, turned, numbers.at(code, target, code.mul(sample, stride)))
 
-    def _at(self, target: Value, unit: Value, sample: int) -> Value:
-        code = self.code
-        row = code.mul(code.add(code.mul(unit, self.panel.unit), sample), self.stride)
-        return self.numbers.at(code, target, row)
+    def _copy(self, source: Value, target: Value, stride: Value, size: tuple[Value, Value]) -> None:
+        code, numbers, (samples, columns) = self.code, self.numbers, size
+        mask = Mask.of(code, columns, numbers, self.lanes)
+        with code.loop(0, samples) as sample:
+            words = numbers.words(code, numbers.at(code, source, code.mul(sample.index, self.unit)), self.lanes)
+            numbers.put_words(code, words, numbers.at(code, target, code.mul(sample.index, stride)), mask)
 
 
 __all__ = ["Resting", "Turned"]
