@@ -210,10 +210,3 @@ class Contest(ABC):
         self.seconds, self.written = self.seconds + now - self.written, now
         self.out.mkdir(parents=True, exist_ok=True)
         self.save()
-
-
-def replaced(path: Path, write: Callable[[Path], object]) -> None:
-    """What `write` writes, at `path`, whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    write(new)
-    new.replace(path)

@@ -22,16 +22,18 @@ from typing import Any, NamedTuple
 
 import overlapping
 import torch
-from overlapping import Replayed, replaced
+from overlapping import Replayed
 from torch import Tensor, nn
 from torch.nn import functional
 
 import pollard
 from pollard import data
+from pollard.formats.store import write_atomic
 from pollard.formats.topology import Topology
 from pollard.networks import Ends
 from pollard.networks.residual import ResNet
 from pollard.pruning.scoring import Scoring
+from pollard.report.machine import device_name
 from pollard.training import Examples, generator
 from pollard.training.augmentation import augmented, draw
 from pollard.training.placing import in_own_order, sent
@@ -271,8 +273,8 @@ class Contest(overlapping.Contest):
         self.states |= {run.name: run.state() for run in self.live}
         held = {"states": [(tuple(name), state) for name, state in self.states.items()]}
         held |= {"seconds": self.seconds, "steps": self.steps, "begun": self.begun}
-        replaced(self.out / "states.pt", partial(torch.save, held))
-        (self.out / "results.json").write_text(json.dumps(self.results(), indent=1) + "\n", encoding="utf-8")
+        write_atomic(self.out / "states.pt", partial(torch.save, held))
+        write_atomic(self.out / "results.json", (json.dumps(self.results(), indent=1) + "\n").encode())
 
     def results(self) -> dict[str, Any]:
         """What was reached, and how long it took."""
@@ -280,7 +282,7 @@ class Contest(overlapping.Contest):
         listed = dict.fromkeys((*self.names, *self.states))  # those of an earlier call, too
         return {
             "begun": self.begun,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": device_name(device),
             "precision": "autocast" if self.autocast else "float32",
             "seconds_an_epoch": round(self.seconds * an_epoch / max(1, self.steps), 3),
             "seconds": round(self.seconds),

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 
 import overlapping
 import torch
-from overlapping import Replayed, replaced
+from overlapping import Replayed
 from set_network import BATCH, batches, examples, network
 from torch import Tensor
 from torch.nn import functional
 
 import pollard
+from pollard.formats.store import write_atomic
+from pollard.report.machine import device_name
 from pollard.training import Examples
 
 RECORD = Path(__file__).parent / "records" / "set-cifar.json"
@@ -198,12 +200,16 @@ class Contest(overlapping.Contest):
     def keep(self, run: Run) -> None:
         """A run's state, and what there is to read."""
         self.out.mkdir(parents=True, exist_ok=True)
-        replaced(self.out / f"{stem(run.name, self.device)}.pt", partial(torch.save, run.state()))
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        told = {**run.name._asdict(), "device": name, "precision": "float32", "test_accuracy": run.reached}
-        replaced(
+        write_atomic(self.out / f"{stem(run.name, self.device)}.pt", partial(torch.save, run.state()))
+        told = {
+            **run.name._asdict(),
+            "device": device_name(self.device),
+            "precision": "float32",
+            "test_accuracy": run.reached,
+        }
+        write_atomic(
             self.out / f"{stem(run.name, self.device)}.json",
-            lambda path: path.write_text(json.dumps(told) + "\n", encoding="utf-8"),
+            (json.dumps(told) + "\n").encode(),
         )
 
 
