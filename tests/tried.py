@@ -6,7 +6,9 @@ import os
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+import pollard
 
 ON_CUDA = os.environ.get("POLLARD_TRIALS") == "cuda"
 if ON_CUDA:
@@ -31,4 +33,36 @@ def close(there: Tensor, here: Tensor, dtype: torch.dtype | None = None) -> None
     torch.testing.assert_close(there.cpu(), here, **half, **single)
 
 
-__all__ = ["DEVICE", "ON_CUDA", "close", "only_cuda", "untuned"]
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """On the CPU, the same each time."""
+    return torch.randn(*shape, generator=seeded(7)).to(dtype)
+
+
+def plan_of(model: nn.Module, density: float = 0.3, pattern: str = "unstructured") -> pollard.Plan:
+    """Of the largest magnitudes."""
+    return pollard.prune(model, "magnitude", None if ":" in pattern else density, pattern=pattern)
+
+
+def both_ways(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output for `x`, and the gradients of its mean square, in the input and in all parameters."""
+    model.zero_grad()
+    lead = x.clone().requires_grad_()
+    found = model(lead)
+    found = found[0] if isinstance(found, tuple) else found
+    found.square().mean().backward()
+    return [found.detach(), lead.grad, *(each.grad.clone() for each in model.parameters())]
+
+
+def require_same(model: nn.Module, there: nn.Module, x: Tensor) -> None:
+    """`there` does on the device what `model` does on the CPU."""
+    expected, found = both_ways(model, x), both_ways(there, x.to(DEVICE))
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, x.dtype)
+
+
+__all__ = ["DEVICE", "ON_CUDA", "batch", "close", "only_cuda", "plan_of", "require_same", "seeded", "untuned"]

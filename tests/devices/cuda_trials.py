@@ -1,4 +1,4 @@
-"""What only CUDA has: streams, graphs, a compiler of its own, scaled gradients, and memory that can be counted."""
+"""What only CUDA has: streams, graphs, a compiler of its own and scaled gradients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import pollard
 from pollard.errors import InvalidInput
-from pollard.kernels.convolutions import panels
 from pollard.nn import SparseLinear
-from tried import DEVICE, close, only_cuda, untuned
+from tried import DEVICE, close, only_cuda, seeded, untuned
 
 pytestmark = [
     untuned,
@@ -26,10 +25,6 @@ pytestmark = [
 ]
 draw = torch.Generator().manual_seed(0)
 X, Y = torch.randn(64, 64, generator=draw), torch.randint(8, (64,), generator=draw)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def network(dtype=torch.float32):
@@ -351,77 +346,3 @@ def test_transforms():
     model.zero_grad()
     model(x).sum().backward()
     torch.testing.assert_close(slopes["0.values"].sum(0), model[0].values.grad)
-
-
-# -- memory
-
-
-def peak(call):
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    held = call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before, held
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("method", ["rigl", "set", "gse"])
-def test_no_weight_is_ever_dense(method, dtype):
-    wide, dense = 8192, 8192 * 8192 * dtype.itemsize
-    x = torch.randn(64, wide, device=DEVICE, dtype=dtype)
-    x @ torch.randn(wide, 8, device=DEVICE, dtype=dtype)  # what libraries keep for themselves
-
-    def training():
-        layer = SparseLinear.random(wide, wide, 0.01, device=DEVICE, dtype=dtype)
-        model = nn.Sequential(layer)
-        sparse = pollard.sparse_training(model, torch.optim.Adam(model.parameters()), method, steps=8, every=2)
-        for _ in range(5):
-            sparse.zero_grad()
-            model(x).float().square().mean().backward()
-            sparse.step()
-        assert sparse.updates == 2
-        return sparse
-
-    most, _ = peak(training)
-    assert most < dense / 3
-
-
-def step_of_images(model, x):
-    """The most that a step takes, in bytes, once all is there that stays."""
-    for _ in range(2):
-        x.grad = None
-        model.zero_grad()
-        most, _ = peak(lambda: model(x).square().mean().backward())
-    return most
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_convolutions_take_hardly_more_memory_than_torchs_own(dtype):
-    model = nn.Sequential(nn.Conv2d(64, 64, 5, padding=2)).to(DEVICE, dtype)
-    x = torch.randn(128, 64, 32, 32, device=DEVICE, dtype=dtype, requires_grad=True)
-    dense = step_of_images(model, x)
-    pollard.sparsify_(model, pollard.prune(model, "magnitude", 0.1))
-    assert step_of_images(model, x) < dense + (1 << 21)
-
-
-def test_no_convolution_is_ever_dense():
-    model = nn.Sequential(nn.Conv2d(2048, 2048, 3, padding=1)).to(DEVICE)
-    dense = model[0].weight.nbytes
-    pollard.sparsify_(model, pollard.prune(model, "random", 0.02, generator=seeded()))
-    x = torch.randn(4, 2048, 8, 8, device=DEVICE, requires_grad=True)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), F.conv2d(x, model[0].weight, model[0].bias, padding=1))
-    # A panel of the weight or of its gradient while the one before it is still there, images, and what cuDNN works in, as it
-    # chooses: 104 MB on an H200. A dense weight alone would be 151.
-    assert dense > 8 * panels.BYTES
-    assert step_of_images(model, x) < dense
-
-
-def test_making_it_sparse_takes_no_second_dense_weight():
-    model = nn.Sequential(nn.Linear(4096, 4096), nn.Linear(4096, 4096)).to(DEVICE)
-    plan = pollard.prune(model, "random", 0.02, generator=seeded())
-    dense = model[0].weight.nbytes
-    most, _ = peak(lambda: pollard.sparsify_(model, plan))
-    assert most < dense / 4
-    assert sum(parameter.nbytes for parameter in model.parameters()) < dense / 10
