@@ -137,3 +137,12 @@ def test_on_cuda_it_is_explained_which_way_a_product_goes(monkeypatch, operation
     topology = Topology.random((64, 64), density, "unstructured")
     done = explain_run(operation, torch.zeros(256, 64), topology, torch.float32)
     assert (done.choice, done.reason) == (found.choice, found.reason)
+
+
+def test_the_result_of_one_sample_is_of_one_kernel_whatever_is_asked():
+    topology, x = Topology.random((32, 64), 0.3, generator=torch.Generator().manual_seed(0)), torch.ones(1, 64)
+    for operation in ("forward", "input_grad"):
+        operand = x if operation == "forward" else torch.ones(1, 32)
+        run = [explain_run(operation, operand, topology, torch.float32, rows=rows) for rows in (False, True)]
+        assert run[0] == run[1]
+        assert not run[1].spec.batch_first

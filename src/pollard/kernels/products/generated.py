@@ -87,6 +87,6 @@ def _call(task: Task, topology: Topology, tensors: tuple[Tensor, ...], target: T
     }
     values = name_of(task.values)
     wanted = operation(task.kind, topology.pattern, matrices[0], target, values)
-    product = Product.of(wanted, topology, matrices[-1], target, values, rows=task.rows and matrices[0].batch > 1)
+    product = Product.of(wanted, topology, matrices[-1], target, values, rows=task.rows)
     found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))
     return (lambda *given: found(*ready(given))) if any(copied) else found

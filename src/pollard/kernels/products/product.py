@@ -57,10 +57,10 @@ class Product:
     def of(
         cls, operation: str, topology: Topology, operand: Operand, target: Target, values: str, *, rows: bool = False
     ) -> Product:
-        """The product on as many of torch's threads as it has work for."""
+        """The product on as many of torch's threads as it has work for; one sample lies both ways."""
         work = (topology.nnz + operand.features) * -(-operand.batch // target.lanes)
         threads = min(torch.get_num_threads(), max(1, work // SHARE))
-        return cls(operation, topology, operand, target, threads, values, rows)
+        return cls(operation, topology, operand, target, threads, values, rows and operand.batch > 1)
 
     @property
     def batch(self) -> int:
