@@ -137,18 +137,19 @@ def _gather(product: Product, choice: Choice, bias: bool = False, activation: st
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
         operand = matrices[0]
-        batch, columns = operand.batch, panels.columns(product.unit)
+        columns = panels.columns(product.unit)
+        room, stride = results.matrix(operand.batch, out, operand.dtype, rows=product.rows)
         run = launch.at(
             panels.count * threads,
             LDX=operand.stride,
-            LDY=out if product.rows else batch,
+            LDY=stride,
             PANELS=panels.count,
             WIDE=panels.wide,
             LAST=panels.last,
             WIDTH=columns,
         )
         pack = packing.at(operand, panels) if packing else None
-        room, resting = results.matrix(batch, out, operand.dtype, rows=product.rows), columns * threads * longest
+        resting = columns * threads * longest
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y = room(x)
@@ -175,7 +176,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
-        run, room = launch.at(threads), results.matrix(1, out, matrices[0].dtype, rows=True)
+        run, room = launch.at(threads), results.matrix(1, out, matrices[0].dtype, rows=True)[0]
         # One sample is looked up a number at a time: it may as well be widened and side by side.
         ready = matrices[0].dtype == "float32" and matrices[0].stride == 1
 
@@ -205,13 +206,12 @@ def _scatter(product: Product, choice: Choice) -> Fit:
     )  # fmt: skip
 
     def fit(matrices: tuple[Operand, ...], panels: Panels) -> Call:
-        batch = matrices[0].batch
-        pack, size = packing.at(matrices[0], panels), width * panels.columns(product.unit)
+        grad = matrices[0]
+        pack, size = packing.at(grad, panels), width * panels.columns(product.unit)
         # Sums that become rows are read a unit of features at a time, to beyond the last one.
         size += product.rows * product.unit * product.unit * (panels.vectors + 1)
-        stride = width if product.rows else batch
+        room, stride = results.matrix(grad.batch, width, grad.dtype, rows=product.rows)
         run = launch.at(panels.count * chunks, LDY=stride, PANELS=panels.count, WIDE=panels.wide, LAST=panels.last)
-        room = results.matrix(batch, width, matrices[0].dtype, rows=product.rows)
 
         def call(grad: Tensor, values: Tensor) -> Tensor:
             dx, panelled, sums = room(grad), pack(grad), workspace("sums", size)

@@ -64,11 +64,13 @@ def room(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype = torch.
     return large
 
 
-def matrix(batch: int, features: int, dtype: str, *, rows: bool) -> Callable[[Tensor], Tensor]:
-    """What makes room for a `(batch, features)` result of that dtype, its rows contiguous or its features: a tensor of its own, no view,
-    so that it may be written to.
+def matrix(batch: int, features: int, dtype: str, *, rows: bool) -> tuple[Callable[[Tensor], Tensor], int]:
+    """What makes room for a `(batch, features)` result of that dtype, its rows contiguous or its features, and how far apart those are.
+
+    It is a tensor of its own, no view, so that it may be written to.
     """
-    return room((batch, features), (features, 1) if rows else (1, batch), getattr(torch, dtype))
+    strides, apart = ((features, 1), features) if rows else ((1, batch), batch)
+    return room((batch, features), strides, getattr(torch, dtype)), apart
 
 
 def outside(count: int, dtype: torch.dtype = torch.float32) -> Tensor | None:

@@ -38,12 +38,12 @@ def gather(
         operand = matrices[0]
         # As much of the operand as half of L2 holds is gathered by all rows before the next.
         span = max(1, caches().l2 // (2 * width * product.numbers.bytes * product.unit * choice.vectors))
+        room, stride = matrix(operand.batch, out, operand.dtype, rows=product.rows)
         run = launch.at(
-            threads, PASSES=-(-panels.count // span), SPAN=span, LDX=operand.stride, LDY=out if product.rows else operand.batch,
+            threads, PASSES=-(-panels.count // span), SPAN=span, LDX=operand.stride, LDY=stride,
             PANELS=panels.count, WIDE=panels.wide, LAST=panels.last,
         )  # fmt: skip
         pack = packing.at(operand, panels) if packing else None
-        room = matrix(operand.batch, out, operand.dtype, rows=product.rows)
         size = threads * groups_at_once(spec) * longest * TILE // 4
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:

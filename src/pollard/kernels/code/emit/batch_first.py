@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pollard.kernels.code.emit.numbers import Mask, Numbers, dense
 from pollard.kernels.code.emit.panels import Panel
+from pollard.kernels.code.emit.tiles import LINE
 from pollard.kernels.code.simd import I64, POINTER, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
-
-LINE = 64
 
 
 class Turned:
@@ -24,11 +23,8 @@ class Turned:
         As many as a unit has are read at a time: beyond the end too, where the memory has to be there.
         """
         code, panel, (first, end) = self.code, self.panel, features
-        vectors, filled = (
-            code.integer(panel.vectors),
-            code.integer(panel.unit) if panel.filled is None else panel.filled,
-        )
-        target = self.numbers.at(code, self._first, first)
+        target, vectors = self.numbers.at(code, self._first, first), code.integer(panel.vectors)
+        filled = code.integer(panel.unit) if panel.filled is None else panel.filled
         code.ir.call(self._turn, [source, target, code.sub(end, first), self.stride, vectors, filled])
 
 
