@@ -44,6 +44,19 @@ def specs(isa):
     if serves(TARGETS[isa], 2, 4):
         for numbers in ("float32", "bfloat16", "float16"):
             yield KernelSpec("n_of_m", isa, n=2, m=4, bias=True, activation="relu", numbers=numbers, values=numbers)
+    for rows, columns, batch_first in ((1, 1, False), (1, 9, True), (4, 1, True), (16, 2, False)):
+        samples = TARGETS[isa].lanes // 2
+        yield KernelSpec(
+            "skinny",
+            isa,
+            rows=rows,
+            columns=columns,
+            abreast=samples,
+            batch_first=batch_first,
+            bias=True,
+            activation="gelu",
+        )
+        yield KernelSpec("abreast", isa, abreast=samples, packed=True)
     yield from halves(isa)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
@@ -90,7 +103,9 @@ def test_every_operation_assembles_for_every_instruction_set(isa):
     for spec in specs(isa):
         text = jit.assembly(spec)
         seen.add(spec.operation)
-        wanted = VECTORS[isa] if spec.operation != "pack" or isa != "neon" else r"\tst[rp]\tq\d"
+        wanted = (
+            VECTORS[isa] if spec.operation not in ("pack", "abreast") or isa != "neon" else r"\tst(1|r|p)\t.*(q\d|\.4s)"
+        )
         assert spec.operation in INDICES + STREAMS or re.search(wanted, text), spec
     lacking = set() if isa == "avx512" else set(AMX)
     assert seen == set(EMITTERS) - lacking - (set() if serves(TARGETS[isa], 2, 4) else {"n_of_m"})

@@ -30,6 +30,8 @@ def operation(kind: str, pattern: Pattern, operand: Operand, target: Target, val
     batch = operand.batch
     if batch > 1 and _in_tiles(kind, pattern, target, (operand.dtype, values)):
         return f"amx_{KERNELS[kind]}"
+    if kind == "forward" and 1 < batch <= target.lanes // 2:
+        return "skinny"
     if kind != "forward" or batch > 1:
         return KERNELS[kind]
     return "n_of_m" if pattern.m and serves(target, pattern.n, pattern.m) else "matvec"

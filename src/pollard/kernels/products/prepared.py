@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.abreast import width as abreast
 from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
@@ -40,7 +41,7 @@ def prepared(
 ) -> Call:
     """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
 
-    variant: of "gather", "matvec" and "n_of_m", whether there is a bias, and the activation; of "sddmm", whether the gradient is
+    variant: of "gather", "matvec", "n_of_m" and "skinny", whether there is a bias, and the activation; of "sddmm", whether the gradient is
     features-first. Raises KernelError if a kernel does not compile.
     """
     # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
@@ -54,7 +55,7 @@ def prepared(
     operand = product.operand
     kind = (
         product.operation, operand.features_first, operand.dtype, product.values, variant, product.chains, product.threads,
-        product.target.isa, product.rows,
+        product.target.isa, product.rows, product.abreast,
     )  # fmt: skip
     choices, near = calls(product.topology).choices, (*kind, near_batch(product.batch, product.target))
     choice = choices.get(near)
@@ -190,6 +191,45 @@ def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     return fit
 
 
+def _skinny(product: Product, choice: Choice, bias: bool, activation: str) -> Fit:
+    topology, threads, (out, width) = product.topology, product.threads, product.topology.shape
+    launch = Launch(
+        product.spec(choice, bias=bias, activation=activation), threads, threads, pointers=topology.indices.row_pointers,
+        columns=topology.indices.columns, bounds=bounds(topology, threads), PASSES=1,
+    )  # fmt: skip
+    operand, size = product.operand, width * abreast(product.batch)
+    lay = Launch(
+        KernelSpec(
+            "abreast",
+            product.target.isa,
+            abreast=product.abreast,
+            numbers=operand.dtype,
+            packed=not operand.features_first,
+        ),
+        *(1, 1),  # few numbers: a thread would wake up too late
+        bounds=equal_runs(width, 1),
+        PASSES=1,
+    )
+
+    def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
+        given = matrices[0]
+        room, stride = results.matrix(given.batch, out, given.dtype, rows=product.rows)
+        run, onto = launch.at(threads, LDY=stride), lay.at(1, LDX=given.stride)
+        there = given.features_first and given.dtype == "float32"
+        ready = there and given.batch == given.stride == abreast(given.batch)
+
+        def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
+            y, samples = room(x), x if ready else workspace("operand", size)
+            if not ready:
+                onto(x.data_ptr(), samples.data_ptr())
+            run(values.data_ptr(), samples.data_ptr(), y.data_ptr(), address(offset))
+            return y
+
+        return call
+
+    return fit
+
+
 def _scatter(product: Product, choice: Choice) -> Fit:
     # The transpose of an unstructured W can be gathered like W itself: no stores, for 6 bytes more a kept weight, and 4 of
     # workspace. Both add in the order of rows, so both give the same bits.
@@ -258,7 +298,7 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
 
 
 _MAKERS: dict[str, Callable[..., Fit]] = {
-    "gather": _gather, "amx_gather": tiled.gather, "matvec": _matvec, "n_of_m": _matvec, "scatter": _scatter, "amx_scatter": _scatter, "sddmm": _sddmm, "amx_sddmm": _sddmm
+    "gather": _gather, "amx_gather": tiled.gather, "matvec": _matvec, "n_of_m": _matvec, "skinny": _skinny, "scatter": _scatter, "amx_scatter": _scatter, "sddmm": _sddmm, "amx_sddmm": _sddmm
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 DOTS = ("sddmm", "amx_sddmm")
-ONE_SAMPLE = ("matvec", "n_of_m")
+FEW_SAMPLES = ("matvec", "n_of_m", "skinny")
 
 # Registers for what is neither a sum nor held.
 SPARE = 2
@@ -101,6 +101,11 @@ class Product:
         return max(1, CHAINS // abreast) if self.operation == "gather" else 1
 
     @property
+    def abreast(self) -> int:
+        """Samples that a kernel for so many takes side by side; 0 of one for any number."""
+        return self.batch if self.operation == "skinny" else 0
+
+    @property
     def in_steps(self) -> bool:
         """Whether dot products are summed over the batch in several steps."""
         return self.operation in DOTS and self.batch > BATCH_STEP
@@ -153,7 +158,7 @@ class Product:
 
     def _one_by_one(self) -> list[Choice]:
         lanes = self.target.lanes
-        if self.operation in ONE_SAMPLE:
+        if self.operation in FEW_SAMPLES:
             return [Choice(1, 0, packed=False)]
         if self.operation == "sddmm":
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
@@ -200,10 +205,10 @@ class Product:
         return self.numbers.parts == 1 or self.batch % self.unit == 0
 
     def panels(self, choice: Choice) -> Panels:
-        """How `choice` cuts the batch; one sample is whole. Dot products take it whole where rows of it fit in registers, and
+        """How `choice` cuts the batch; few samples are whole. Dot products take it whole where rows of it fit in registers, and
         else in no panels.
         """
-        if self.operation in ONE_SAMPLE:
+        if self.operation in FEW_SAMPLES:
             return Panels(count=1, vectors=1, wide=0, last=0)
         if self.operation == "amx_sddmm":
             return Panels(count=1, vectors=0, wide=0, last=0)
@@ -237,6 +242,7 @@ class Product:
             chains=1 if choice.transposed else self.chains,
             n=self.topology.pattern.n if self.operation == "n_of_m" else 0,
             m=self.topology.pattern.m if self.operation == "n_of_m" else 0,
+            abreast=self.abreast,
             numbers=self.operand.dtype,
             values=self.multiplied(choice),
             index=index_dtype(across).itemsize,

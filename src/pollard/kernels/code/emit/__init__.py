@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from pollard.kernels.code.emit import abreast as _abreast
 from pollard.kernels.code.emit import amx_gather as _amx_gather
 from pollard.kernels.code.emit import amx_scatter as _amx_scatter
 from pollard.kernels.code.emit import amx_sddmm as _amx_sddmm
@@ -26,6 +27,7 @@ from pollard.kernels.code.emit import scan as _scan
 from pollard.kernels.code.emit import scatter as _scatter
 from pollard.kernels.code.emit import sddmm as _sddmm
 from pollard.kernels.code.emit import settle as _settle
+from pollard.kernels.code.emit import skinny as _skinny
 from pollard.kernels.code.emit import stream as _stream
 from pollard.kernels.code.emit import transposed as _transposed
 from pollard.kernels.code.emit import turn as _turn
@@ -33,6 +35,7 @@ from pollard.kernels.code.spec import KernelSpec
 
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "above": _scan.above,
+    "abreast": _abreast.abreast,
     "absent": _merge.absent,
     "amx_gather": _amx_gather.gather,
     "amx_scatter": _amx_scatter.scatter,
@@ -60,6 +63,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "round": _round.stochastic,
     "sddmm": _sddmm.sddmm,
     "scatter": _scatter.scatter,
+    "skinny": _skinny.skinny,
     "tally": _merge.tally,
     "tick": _settle.tick,
     "transposed": _transposed.transposed,
@@ -70,6 +74,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "above": _scan.ABOVE,
+    "abreast": _abreast.ARGUMENTS,
     "absent": _merge.ABSENT,
     "amx_gather": _amx_gather.ARGUMENTS,
     "amx_scatter": _amx_scatter.ARGUMENTS,
@@ -97,6 +102,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "round": _round.ROUND,
     "sddmm": _sddmm.ARGUMENTS,
     "scatter": _scatter.ARGUMENTS,
+    "skinny": _skinny.ARGUMENTS,
     "tally": _merge.TALLY,
     "tick": _settle.TICK,
     "transposed": _transposed.ARGUMENTS,

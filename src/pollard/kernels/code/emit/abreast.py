@@ -1,0 +1,72 @@
+"""A few samples side by side, widened to float32: of each feature all of them, then zeros up to a power of two."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS
+from pollard.kernels.code.emit.tiles import run_of_groups
+from pollard.kernels.code.simd import Code, Value
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import TARGETS
+
+# Features are LDX apart in x, or where samples are, those.
+ARGUMENTS = ("x", "y", "bounds", "PASSES", "LDX")
+
+
+def width(samples: int) -> int:
+    """Numbers that so many samples take side by side: a power of two.
+
+    >>> width(2), width(3), width(8)
+    (2, 4, 8)
+    """
+    return 1 << (samples - 1).bit_length()
+
+
+def abreast(spec: KernelSpec) -> ir.Module:
+    """The module that lays ``spec.abreast`` samples out, which are batch-first where it has `packed`; a unit of work is a run of features."""
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        first, last = run_of_groups(code, arguments, *work)
+        (_transpose if spec.packed else _copy)(code, spec, arguments, (first, last))
+
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+
+
+def _copy(code: Code, spec: KernelSpec, arguments: Arguments, features: tuple[Value, Value]) -> None:
+    numbers, wide = NUMBERS[spec.numbers], width(spec.abreast)
+    with code.loop(*features) as feature:
+        row = numbers.at(code, arguments["x"], code.mul(feature.index, arguments["LDX"]))
+        lanes = [min(sample, spec.abreast) for sample in range(wide)]  # beyond the samples: of the zeros
+        found = code.shuffle(numbers.few(code, row, spec.abreast), code.zero(spec.abreast), lanes)
+        code.store(found, code.floats(arguments["y"], code.mul(feature.index, wide)))
+
+
+def _transpose(code: Code, spec: KernelSpec, arguments: Arguments, features: tuple[Value, Value]) -> None:
+    (first, last), numbers, wide = features, NUMBERS[spec.numbers], width(spec.abreast)
+    rows = [numbers.at(code, arguments["x"], code.mul(arguments["LDX"], sample)) for sample in range(spec.abreast)]
+
+    def lay(start: Value, lanes: int) -> None:
+        found = [numbers.few(code, numbers.at(code, row, start), lanes) for row in rows]
+        found += [code.zero(lanes)] * (wide - len(found))
+        for place, some in enumerate(_interleaved(code, found) if lanes > 1 else found):
+            code.store(some, code.floats(arguments["y"], code.add(code.mul(start, wide), place * lanes)))
+
+    for lanes in (TARGETS[spec.isa].lanes, 1):
+        with code.loop(first, code.sub(last, lanes - 1), lanes) as several:
+            lay(several.index, lanes)
+        first = several.index
+
+
+def _interleaved(code: Code, rows: list[Value]) -> list[Value]:
+    """The first lanes of all rows, a power of two of them, then their second lanes, and so on."""
+    if len(rows) == 1:
+        return rows
+    lanes = code.lanes_of(rows[0])
+    pairs = list(zip(_interleaved(code, rows[::2]), _interleaved(code, rows[1::2]), strict=True))
+    halves = [[start + lane + row for lane in range(lanes // 2) for row in (0, lanes)] for start in (0, lanes // 2)]
+    return [code.shuffle(*pair, half) for pair in pairs for half in halves]
+
+
+__all__ = ["ARGUMENTS", "abreast", "width"]

@@ -1,0 +1,196 @@
+"""``Y = W X`` for a few samples: a vector holds several weights, each for all samples, which alone would leave most of its lanes empty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from pollard.kernels.code.emit.abreast import width
+from pollard.kernels.code.emit.activations import activated
+from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.numbers import NUMBERS
+from pollard.kernels.code.emit.tiles import ask_for, run_of_groups
+from pollard.kernels.code.simd import I32, Code, Value
+from pollard.kernels.code.spec import KernelSpec
+from pollard.kernels.code.target import TARGETS
+
+# x is what `abreast` makes of it: of each feature all samples, side by side.
+ARGUMENTS = ("values", "x", "y", "bias", "pointers", "columns", "bounds", "PASSES", "LDY")
+SUMS = 4  # vectors that run side by side, at least: an addition takes about as long as the loads of so many
+WRITTEN = 4  # turns of a grain whose code is written out, at most
+
+
+def skinny(spec: KernelSpec) -> ir.Module:
+    """The module of the kernel; a unit of work is a run of row groups.
+
+    Kept columns of a group are taken as many at a time as fill `SUMS` vectors or more, each of which has sums of its own; then as many as
+    fill one, or the rows of one column, and the last few by themselves. All sums are added in the end, so that their order is that of shapes alone.
+    """
+
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        with code.loop(*run_of_groups(code, arguments, *work)) as group:
+            _Group(code, spec, arguments, group.index).run()
+
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+
+
+class _Group:
+    """A row group: its sums, column by column and row by row in vectors of `lanes`, and the walk over its columns."""
+
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, group: Value) -> None:
+        self.code, self.spec, self.arguments, self.group = code, spec, arguments, group
+        self.values, self.numbers = NUMBERS[spec.values], NUMBERS[spec.numbers]
+        self.lanes, self.samples, self.width = TARGETS[spec.isa].lanes, spec.abreast, width(spec.abreast)
+        self.fold = self.lanes // self.width  # weights of a vector
+        self.tall = max(1, spec.rows // self.fold)  # vectors of the rows of a column, or of as many columns as fill one
+        self.vectors = max(self.width, SUMS, self.tall)  # of a turn
+        self.few = max(1, self.fold // spec.rows)  # columns of `tall` vectors
+        self.many = self.vectors * self.fold // spec.rows  # columns of a turn
+        self.whole = self.fold <= spec.rows  # whether the rows of a column fill vectors
+
+    def run(self) -> None:
+        """Sum and store."""
+        code, spec, pointers = self.code, self.spec, self.arguments["pointers"]
+        start, end = code.index_at(pointers, self.group), code.index_at(pointers, code.add(self.group, 1))
+        sums = self._fresh()
+        for step in self._steps():
+            with code.loop(start, code.sub(end, step - 1), step, sums) as some:
+                self._ask(some.index, step)
+                some.carry(self._grains(some.index, step, some.carried))
+            start, sums = some.index, some.carried
+        self._store(activated(code, spec.activation, self._total(sums), spec.numbers))
+
+    def _steps(self) -> list[int]:
+        # Grains at a time, ever fewer: as many as fill a turn, as fill its first vectors, one.
+        whole = [columns // self.spec.columns for columns in (self.many, self.few) if columns % self.spec.columns == 0]
+        return sorted({*whole, 1}, reverse=True)
+
+    def _fresh(self) -> list[Value]:
+        """What sums start from: those of the vectors of a turn, then that of single columns, where they are no whole vector; the first of a row from
+        its bias.
+        """
+        rest = [self.code.zero(self.lanes)] * (self.vectors - self.tall)
+        if self.whole:
+            return [*self._bias(), *rest]
+        return [*[self.code.zero(self.lanes)] * self.tall, *rest, *self._bias()]
+
+    def _bias(self) -> list[Value]:
+        code, spec, rows = self.code, self.spec, min(self.spec.rows, self.fold)
+        if not spec.bias:
+            return [code.zero(rows * self.width)] * self.tall
+        first = self.values.at(code, self.arguments["bias"], code.mul(self.group, spec.rows))
+        starts = [self.values.at(code, first, vector * rows) for vector in range(self.tall)]
+        return [self._spread(self.values.few(code, start, rows), range(rows)) for start in starts]
+
+    def _ask(self, first: Value, grains: int) -> None:
+        # Only in whole turns: what is left is of a line that is asked for already.
+        code, columns = self.code, grains * self.spec.columns
+        if columns >= self.many:
+            ask_for(
+                code, self._weight(code.mul(first, self.spec.columns)), columns * self.spec.rows * self.values.bytes
+            )
+            indices = code.offset(self.arguments["columns"], code.mul(first, self.spec.index))
+            ask_for(code, indices, grains * self.spec.index)
+
+    def _grains(self, first: Value, grains: int, sums: list[Value]) -> list[Value]:
+        """`sums` and the products of `grains` from the `first` on."""
+        code, columns, done = self.code, self.spec.columns, 0
+        inputs, kept = [self._inputs(code.add(first, each)) for each in range(grains)], code.mul(first, columns)
+        if columns > WRITTEN * self.many:  # of one grain
+            done = columns - columns % self.many
+            with code.loop(0, done, self.many, sums) as turn:
+                start = code.floats(inputs[0], code.mul(turn.index, self.width))
+                some = self._side_by_side(start, self.many)
+                turn.carry(self._columns(code.add(kept, turn.index), some, turn.carried))
+            sums = turn.carried
+        places = [place for start in inputs for place in self._side_by_side(start, columns)]
+        for count in (self.many, self.few, 1):
+            while len(places) - done >= count:
+                sums = self._columns(code.add(kept, done), places[done : done + count], sums)
+                done += count
+        return sums
+
+    def _inputs(self, grain: Value) -> Value:
+        """Where the samples of the columns of a grain begin."""
+        code, spec = self.code, self.spec
+        index = code.index_at(self.arguments["columns"], grain, spec.index)
+        return code.floats(self.arguments["x"], code.mul(index, spec.columns * self.width))
+
+    def _side_by_side(self, first: Value, count: int) -> list[Value]:
+        return [self.code.floats(first, column * self.width) for column in range(count)]
+
+    def _columns(self, kept: Value, places: Sequence[Value], sums: list[Value]) -> list[Value]:
+        """`sums` and the products of the columns whose samples lie at `places`, the first of which is number `kept` of all: those of a turn, of
+        its first vectors, or one.
+        """
+        code, weights, count = self.code, self._weight(kept), len(places) * self.spec.rows
+        if count < self.fold:
+            weight = self._spread(self.values.few(code, weights, count), range(count))
+            return [*sums[:-1], code.fma(weight, self._features(places, range(count)), sums[-1])]
+        together, following = min(count, self.lanes), list(sums)
+        for first in range(0, count, together):
+            several = self.values.few(code, self.values.at(code, weights, first), together)
+            for start in range(0, together, self.fold):
+                weight = self._spread(several, range(start, start + self.fold))
+                features = self._features(places, range(first + start, first + start + self.fold))
+                vector = (first + start) // self.fold
+                following[vector] = code.fma(weight, features, sums[vector])
+        return following
+
+    def _features(self, places: Sequence[Value], weights: range) -> Value:
+        """What these weights of the columns at `places` are multiplied with, column by column."""
+        code, rows = self.code, self.spec.rows
+        columns = [weight // rows for weight in weights]
+        joined = code.joined([code.load(places[c], self.width) for c in range(columns[0], columns[-1] + 1)])
+        lanes = [(column - columns[0]) * self.width + sample for column in columns for sample in range(self.width)]
+        return joined if lanes == list(range(code.lanes_of(joined))) else code.shuffle(joined, joined, lanes)
+
+    def _spread(self, several: Value, places: range) -> Value:
+        """The numbers of `several` at `places`, each as often as there are samples side by side."""
+        if self.code.lanes_of(several) == 1:
+            return self.code.splat(several, self.width)
+        return self.code.shuffle(several, several, [place for place in places for _ in range(self.width)])
+
+    def _weight(self, kept: Value) -> Value:
+        return self.values.at(self.code, self.arguments["values"], self.code.mul(kept, self.spec.rows))
+
+    def _total(self, sums: list[Value]) -> list[Value]:
+        """The sums of the rows, `fold` of them a vector, or all of them in one."""
+        code, rows = self.code, self.spec.rows
+        total = sums[: self.tall]
+        for first in range(self.tall, self.vectors, self.tall):
+            total = [code.ir.fadd(*pair) for pair in zip(total, sums[first : first + self.tall], strict=True)]
+        if self.whole:
+            return total
+        (columns,), lanes = total, self.lanes
+        while lanes > rows * self.width:
+            lanes //= 2
+            columns = code.ir.fadd(
+                *(code.shuffle(columns, columns, range(start, start + lanes)) for start in (0, lanes))
+            )
+        return [code.ir.fadd(sums[-1], columns)]
+
+    def _store(self, total: list[Value]) -> None:
+        code, arguments, first = self.code, self.arguments, self.code.mul(self.group, self.spec.rows)
+        # Two vectors at a time, where there are two: rows of the result are written in longer runs.
+        pairs = [(each, total[min(place + 1, len(total) - 1)]) for place, each in enumerate(total)][::2]
+        rows = self.spec.rows // len(pairs)
+        for each, pair in enumerate(pairs):
+            start = code.add(first, each * rows)
+            if self.spec.batch_first:
+                for sample in range(self.samples):
+                    lanes = range(sample, rows * self.width, self.width)
+                    self._put(pair, lanes, code.add(code.mul(arguments["LDY"], sample), start))
+            else:
+                for row in range(rows):
+                    lanes = range(row * self.width, row * self.width + self.samples)
+                    self._put(pair, lanes, code.mul(code.add(start, row), arguments["LDY"]))
+
+    def _put(self, pair: tuple[Value, Value], lanes: range, place: Value) -> None:
+        code = self.code
+        chosen = code.shuffle(*pair, lanes) if len(lanes) > 1 else code.ir.extract_element(pair[0], I32(lanes[0]))
+        self.numbers.store_few(code, chosen, self.numbers.at(code, self.arguments["y"], place))
+
+
+__all__ = ["ARGUMENTS", "skinny"]

@@ -1,0 +1,86 @@
+"""Forward products of a few samples, whose kernels hold several weights in a vector."""
+
+import pytest
+import torch
+
+from parity import DTYPES, HALVES, assert_parity, operand
+from pollard.formats.topology import Topology
+from pollard.kernels.code.target import TARGETS
+from pollard.kernels.products import dispatch, generated
+from pollard.kernels.products.operand import Operand
+
+PATTERNS = ("unstructured", "v2", "v4", "v8", "v16", "b2x3", "b4x4", "b16x2", "b1x9", "b1x64", "b8x16", "2:4")
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("layout", ["row-major", "column-major", "strided", "broadcast"])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_few_samples_equal_their_twins(isa, pattern, samples, dtypes, layout):
+    # Rows of no columns, of fewer than a turn takes, of many; features that fill vectors and those left over.
+    for shape, density in (((48, 576), 0.02), ((16, 1152), 0.3), ((16, 576), 1.0)):
+        kept = 0.5 if pattern == "2:4" else density
+        topology = Topology.random(shape, kept, pattern, torch.Generator().manual_seed(5))
+        assert_parity(topology, samples, layout, *dtypes)
+
+
+@pytest.mark.parametrize("batch", range(1, 20))
+def test_they_are_few_where_half_of_a_vector_holds_them(isa, batch):
+    asked = Operand(batch, 8, False, 8, "float32")
+    found = {
+        kind: generated.operation(kind, Topology.full((8, 8)).pattern, asked, TARGETS[isa], "float32")
+        for kind in generated.KERNELS
+    }
+    few = "matvec" if batch == 1 else "skinny" if 2 * batch <= TARGETS[isa].lanes else "gather"
+    assert found == {**generated.KERNELS, "forward": few}
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", [2, 3, 4])
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4", "v16", "b4x4"])
+def test_bits_depend_on_neither_threads_nor_layouts(isa, pattern, samples, dtype):
+    topology = Topology.random((96, 360), 0.2, pattern, torch.Generator().manual_seed(0))
+    values, bias = torch.linspace(-1, 1, topology.nnz, dtype=dtype), torch.linspace(-2, 2, 96, dtype=dtype)
+    x = operand(samples, 360, "row-major", 3, dtype)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found += [
+            dispatch.forward(given, values, topology, bias, activation="gelu", rows=rows)
+            for given in (x, x.t().contiguous().t(), torch.cat([x, x], 1)[:, :360])
+            for rows in (False, True)
+        ]
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_is_not_kept_and_samples_that_are_not_there_count_for_nothing(isa, pattern):
+    topology = Topology.random((32, 576), 0.5 if pattern == "2:4" else 0.1, pattern, torch.Generator().manual_seed(1))
+    values, x = torch.ones(topology.nnz), torch.full((3, 576), torch.inf)
+    kept = topology.mask().any(0)
+    x[:, kept] = 1.0
+    # The sample after the last is infinite as well, where it is read at all.
+    column_major = torch.full((576, 4), torch.inf)[:, :3].t()
+    column_major.copy_(x)
+    counts = topology.mask().sum(1).float().expand(3, -1)
+    for given in (x, column_major, x.t().contiguous().t()):
+        assert torch.equal(dispatch.forward(given, values, topology), counts)
+
+
+def test_a_sample_that_is_infinite_changes_no_other(isa):
+    topology = Topology.random((32, 100), 0.3, generator=torch.Generator().manual_seed(1))
+    values, x = torch.linspace(-1, 1, topology.nnz), torch.randn(4, 100)
+    usual = dispatch.forward(x, values, topology)
+    x[1] = torch.nan
+    spoilt = dispatch.forward(x, values, topology)
+    assert torch.equal(spoilt[[0, 2, 3]], usual[[0, 2, 3]])
+    assert spoilt[1].isnan().all()
+
+
+def test_a_topology_serves_every_number_of_samples(isa):
+    topology = Topology.random((64, 128), 0.2, "v4", torch.Generator().manual_seed(0))
+    for samples in (2, 8, 3, 4, 2, 1, 9, 3):
+        for layout in ("row-major", "column-major"):
+            assert_parity(topology, samples, layout)
