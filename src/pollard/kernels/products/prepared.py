@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pollard.formats.topology import Topology
-from pollard.kernels.code.emit.abreast import width as abreast
+from pollard.kernels.code.emit.abreast import width as width_of
 from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
@@ -195,34 +195,18 @@ def _skinny(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     topology, threads, (out, width) = product.topology, product.threads, product.topology.shape
     launch = Launch(
         product.spec(choice, bias=bias, activation=activation), threads, threads, pointers=topology.indices.row_pointers,
-        columns=topology.indices.columns, bounds=bounds(topology, threads), PASSES=1,
+        columns=topology.indices.columns, bounds=bounds(topology, threads), PASSES=1, IN=width,
     )  # fmt: skip
-    operand, size = product.operand, width * abreast(product.batch)
-    lay = Launch(
-        KernelSpec(
-            "abreast",
-            product.target.isa,
-            abreast=product.abreast,
-            numbers=operand.dtype,
-            packed=not operand.features_first,
-        ),
-        *(1, 1),  # few numbers: a thread would wake up too late
-        bounds=equal_runs(width, 1),
-        PASSES=1,
-    )
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
-        given = matrices[0]
-        room, stride = results.matrix(given.batch, out, given.dtype, rows=product.rows)
-        run, onto = launch.at(threads, LDY=stride), lay.at(1, LDX=given.stride)
-        there = given.features_first and given.dtype == "float32"
-        ready = there and given.batch == given.stride == abreast(given.batch)
+        operand = matrices[0]
+        room, stride = results.matrix(operand.batch, out, operand.dtype, rows=product.rows)
+        run, abreast = launch.at(threads, LDX=operand.stride, LDY=stride), width_of(operand.batch)
+        there = operand.features_first and operand.dtype == "float32" and operand.batch == operand.stride == abreast
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
-            y, samples = room(x), x if ready else workspace("operand", size)
-            if not ready:
-                onto(x.data_ptr(), samples.data_ptr())
-            run(values.data_ptr(), samples.data_ptr(), y.data_ptr(), address(offset))
+            y, laid = room(x), None if there else workspace("operand", width * abreast)
+            run(values.data_ptr(), x.data_ptr(), address(laid), y.data_ptr(), address(offset))
             return y
 
         return call

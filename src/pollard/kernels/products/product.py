@@ -159,7 +159,7 @@ class Product:
     def _one_by_one(self) -> list[Choice]:
         lanes = self.target.lanes
         if self.operation in FEW_SAMPLES:
-            return [Choice(1, 0, packed=False)]
+            return [Choice(1, 0, packed=not self.operand.features_first)]
         if self.operation == "sddmm":
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
             # waste less of the short runs of tiles that fit in L1.

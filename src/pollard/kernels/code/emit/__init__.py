@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from pollard.kernels.code.emit import abreast as _abreast
 from pollard.kernels.code.emit import amx_gather as _amx_gather
 from pollard.kernels.code.emit import amx_scatter as _amx_scatter
 from pollard.kernels.code.emit import amx_sddmm as _amx_sddmm
@@ -35,7 +34,6 @@ from pollard.kernels.code.spec import KernelSpec
 
 EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "above": _scan.above,
-    "abreast": _abreast.abreast,
     "absent": _merge.absent,
     "amx_gather": _amx_gather.gather,
     "amx_scatter": _amx_scatter.scatter,
@@ -74,7 +72,6 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
 }
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "above": _scan.ABOVE,
-    "abreast": _abreast.ARGUMENTS,
     "absent": _merge.ABSENT,
     "amx_gather": _amx_gather.ARGUMENTS,
     "amx_scatter": _amx_scatter.ARGUMENTS,

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
-
-from pollard.kernels.code.emit.frame import Arguments, kernel_module
+from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
-
-# Features are LDX apart in x, or where samples are, those.
-ARGUMENTS = ("x", "y", "bounds", "PASSES", "LDX")
 
 
 def width(samples: int) -> int:
@@ -24,37 +18,32 @@ def width(samples: int) -> int:
     return 1 << (samples - 1).bit_length()
 
 
-def abreast(spec: KernelSpec) -> ir.Module:
-    """The module that lays ``spec.abreast`` samples out, which are batch-first where it has `packed`; a unit of work is a run of features."""
-
-    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        first, last = run_of_groups(code, arguments, *work)
-        (_transpose if spec.packed else _copy)(code, spec, arguments, (first, last))
-
-    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+def lay_abreast(code: Code, spec: KernelSpec, arguments: Arguments) -> None:
+    """Lay ``spec.abreast`` samples of IN features out at `laid`, which x holds, LDX apart: features are, or where it has `packed`, samples."""
+    (_transpose if spec.packed else _copy)(code, spec, arguments)
 
 
-def _copy(code: Code, spec: KernelSpec, arguments: Arguments, features: tuple[Value, Value]) -> None:
+def _copy(code: Code, spec: KernelSpec, arguments: Arguments) -> None:
     numbers, wide = NUMBERS[spec.numbers], width(spec.abreast)
-    with code.loop(*features) as feature:
+    with code.loop(0, arguments["IN"]) as feature:
         row = numbers.at(code, arguments["x"], code.mul(feature.index, arguments["LDX"]))
         lanes = [min(sample, spec.abreast) for sample in range(wide)]  # beyond the samples: of the zeros
         found = code.shuffle(numbers.few(code, row, spec.abreast), code.zero(spec.abreast), lanes)
-        code.store(found, code.floats(arguments["y"], code.mul(feature.index, wide)))
+        code.store(found, code.floats(arguments["laid"], code.mul(feature.index, wide)))
 
 
-def _transpose(code: Code, spec: KernelSpec, arguments: Arguments, features: tuple[Value, Value]) -> None:
-    (first, last), numbers, wide = features, NUMBERS[spec.numbers], width(spec.abreast)
+def _transpose(code: Code, spec: KernelSpec, arguments: Arguments) -> None:
+    numbers, wide, first = NUMBERS[spec.numbers], width(spec.abreast), code.integer(0)
     rows = [numbers.at(code, arguments["x"], code.mul(arguments["LDX"], sample)) for sample in range(spec.abreast)]
 
     def lay(start: Value, lanes: int) -> None:
         found = [numbers.few(code, numbers.at(code, row, start), lanes) for row in rows]
         found += [code.zero(lanes)] * (wide - len(found))
         for place, some in enumerate(_interleaved(code, found) if lanes > 1 else found):
-            code.store(some, code.floats(arguments["y"], code.add(code.mul(start, wide), place * lanes)))
+            code.store(some, code.floats(arguments["laid"], code.add(code.mul(start, wide), place * lanes)))
 
     for lanes in (TARGETS[spec.isa].lanes, 1):
-        with code.loop(first, code.sub(last, lanes - 1), lanes) as several:
+        with code.loop(first, code.sub(arguments["IN"], lanes - 1), lanes) as several:
             lay(several.index, lanes)
         first = several.index
 
@@ -69,4 +58,4 @@ def _interleaved(code: Code, rows: list[Value]) -> list[Value]:
     return [code.shuffle(*pair, half) for pair in pairs for half in halves]
 
 
-__all__ = ["ARGUMENTS", "abreast", "width"]
+__all__ = ["lay_abreast", "width"]

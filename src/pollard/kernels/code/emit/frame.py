@@ -27,15 +27,18 @@ class Arguments:
 
 
 Unit = Callable[[Code, Arguments, tuple[Value, Value]], None]
+Before = Callable[[Code, Arguments], None]
 
 
-def kernel_module(names: Sequence[str], unit: Unit, *, x86: bool, tiles: amx.Shapes = ()) -> ir.Module:
+def kernel_module(
+    names: Sequence[str], unit: Unit, *, x86: bool, tiles: amx.Shapes = (), before: Before | None = None
+) -> ir.Module:
     """A module whose ``parallel(arguments, units, threads)`` runs ``unit(code, arguments, (index, turn))`` for each index.
 
     Lower-case names are pointers, upper-case names are integers. All units of a thread go through turn 0, then through
     turn 1, and so on to PASSES: a turn is a block of rows whose grains stay in cache for all panels of the batch. Units
     are independent and each is run by one thread in one order, so results do not depend on the number of threads.
-    tiles: the shapes of those of AMX, where there are any.
+    tiles: the shapes of those of AMX, where there are any. before: what the calling thread does before any of them.
     """
     module = ir.Module("pollard")
     work = Code(module, "units", [POINTER, I64, I64])
@@ -51,7 +54,7 @@ def kernel_module(names: Sequence[str], unit: Unit, *, x86: bool, tiles: amx.Sha
     if mode is not None:
         work.call("llvm.x86.sse.ldmxcsr", VOID, [mode])
     work.finish()
-    _parallel(module, work.function)
+    _parallel(module, work.function, names, before)
     return module
 
 
@@ -66,9 +69,11 @@ def _flush_subnormals(code: Code) -> Value:
     return saved
 
 
-def _parallel(module: ir.Module, work: ir.Function) -> None:
+def _parallel(module: ir.Module, work: ir.Function, names: Sequence[str], before: Before | None) -> None:
     entry = Code(module, "parallel", [POINTER, I64, I32])
     slots, units, threads = entry.function.args
+    if before is not None:
+        before(entry, Arguments(entry, slots, names))
     if openmp.library() is None:
         entry.ir.call(work, [slots, I64(0), units])
         entry.finish()

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from pollard.kernels.code.emit.abreast import width
+from pollard.kernels.code.emit.abreast import lay_abreast, width
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.tiles import ask_for, run_of_groups
-from pollard.kernels.code.simd import I32, Code, Value
+from pollard.kernels.code.simd import I32, I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
-# x is what `abreast` makes of it: of each feature all samples, side by side.
-ARGUMENTS = ("values", "x", "y", "bias", "pointers", "columns", "bounds", "PASSES", "LDY")
+# The samples are laid out abreast at `laid`, unless that is nowhere: then x lies so already.
+ARGUMENTS = (
+    "values", "x", "laid", "y", "bias", "pointers", "columns", "bounds", "PASSES", "IN", "LDX", "LDY",
+)  # fmt: skip
 SUMS = 4  # vectors that run side by side, at least: an addition takes about as long as the loads of so many
 WRITTEN = 4  # turns of a grain whose code is written out, at most
 
@@ -28,20 +30,30 @@ def skinny(spec: KernelSpec) -> ir.Module:
     fill one, or the rows of one column, and the last few by themselves. All sums are added in the end, so that their order is that of shapes alone.
     """
 
-    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
-        with code.loop(*run_of_groups(code, arguments, *work)) as group:
-            _Group(code, spec, arguments, group.index).run()
+    def before(code: Code, arguments: Arguments) -> None:
+        with code.when(code.ir.not_(_nowhere(code, arguments["laid"]))):
+            lay_abreast(code, spec, arguments)
 
-    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon")
+    def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
+        laid = arguments["laid"]
+        samples = code.ir.select(_nowhere(code, laid), arguments["x"], laid)
+        with code.loop(*run_of_groups(code, arguments, *work)) as group:
+            _Group(code, spec, arguments, samples, group.index).run()
+
+    return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon", before=before)
+
+
+def _nowhere(code: Code, pointer: Value) -> Value:
+    return code.equal(code.ir.ptrtoint(pointer, I64), 0)
 
 
 class _Group:
     """A row group: its sums, column by column and row by row in vectors of `lanes`, and the walk over its columns."""
 
-    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, group: Value) -> None:
-        self.code, self.spec, self.arguments, self.group = code, spec, arguments, group
+    def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, samples: Value, group: Value) -> None:
+        self.code, self.spec, self.arguments, self.x, self.group = code, spec, arguments, samples, group
         self.values, self.numbers = NUMBERS[spec.values], NUMBERS[spec.numbers]
-        self.lanes, self.samples, self.width = TARGETS[spec.isa].lanes, spec.abreast, width(spec.abreast)
+        self.lanes, self.width = TARGETS[spec.isa].lanes, width(spec.abreast)
         self.fold = self.lanes // self.width  # weights of a vector
         self.tall = max(1, spec.rows // self.fold)  # vectors of the rows of a column, or of as many columns as fill one
         self.vectors = max(self.width, SUMS, self.tall)  # of a turn
@@ -115,7 +127,7 @@ class _Group:
         """Where the samples of the columns of a grain begin."""
         code, spec = self.code, self.spec
         index = code.index_at(self.arguments["columns"], grain, spec.index)
-        return code.floats(self.arguments["x"], code.mul(index, spec.columns * self.width))
+        return code.floats(self.x, code.mul(index, spec.columns * self.width))
 
     def _side_by_side(self, first: Value, count: int) -> list[Value]:
         return [self.code.floats(first, column * self.width) for column in range(count)]
@@ -172,20 +184,21 @@ class _Group:
         return [code.ir.fadd(sums[-1], columns)]
 
     def _store(self, total: list[Value]) -> None:
-        code, arguments, first = self.code, self.arguments, self.code.mul(self.group, self.spec.rows)
+        code, spec, apart = self.code, self.spec, self.arguments["LDY"]
+        first = code.mul(self.group, spec.rows)
         # Two vectors at a time, where there are two: rows of the result are written in longer runs.
         pairs = [(each, total[min(place + 1, len(total) - 1)]) for place, each in enumerate(total)][::2]
-        rows = self.spec.rows // len(pairs)
+        rows = spec.rows // len(pairs)
         for each, pair in enumerate(pairs):
             start = code.add(first, each * rows)
-            if self.spec.batch_first:
-                for sample in range(self.samples):
+            if spec.batch_first:
+                for sample in range(spec.abreast):
                     lanes = range(sample, rows * self.width, self.width)
-                    self._put(pair, lanes, code.add(code.mul(arguments["LDY"], sample), start))
+                    self._put(pair, lanes, code.add(code.mul(apart, sample), start))
             else:
                 for row in range(rows):
-                    lanes = range(row * self.width, row * self.width + self.samples)
-                    self._put(pair, lanes, code.mul(code.add(start, row), arguments["LDY"]))
+                    lanes = range(row * self.width, row * self.width + spec.abreast)
+                    self._put(pair, lanes, code.mul(code.add(start, row), apart))
 
     def _put(self, pair: tuple[Value, Value], lanes: range, place: Value) -> None:
         code = self.code
