@@ -116,6 +116,7 @@ def compressed(build, values, rest, mask):
 BY_LANE = {
     "llvm.x86.avx512.permvar.sf.512": permuted,
     "llvm.x86.avx512.vpermi2var.d.512": permuted_two,
+    "llvm.x86.avx512.vpermi2var.ps.512": permuted_two,
     f"llvm.x86.avx512.mask.compress.v{LANES}i32": compressed,
 }
 

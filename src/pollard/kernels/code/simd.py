@@ -72,6 +72,10 @@ class Code(Flow):
         name = {"avx512": "llvm.x86.avx512.permvar.sf.512", "avx2": "llvm.x86.avx2.permps"}[isa]
         return self.call(name, value.type, [value, lanes])
 
+    def permuted_pair(self, left: Value, right: Value, lanes: Value) -> Value:
+        """The lanes of `left` followed by `right`, of 16 each, that `lanes`, 32-bit integers, name: AVX-512."""
+        return self.call("llvm.x86.avx512.vpermi2var.ps.512", left.type, [left, lanes, right])
+
     def splat_word(self, pointer: Value, lanes: int) -> Value:
         """The 32 bits at `pointer` in every lane, no alignment asked."""
         word = self.ir.load(self.ir.bitcast(pointer, I32.as_pointer()), align=1)

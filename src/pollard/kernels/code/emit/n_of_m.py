@@ -17,6 +17,7 @@ from pollard.kernels.code.target import Target
 # KEPT weights of a row are kept.
 ARGUMENTS = ("values", "x", "y", "bias", "columns", "bits", "bounds", "PASSES", "KEPT", "BYTES")
 GROUP = 8  # kept weights whose places take whole bytes
+WORD = 32  # bits that are read at once
 LENGTHS = (4, 8)  # of runs
 SUMS = 2  # that run side by side
 PAD = 4  # bytes after the last row that may be read with it
@@ -62,16 +63,27 @@ class _Row(LoneRow):
     def _vector(self, first: Value, sums: Value) -> Value:
         """The kept weights of a row from `first` on, as many as there are lanes."""
         code, spec, lanes, ratio = self.code, self.spec, self.lanes, self.spec.m // self.spec.n
-        places = self._places(first)
         x = code.floats(self.arguments["x"], code.mul(first, ratio))
-        picked = code.permuted(code.load(x, lanes), places, spec.isa)
-        for vector in range(1, ratio):
-            other = code.permuted(code.load(code.floats(x, vector * lanes), lanes), places, spec.isa)
-            # The first lanes are of the first vector of x, the next of the second, and so on.
-            own = [lane * ratio // lanes >= vector for lane in range(lanes)]
-            picked = code.ir.select(code.constant_mask(own), other, picked)
+        features = [code.load(code.floats(x, vector * lanes), lanes) for vector in range(ratio)]
+        picked = self._picked(features, self._places(first))
         weights = self.values.few(code, self._weight(first), lanes)
         return code.fma(weights, picked, sums)
+
+    def _picked(self, features: list[Value], places: Value) -> Value:
+        """Of each vector of `features` as many numbers as its share of the lanes, those at `places`: first of the first vector, and so on."""
+        code, lanes, ratio = self.code, self.lanes, len(features)
+        if self.spec.isa == "avx512":
+            # Of two vectors at once: the place's fifth bit says of which.
+            second = ir.Constant(places.type, [lane * ratio // lanes % 2 * lanes for lane in range(lanes)])
+            places = code.ir.or_(places, second)
+            found = [code.permuted_pair(*pair, places) for pair in zip(features[::2], features[1::2], strict=True)]
+        else:
+            found = [code.permuted(each, places, self.spec.isa) for each in features]
+        picked = found[0]
+        for part, other in enumerate(found[1:], 1):
+            own = [lane * len(found) // lanes >= part for lane in range(lanes)]
+            picked = code.ir.select(code.constant_mask(own), other, picked)
+        return picked
 
     def _places(self, first: Value) -> Value:
         """For each lane, the lane of its vector of x."""
@@ -79,11 +91,13 @@ class _Row(LoneRow):
         kind = ir.VectorType(I32, lanes)
         row = code.offset(self.arguments["bits"], code.mul(self.row, self.arguments["BYTES"]))
         at = code.offset(row, code.ir.sdiv(code.mul(first, self.width), code.integer(8)))
+        # Lanes whose places a word has; those of the next begin with a whole byte.
+        most = WORD // self.width // GROUP * GROUP
         words = code.splat_word(at, lanes)
-        for group in range(1, lanes // GROUP):
-            own = code.constant_mask([lane >= group * GROUP for lane in range(lanes)])
-            words = code.ir.select(own, code.splat_word(code.offset(at, group * self.width), lanes), words)
-        shifts = ir.Constant(kind, [self.width * (lane % GROUP) for lane in range(lanes)])
+        for start in range(most, lanes, most):
+            own = code.constant_mask([lane >= start for lane in range(lanes)])
+            words = code.ir.select(own, code.splat_word(code.offset(at, start * self.width // 8), lanes), words)
+        shifts = ir.Constant(kind, [self.width * (lane % most) for lane in range(lanes)])
         local = code.ir.and_(code.ir.lshr(words, shifts), ir.Constant(kind, [spec.m - 1] * lanes))
         runs = [lane // spec.n % (lanes // spec.m) * spec.m for lane in range(lanes)]
         return code.ir.or_(local, ir.Constant(kind, runs))
