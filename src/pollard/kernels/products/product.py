@@ -23,7 +23,7 @@ from pollard.kernels.products.workspace import trim
 
 # Vectors a panel, best guess first: they share the registers with the rows of a block.
 VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
-    "avx512": {1: (8, 4, 12), 2: (8, 4), 4: (6, 4)},
+    "avx512": {1: (8, 4, 12), 2: (8, 4), 4: (6, 4), 8: (3, 2)},
     "avx2": {1: (8, 6, 12, 4), 2: (5, 4), 4: (3, 2)},
     "neon": {1: (16, 8), 2: (8, 4), 4: (6, 4)},
 }
@@ -90,8 +90,11 @@ class Product:
     @property
     def block(self) -> int:
         """Rows of a grain that are worked on at a time."""
-        # Rows side by side in a vector where the batch is not.
-        most = self.target.lanes if self.operation == "matvec" else min(4, self.target.lanes)
+        most = 4
+        if self.operation == "matvec":
+            most = self.target.lanes  # rows side by side in a vector, as the batch is not
+        elif self.operation == "gather" and self.target.isa == "avx512" and self.numbers.parts == 1:
+            most = 8  # what a column brings serves twice as many rows: it comes from L2
         return min(self.topology.pattern.rows, most)
 
     @property

@@ -62,7 +62,7 @@ class _Row(LoneRow):
 
     def _vector(self, first: Value, sums: Value) -> Value:
         """The kept weights of a row from `first` on, as many as there are lanes."""
-        code, spec, lanes, ratio = self.code, self.spec, self.lanes, self.spec.m // self.spec.n
+        code, lanes, ratio = self.code, self.lanes, self.spec.m // self.spec.n
         x = code.floats(self.arguments["x"], code.mul(first, ratio))
         features = [code.load(code.floats(x, vector * lanes), lanes) for vector in range(ratio)]
         picked = self._picked(features, self._places(first))
