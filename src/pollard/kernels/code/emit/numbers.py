@@ -110,7 +110,15 @@ class Numbers:
         return code.load(pointer, lanes)
 
     def store_few(self, code: Code, values: Value, pointer: Value) -> None:
-        """Write the lanes of `values` to `pointer`, in their order."""
+        """Write the lanes of `values` to `pointer`, in their order, rounded."""
+        self.put_few(code, self.rounded(code, values), pointer)
+
+    def rounded(self, code: Code, values: Value) -> Value:  # noqa: ARG002 - float32 is what it is
+        """What `put_few` writes exactly: as many lanes as it likes at once."""
+        return values
+
+    def put_few(self, code: Code, values: Value, pointer: Value) -> None:
+        """Write the lanes of `values`, which are `rounded` already, to `pointer`, in their order."""
         code.store(values, pointer)
 
 
@@ -188,9 +196,13 @@ class _BFloat16(_Halves):
         words = code.ir.shl(code.ir.zext(halves, ir.VectorType(I32, lanes)), each(I32(16), lanes))
         return code.ir.bitcast(words, vector(lanes))
 
-    def store_few(self, code: Code, values: Value, pointer: Value) -> None:
+    def rounded(self, code: Code, values: Value) -> Value:
         lanes = code.lanes_of(values)
-        upper = code.ir.lshr(_rounded(code, values, lanes), each(I32(16), lanes))
+        return code.ir.bitcast(_rounded(code, values, lanes), values.type)
+
+    def put_few(self, code: Code, values: Value, pointer: Value) -> None:
+        lanes = code.lanes_of(values)
+        upper = code.ir.lshr(_bits(code, values, lanes), each(I32(16), lanes))
         put(code, code.ir.trunc(upper, I16 if lanes == 1 else ir.VectorType(I16, lanes)), pointer)
 
 
@@ -242,7 +254,7 @@ class _Float16(_Halves):
             return self.one(code, pointer)
         return code.ir.fpext(_get(code, pointer, ir.VectorType(HALF, lanes)), vector(lanes))
 
-    def store_few(self, code: Code, values: Value, pointer: Value) -> None:
+    def put_few(self, code: Code, values: Value, pointer: Value) -> None:
         lanes = code.lanes_of(values)
         put(code, code.ir.fptrunc(values, HALF if lanes == 1 else ir.VectorType(HALF, lanes)), pointer)
 

@@ -71,7 +71,8 @@ class _Group:
                 self._ask(some.index, step)
                 some.carry(self._grains(some.index, step, some.carried))
             start, sums = some.index, some.carried
-        self._store(activated(code, spec.activation, self._total(sums), spec.numbers))
+        total = activated(code, spec.activation, self._total(sums), spec.numbers)
+        self._store([self.numbers.rounded(code, each) for each in total])
 
     def _steps(self) -> list[int]:
         # Grains at a time, ever fewer: as many as fill a turn, as fill its first vectors, one.
@@ -203,7 +204,7 @@ class _Group:
     def _put(self, pair: tuple[Value, Value], lanes: range, place: Value) -> None:
         code = self.code
         chosen = code.shuffle(*pair, lanes) if len(lanes) > 1 else code.ir.extract_element(pair[0], I32(lanes[0]))
-        self.numbers.store_few(code, chosen, self.numbers.at(code, self.arguments["y"], place))
+        self.numbers.put_few(code, chosen, self.numbers.at(code, self.arguments["y"], place))
 
 
 __all__ = ["ARGUMENTS", "skinny"]
