@@ -25,6 +25,7 @@ PRODUCTS = ("forward", "input_grad", "value_grad", "forward+backward")
 PATTERNS = ("unstructured", "v4")
 THREADS = (1, 2)
 LAYERS = ((4096, 4096, 128), (1024, 1024, 256), (768, 3072, 512))
+FEW = (1, 4, 8)
 SMALL = ((300, 784, 128), (512, 512, 64))
 
 
@@ -43,13 +44,24 @@ def bfloat16_layers(threads: int) -> list[Case]:
     """The largest of them in bfloat16, where a CPU has instructions for it, tiles of AMX for grains of 16 rows, or has none."""
     given: dict[str, Any] = {"densities": (0.1, 0.05), "threads": (threads,), "dtypes": ("bfloat16",)}
     return cases(
-        ("forward", "forward+backward"), LAYERS[:1], patterns=("unstructured", "v4", "v8", "v16", "b16x16"), **given
+        ("forward", "forward+backward"),
+        LAYERS[:1],
+        patterns=("unstructured", "v4", "v8", "v16", "b16x2", "b16x16"),
+        **given,
     )
 
 
 def small_layers(threads: int) -> list[Case]:
     """Layers so small that calling costs as much as computing."""
     return cases((*PRODUCTS, "step"), SMALL, patterns=PATTERNS, densities=(0.1, 0.05), threads=(threads,))
+
+
+def few_samples(threads: int) -> list[Case]:
+    """One sample, four and eight through a layer whose dense form is in no cache: a token at a time."""
+    shapes = [(4096, 4096, batch) for batch in FEW]
+    given: dict[str, Any] = {"threads": (threads,), "dtypes": ("float32", "bfloat16")}
+    grid = cases(("forward",), shapes, patterns=("unstructured", "v4", "v8", "b16x2"), densities=(0.1,), **given)
+    return grid + cases(("forward",), shapes[:1], patterns=("2:4",), densities=(0.5,), **given)
 
 
 def networks(threads: int) -> list[Case]:
@@ -60,7 +72,7 @@ def networks(threads: int) -> list[Case]:
 
 
 SUITES: dict[str, Callable[[int], list[Case]]] = {
-    one.__name__: one for one in (layers, bfloat16_layers, small_layers, networks)
+    one.__name__: one for one in (layers, bfloat16_layers, few_samples, small_layers, networks)
 }
 
 

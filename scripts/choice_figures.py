@@ -12,25 +12,43 @@ from pollard.report.render import markdown
 from pollard.report.significance import half_width
 
 
-def tiles() -> str:
-    """bfloat16 on a CPU with AMX, whose dense products it serves too: a layer, and a whole encoder in inference."""
-    layers: dict[tuple[str, float], dict[str, str]] = {}
-    for record in load("bfloat16-amx.json"):
-        told = f"{record['ms']:.1f} ms, {record['speedup']:.1f}x"
-        layers.setdefault((record["pattern"], record["density"]), {})[record["op"]] = told
+def bfloat16(layers: str, encoders: str) -> str:
+    """bfloat16 on a CPU that multiplies it, dense products too: a layer, and a whole encoder in inference, from records of these names."""
+    told: dict[tuple[str, float], dict[str, str]] = {}
+    for record in load(layers):
+        figure = f"{record['ms']:.1f} ms, {record['speedup']:.1f}x"
+        told.setdefault((record["pattern"], record["density"]), {})[record["op"]] = figure
     rows = [
         [pattern, f"{density:.0%}", *(found.get(op, "") for op in ("forward", "forward+backward"))]
-        for (pattern, density), found in layers.items()
+        for (pattern, density), found in told.items()
     ]
-    encoders: dict[tuple[str, str], list[str]] = {}
-    for record in load("encoder-amx.json"):
-        encoders.setdefault((record["pattern"], record["dtype"]), []).append(f"{record['speedup']:.2f}x")
+    whole: dict[tuple[str, str], list[str]] = {}
+    for record in load(encoders):
+        whole.setdefault((record["pattern"], record["dtype"]), []).append(f"{record['speedup']:.2f}x")
     head = ["encoder", "precision", *(f"{batch} x {length} tokens" for batch, length in ((32, 32), (1, 32), (1, 8)))]
     return "\n\n".join(
         (
             markdown(["pattern", "kept", "forward", "with both gradients"], rows, left=2),
-            markdown(head, [[*case, *found] for case, found in encoders.items()], left=2),
+            markdown(head, [[*case, *found] for case, found in whole.items()], left=2),
         )
+    )
+
+
+def few_samples() -> str:
+    """A layer for one sample, four and eight, beside the fastest dense way of the same precision."""
+    told: dict[tuple[str, str, float], dict[int, str]] = {}
+    for record in load("few_samples_1_threads.json"):
+        case = record["pattern"], record["dtype"], record["density"]
+        told.setdefault(case, {})[record["shape"][2]] = f"{record['ms']:.2f} ms, {record['speedup']:.1f}x"
+    batches = sorted({batch for found in told.values() for batch in found})
+    head = ["pattern", "precision", "kept", *(f"{batch} sample{'s' * (batch > 1)}" for batch in batches)]
+    return markdown(
+        head,
+        [
+            [pattern, dtype, f"{density:.0%}", *(found.get(batch, "") for batch in batches)]
+            for (pattern, dtype, density), found in told.items()
+        ],
+        left=3,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_figures import basins, budgets, curves, moments
-from choice_figures import equal_time, exchanges, forms, newcomers, tiles, windows
+from choice_figures import bfloat16, equal_time, exchanges, few_samples, forms, newcomers, windows
 from convolution_figures import convolution_memory, convolution_steps, convolutions, resnet
 from gpu_figures import products_cuda, wide_cuda
 from loss_figures import crossed, predicted
@@ -31,14 +31,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def speed() -> str:
-    """Ratios to the fastest of dense torch's ways, of single layers and of whole training steps, on one thread."""
+    """Ratios to the fastest of dense torch's ways, and in brackets of those in bfloat16, of single layers and of whole training steps, on one thread."""
     found: dict[tuple[str, str, str], dict[float, str]] = {}
     for record in load("layers_1_threads.json") + load("networks_1_threads.json"):
         if record["op"] in ("input_grad", "value_grad"):
             continue  # the parts of a backward pass: in the record, too many for a page
         shape = "-".join(map(str, record["network"])) or "x".join(map(str, record["shape"]))
         op = f"step, {record['optimizer']}" if record["network"] else record["op"]
-        found.setdefault((op, shape, record["pattern"]), {})[record["density"]] = f"{record['speedup']:.1f}x"
+        told = f"{record['speedup']:.1f}x ({record['bf16_speedup']:.1f}x)"
+        found.setdefault((op, shape, record["pattern"]), {})[record["density"]] = told
     kept = sorted({density for each in found.values() for density in each}, reverse=True)
     head = [
         "operation",
@@ -266,7 +267,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how-to/choose-a-pattern.md": {
         **{name: partial(grains, name) for name in ("grain-linear", "grain-convolutions")},
         **{name: partial(equal_time, name) for name in ("grain-time", "grain-time-convolutions")},
-        "tiles": tiles,
+        "pairs": partial(bfloat16, "bfloat16_layers_1_threads.json", "encoder-zen5.json"),
+        "tiles": partial(bfloat16, "bfloat16-amx.json", "encoder-amx.json"),
+        "few samples": few_samples,
     },
     "docs/how-to/convolutions.md": {
         "convolutions": convolutions,
