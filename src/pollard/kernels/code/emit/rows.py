@@ -84,11 +84,16 @@ class Rows(ABC):
         unroll = spec.chains == spec.block == 1 and (not spec.tiled or self.values.parts > 1)
         if (unroll or spec.pairs) and spec.columns == 1:
             with code.loop(start, code.sub(end, UNROLL - 1), UNROLL, sums) as several:
+                self.ask(several.index, UNROLL, offset)
                 several.carry(self.grains(several.index, UNROLL, offset, several.carried))
             start, sums = several.index, several.carried
         with code.loop(start, end, carried=sums) as single:
+            self.ask(single.index, 1, offset)
             single.carry(self.grains(single.index, 1, offset, single.carried))
         return single.carried
+
+    def ask(self, first: Value, count: int, offset: int) -> None:  # noqa: B027 - few wait for them
+        """Ask for the values that come after those of `count` grains, if a subclass waits for them."""
 
     def grains(self, first: Value, count: int, offset: int, sums: list[Value]) -> list[Value]:
         """`sums` and the products of `count` grains."""
