@@ -44,7 +44,7 @@ def forward(
     Raises InvalidInput for tensors of other shapes, dtypes or devices, or whose memory is gone; so do the others.
     """
     key: Key = (
-        _way, Task("forward", values.dtype, activation, rows), _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
+        _way, "forward", values.dtype, activation, rows, _threads(), _asked(), x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
         values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
     )  # fmt: skip
     y: Tensor
@@ -58,12 +58,12 @@ def forward(
 
 def input_grad(grad: Tensor, values: Tensor, topology: Topology, *, rows: bool = False) -> Tensor:
     """``grad @ W`` for grad `(batch, out)`: `(batch, in)`, of grad's dtype, laid out as `forward` does."""
-    return _bilinear(Task("input_grad", values.dtype, rows=rows), grad, values, topology)
+    return _bilinear("input_grad", values.dtype, grad, values, topology, rows=rows)
 
 
 def value_grad(grad: Tensor, x: Tensor, topology: Topology, dtype: torch.dtype | None = None) -> Tensor:
     """``(grad.T @ x)`` at the kept weights: one number a value, of x's dtype, or float32 where that is asked for."""
-    return _bilinear(Task("value_grad", dtype or x.dtype), grad, x, topology)
+    return _bilinear("value_grad", dtype or x.dtype, grad, x, topology)
 
 
 def gradients(
@@ -71,7 +71,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor]:
     """`input_grad`, and `value_grad` of values' dtype: the same numbers, of a `grad` that is brought in order once for both."""
     key = (
-        _both, Task("input_grad", values.dtype, rows=rows), _threads(), _asked(), grad.shape, grad.stride(), grad.dtype,
+        _both, "input_grad", values.dtype, None, rows, _threads(), _asked(), grad.shape, grad.stride(), grad.dtype,
         grad.is_cpu or grad.device, x.shape, x.stride(), x.dtype, x.is_cpu or x.device,
         values.shape, values.stride(), values.dtype, values.is_cpu or values.device,
     )  # fmt: skip
@@ -92,9 +92,11 @@ Key = tuple[Any, ...]
 _threads, _asked = torch.get_num_threads, Settings.asked_target
 
 
-def _bilinear(task: Task, left: Tensor, right: Tensor, topology: Topology) -> Tensor:
+def _bilinear(
+    kind: Kind, dtype: torch.dtype, left: Tensor, right: Tensor, topology: Topology, *, rows: bool = False
+) -> Tensor:
     key = (
-        _way, task, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
+        _way, kind, dtype, None, rows, _threads(), _asked(), left.shape, left.stride(), left.dtype, left.is_cpu or left.device,
         right.shape, right.stride(), right.dtype, right.is_cpu or right.device,
     )  # fmt: skip
     found: Tensor = _product(key, topology, (left, right))
@@ -102,12 +104,12 @@ def _bilinear(task: Task, left: Tensor, right: Tensor, topology: Topology) -> Te
 
 
 def _product(key: Key, topology: Topology, tensors: tuple[Tensor, ...]) -> Any:
-    # The key says what makes the call, and all there is to ask of the tensors but where their memory is.
+    # The key says what makes the call, its task, which is put together only then, and all there is to ask of the tensors but where their memory is.
     recent = calls(topology).recent
     way = recent.get(key)
     if way is None:
-        make, task = key[:2]
-        way = make(task, topology, tensors)
+        make, *task = key[:5]
+        way = make(Task(*task), topology, tensors)
         if len(recent) >= RECENT:
             recent.clear()
         recent[key] = way

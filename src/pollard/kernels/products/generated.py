@@ -19,7 +19,7 @@ KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
 
 def operation(kind: str, pattern: Pattern, operand: Operand, target: Target, values: str) -> str:
-    """The operation that computes a kind of product: one sample has forward products of its own, and bfloat16 in sixteen rows those in tiles.
+    """The operation that computes a kind of product: one sample and few have forward products of their own, and bfloat16 in sixteen rows those in tiles.
 
     operand: the first of the product's, the values being of that dtype. None of it is measured, so that bits depend on no measurement.
 
@@ -30,10 +30,10 @@ def operation(kind: str, pattern: Pattern, operand: Operand, target: Target, val
     batch = operand.batch
     if batch > 1 and _in_tiles(kind, pattern, target, (operand.dtype, values)):
         return f"amx_{KERNELS[kind]}"
-    if kind == "forward" and 1 < batch <= target.lanes // 2:
-        return "skinny"
-    if kind != "forward" or batch > 1:
+    if kind != "forward" or batch > target.lanes // 2:
         return KERNELS[kind]
+    if batch > 1:
+        return "skinny"
     return "n_of_m" if pattern.m and serves(target, pattern.n, pattern.m) else "matvec"
 
 
