@@ -96,7 +96,7 @@ def test_explain_tells_the_costs_of_a_network():
         sum(layer["ms"]["sparse"] for layer in told["layers"]) + told["rest"]["sparse"]
     )
     shown = invoke(*EXPLAIN).stdout
-    for words in ("32x16x4", "rest of the network", "total", "bf16", "gather", "v4, float32"):
+    for words in ("32x16x4", "rest of the network", "total", "bf16", "skinny", "v4, float32"):
         assert words in shown
 
 
