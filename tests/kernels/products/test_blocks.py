@@ -43,6 +43,19 @@ def test_blocks_equal_their_twin(isa, pattern, dtypes):
             assert_parity(topology, batch, layout, *dtypes)
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("pattern", ["b1x3", "b1x5", "b1x7", "b1x9", "b1x25", "b1x49", "b2x3", "b4x9", "b16x25"])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 5, 20])
+def test_grains_that_fill_no_vector_equal_their_twin(isa, pattern, dtypes, batch):
+    kind = Pattern.parse(pattern)
+    for density in (0.2, 0.7, 1.0):
+        topology = Topology.random(
+            (3 * kind.rows, 20 * kind.columns), density, pattern, torch.Generator().manual_seed(5)
+        )
+        assert_parity(topology, batch, "row-major", *dtypes)
+
+
 @pytest.mark.parametrize("pattern", ["b1x4", "b4x2"])
 def test_blocks_have_the_same_bits_for_any_tile_and_any_threads(isa, pattern, monkeypatch):
     def fresh():

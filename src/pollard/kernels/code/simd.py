@@ -67,6 +67,13 @@ class Code(Flow):
             level = [self.shuffle(*pair, range(width)) for pair in zip(level[::2], level[1::2], strict=True)]
         return level[0]
 
+    def padded(self, value: Value, lanes: int) -> Value:
+        """The lanes of `value`, or a number alone, and zeros up to so many `lanes`."""
+        count = self.lanes_of(value)
+        if count == 1:
+            return self.ir.insert_element(self.zero(lanes), value, I32(0))
+        return self.shuffle(value, self.zero(count), [min(lane, count) for lane in range(lanes)])
+
     def permuted(self, value: Value, lanes: Value, isa: str) -> Value:
         """The lanes of `value` that `lanes`, 32-bit integers, name."""
         name = {"avx512": "llvm.x86.avx512.permvar.sf.512", "avx2": "llvm.x86.avx2.permps"}[isa]

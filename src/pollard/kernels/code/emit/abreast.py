@@ -27,8 +27,7 @@ def _copy(code: Code, spec: KernelSpec, arguments: Arguments) -> None:
     numbers, wide = NUMBERS[spec.numbers], width(spec.abreast)
     with code.loop(0, arguments["IN"]) as feature:
         row = numbers.at(code, arguments["x"], code.mul(feature.index, arguments["LDX"]))
-        lanes = [min(sample, spec.abreast) for sample in range(wide)]  # beyond the samples: of the zeros
-        found = code.shuffle(numbers.few(code, row, spec.abreast), code.zero(spec.abreast), lanes)
+        found = code.padded(numbers.few(code, row, spec.abreast), wide)
         code.store(found, code.floats(arguments["laid"], code.mul(feature.index, wide)))
 
 

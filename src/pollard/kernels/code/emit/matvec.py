@@ -72,7 +72,9 @@ class _Row(LoneRow):
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
         super().__init__(code, spec, arguments, row)
-        self.grains = max(1, self.lanes // spec.columns)  # at a time
+        # Neither do several grains fill a vector, nor vectors a grain.
+        self.uneven = bool(self.lanes % spec.columns and spec.columns % self.lanes)
+        self.grains = 1 if self.uneven else max(1, self.lanes // spec.columns)  # at a time
 
     def run(self) -> None:
         """Sum and store."""
@@ -100,11 +102,23 @@ class _Row(LoneRow):
         if columns == 1:
             places = code.each_index(self.arguments["columns"], position, lanes, self.spec.index)
             return self._added(weights, code.gathered(self.arguments["x"], places), sums)
+        if self.uneven:
+            return self._padded(weights, self._inputs(position), sums)
         pieces = [code.load(self._inputs(code.add(position, each)), min(columns, lanes)) for each in range(self.grains)]
         sums = self._added(weights, code.joined(pieces), sums)
         for more in range(lanes, columns, lanes):
             piece = code.load(code.floats(self._inputs(position), more), lanes)
             sums = self._added(code.add(weights, more), piece, sums)
+        return sums
+
+    def _padded(self, place: Value, inputs: Value, sums: Value) -> Value:
+        """`sums` and the products of a grain, whose last vector is filled up with zeros."""
+        code, lanes = self.code, self.lanes
+        for first in range(0, self.spec.columns, lanes):
+            count = min(lanes, self.spec.columns - first)
+            weights = self.values.few(code, self.weight(code.add(place, first)), count)
+            features = code.load(code.floats(inputs, first), count)
+            sums = code.fma(code.padded(weights, lanes), code.padded(features, lanes), sums)
         return sums
 
     def _inputs(self, position: Value) -> Value:
