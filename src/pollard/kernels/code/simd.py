@@ -70,6 +70,8 @@ class Code(Flow):
     def padded(self, value: Value, lanes: int) -> Value:
         """The lanes of `value`, or a number alone, and zeros up to so many `lanes`."""
         count = self.lanes_of(value)
+        if count == lanes:
+            return value
         if count == 1:
             return self.ir.insert_element(self.zero(lanes), value, I32(0))
         return self.shuffle(value, self.zero(count), [min(lane, count) for lane in range(lanes)])
@@ -143,12 +145,13 @@ class Code(Flow):
 
     def sum_of(self, value: Value) -> Value:
         """The sum of the lanes of `value`: of its halves, of theirs, and so on."""
-        lanes = self.lanes_of(value)
-        while lanes > 1:
-            lanes //= 2
-            halves = [self.shuffle(value, value, range(start, start + lanes)) for start in (0, lanes)]
-            value = self.ir.fadd(*halves)
-        return self.ir.extract_element(value, I32(0))
+        return self.ir.extract_element(self.folded(value, 1), I32(0))
+
+    def folded(self, value: Value, lanes: int) -> Value:
+        """`value`, its halves added until it has so many `lanes`."""
+        while (half := self.lanes_of(value) // 2) >= lanes:
+            value = self.ir.fadd(*(self.shuffle(value, value, range(start, start + half)) for start in (0, half)))
+        return value
 
     def sum_each(self, values: Sequence[Value], lanes: int) -> Value:
         """The lane sums of 4 vectors or more, a power of two and at most `lanes`: the sum of `values[i]` in lane i.

@@ -11,7 +11,7 @@ from pollard.kernels.code.emit.frame import Arguments
 from pollard.kernels.code.emit.numbers import zipped, zipped_splats
 from pollard.kernels.code.emit.panels import Panel, panel_module
 from pollard.kernels.code.emit.rows import Rows
-from pollard.kernels.code.emit.tiles import Tile, ask_for, each_tile, run_of_groups
+from pollard.kernels.code.emit.tiles import Tile, ask_for_columns, ask_for_values, each_tile, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 
@@ -104,14 +104,11 @@ class _Gather(Rows):
 
     def ask(self, first: Value, count: int, offset: int) -> None:
         """Once for all blocks of the rows of a grain. Where single weights are multiplied one by one, asking takes as long as waiting."""
-        spec, code = self.spec, self.code
-        size = spec.rows * spec.columns
-        if offset or (size == 1 and not spec.pairs):
-            return
-        values = self.values.at(code, self.arguments["values"], code.mul(first, size))
-        ask_for(code, values, count * size * self.values.bytes)
-        if size == 1:
-            ask_for(code, code.offset(self.arguments["columns"], code.mul(first, spec.index)), count * spec.index)
+        single = self.spec.rows * self.spec.columns == 1
+        if offset == 0 and (self.spec.pairs or not single):
+            ask_for_values(self.code, self.spec, self.arguments, first, count)
+        if single and self.spec.pairs:
+            ask_for_columns(self.code, self.spec, self.arguments, first, count)
 
     def accumulate(self, grains: tuple[Value, Value], offset: int, sums: list[Value]) -> list[Value]:
         """In chains, where there are several."""

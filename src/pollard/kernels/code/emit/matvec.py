@@ -9,7 +9,7 @@ from llvmlite import ir
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import ask_for, over_columns, run_of_groups
+from pollard.kernels.code.emit.tiles import ask_for_columns, ask_for_values, over_columns, run_of_groups
 from pollard.kernels.code.simd import Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -72,21 +72,18 @@ class _Row(LoneRow):
 
     def __init__(self, code: Code, spec: KernelSpec, arguments: Arguments, row: Value) -> None:
         super().__init__(code, spec, arguments, row)
-        # Neither do several grains fill a vector, nor vectors a grain.
-        self.uneven = bool(self.lanes % spec.columns and spec.columns % self.lanes)
-        self.grains = 1 if self.uneven else max(1, self.lanes // spec.columns)  # at a time
+        self.grains = 1 if self.lanes % spec.columns else self.lanes // spec.columns  # at a time
 
     def run(self) -> None:
         """Sum and store."""
-        code, lanes, arguments, columns = self.code, self.lanes, self.arguments, self.spec.columns
+        code, spec, lanes, arguments = self.code, self.spec, self.lanes, self.arguments
         start = code.index_at(arguments["pointers"], self.row)
         end = code.index_at(arguments["pointers"], code.add(self.row, 1))
         step = VECTORS * self.grains
         with code.loop(start, code.sub(end, step - 1), step, [code.zero(lanes)] * VECTORS) as several:
             places = [code.add(several.index, vector * self.grains) for vector in range(VECTORS)]
-            weight, index = self.weight(code.mul(several.index, columns)), code.mul(several.index, self.spec.index)
-            ask_for(code, weight, step * columns * self.values.bytes)
-            ask_for(code, code.offset(arguments["columns"], index), step * self.spec.index)
+            ask_for_values(code, spec, arguments, several.index, step)
+            ask_for_columns(code, spec, arguments, several.index, step)
             several.carry([self._several(*pair) for pair in zip(places, several.carried, strict=True)])
         sums = code.ir.fadd(*several.carried)
         with code.loop(several.index, code.sub(end, self.grains - 1), self.grains, [sums]) as whole:
@@ -102,17 +99,13 @@ class _Row(LoneRow):
         if columns == 1:
             places = code.each_index(self.arguments["columns"], position, lanes, self.spec.index)
             return self._added(weights, code.gathered(self.arguments["x"], places), sums)
-        if self.uneven:
-            return self._padded(weights, self._inputs(position), sums)
-        pieces = [code.load(self._inputs(code.add(position, each)), min(columns, lanes)) for each in range(self.grains)]
-        sums = self._added(weights, code.joined(pieces), sums)
-        for more in range(lanes, columns, lanes):
-            piece = code.load(code.floats(self._inputs(position), more), lanes)
-            sums = self._added(code.add(weights, more), piece, sums)
-        return sums
+        if self.grains == 1:
+            return self._alone(weights, self._inputs(position), sums)
+        pieces = [code.load(self._inputs(code.add(position, each)), columns) for each in range(self.grains)]
+        return self._added(weights, code.joined(pieces), sums)
 
-    def _padded(self, place: Value, inputs: Value, sums: Value) -> Value:
-        """`sums` and the products of a grain, whose last vector is filled up with zeros."""
+    def _alone(self, place: Value, inputs: Value, sums: Value) -> Value:
+        """`sums` and the products of a grain, whose last vector is filled up with zeros where it has to be."""
         code, lanes = self.code, self.lanes
         for first in range(0, self.spec.columns, lanes):
             count = min(lanes, self.spec.columns - first)

@@ -10,7 +10,7 @@ from pollard.kernels.code.emit.abreast import lay_abreast, width
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import ask_for, run_of_groups
+from pollard.kernels.code.emit.tiles import ask_for_columns, ask_for_values, run_of_groups
 from pollard.kernels.code.simd import I32, I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
@@ -98,13 +98,9 @@ class _Group:
 
     def _ask(self, first: Value, grains: int) -> None:
         # Only in whole turns: what is left is of a line that is asked for already.
-        code, columns = self.code, grains * self.spec.columns
-        if columns >= self.many:
-            ask_for(
-                code, self._weight(code.mul(first, self.spec.columns)), columns * self.spec.rows * self.values.bytes
-            )
-            indices = code.offset(self.arguments["columns"], code.mul(first, self.spec.index))
-            ask_for(code, indices, grains * self.spec.index)
+        if grains * self.spec.columns >= self.many:
+            ask_for_values(self.code, self.spec, self.arguments, first, grains)
+            ask_for_columns(self.code, self.spec, self.arguments, first, grains)
 
     def _grains(self, first: Value, grains: int, sums: list[Value]) -> list[Value]:
         """`sums` and the products of `grains` from the `first` on."""
@@ -176,13 +172,7 @@ class _Group:
             total = [code.ir.fadd(*pair) for pair in zip(total, sums[first : first + self.tall], strict=True)]
         if self.whole:
             return total
-        (columns,), lanes = total, self.lanes
-        while lanes > rows * self.width:
-            lanes //= 2
-            columns = code.ir.fadd(
-                *(code.shuffle(columns, columns, range(start, start + lanes)) for start in (0, lanes))
-            )
-        return [code.ir.fadd(sums[-1], columns)]
+        return [code.ir.fadd(sums[-1], code.folded(total[0], rows * self.width))]
 
     def _store(self, total: list[Value]) -> None:
         code, spec, apart = self.code, self.spec, self.arguments["LDY"]

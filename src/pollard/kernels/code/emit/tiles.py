@@ -74,6 +74,17 @@ def ask_for(code: Code, pointer: Value, count: int) -> None:
         code.prefetch(code.offset(pointer, AHEAD + line))
 
 
+def ask_for_values(code: Code, spec: KernelSpec, arguments: Arguments, first: Value, grains: int) -> None:
+    """Ask for the values that lie AHEAD of those of `grains` from the `first` on."""
+    size, values = spec.rows * spec.columns, NUMBERS[spec.values]
+    ask_for(code, values.at(code, arguments["values"], code.mul(first, size)), grains * size * values.bytes)
+
+
+def ask_for_columns(code: Code, spec: KernelSpec, arguments: Arguments, first: Value, grains: int) -> None:
+    """Ask for the indices that lie AHEAD of those of `grains` from the `first` on."""
+    ask_for(code, code.offset(arguments["columns"], code.mul(first, spec.index)), grains * spec.index)
+
+
 def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
     # Every row of an output has to be written once, though it keeps nothing: by its first tile, by its last where that does more.
     if spec.operation not in ("gather", "convolve"):
