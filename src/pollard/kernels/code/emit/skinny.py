@@ -105,7 +105,7 @@ class _Group:
     def _grains(self, first: Value, grains: int, sums: list[Value]) -> list[Value]:
         """`sums` and the products of `grains` from the `first` on."""
         code, columns, done = self.code, self.spec.columns, 0
-        inputs, kept = [self._inputs(code.add(first, each)) for each in range(grains)], code.mul(first, columns)
+        inputs, kept = self._inputs(first, grains), code.mul(first, columns)
         if columns > WRITTEN * self.many:  # of one grain
             done = columns - columns % self.many
             with code.loop(0, done, self.many, sums) as turn:
@@ -120,11 +120,14 @@ class _Group:
                 done += count
         return sums
 
-    def _inputs(self, grain: Value) -> Value:
-        """Where the samples of the columns of a grain begin."""
-        code, spec = self.code, self.spec
-        index = code.index_at(self.arguments["columns"], grain, spec.index)
-        return code.floats(self.x, code.mul(index, spec.columns * self.width))
+    def _inputs(self, first: Value, grains: int) -> list[Value]:
+        """Where the samples of the columns of each of so many grains begin."""
+        code, spec, columns = self.code, self.spec, self.arguments["columns"]
+        if grains * spec.index % 8:
+            indices = [code.index_at(columns, code.add(first, each), spec.index) for each in range(grains)]
+        else:
+            indices = code.each_index(columns, first, grains, spec.index)
+        return [code.floats(self.x, code.mul(index, spec.columns * self.width)) for index in indices]
 
     def _side_by_side(self, first: Value, count: int) -> list[Value]:
         return [self.code.floats(first, column * self.width) for column in range(count)]
