@@ -1,4 +1,4 @@
-"""The instruction that adds products of pairs of bfloat16 numbers, in the words of Intel's manual, for CPUs that lack it."""
+"""The instructions that add products of pairs of bfloat16 numbers and that spread such numbers out, in the words of Intel's manual, for CPUs that lack them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pollard.kernels.code import jit
 from pollard.kernels.code.flow import I32, Flow
 from pollard.kernels.code.simd import vector
 from pollard.kernels.products import product
+from sixteen_lanes import expanded
 
-NAME = "llvm.x86.avx512bf16.dpbf16ps.512"
+ADDS, EXPANDS = "llvm.x86.avx512bf16.dpbf16ps.512", "llvm.x86.avx512.mask.expand.v32i16"
 
 
 def added(build, addend, left, right):
@@ -31,14 +32,19 @@ def added(build, addend, left, right):
     return addend
 
 
+TWINS = {ADDS: added, EXPANDS: expanded}
+
+
 def pretend(patch):
-    """Take this CPU, which has AVX-512, for one that has that instruction too; `patch` undoes it."""
+    """Take this CPU, which has AVX-512, for one that has those instructions too; `patch` undoes it."""
     usual = Flow.call
 
     def call(code, name, result, arguments, **options):
-        return added(code.ir, *arguments) if name == NAME else usual(code, name, result, arguments, **options)
+        twin = TWINS.get(name)
+        return twin(code.ir, *arguments) if twin else usual(code, name, result, arguments, **options)
 
     patch.setattr(Flow, "call", call)
     # Nor has it what is named to LLVM.
     patch.setattr(jit, "_features", lambda spec: jit.FEATURES[spec.isa])
-    patch.setattr(product, "adds_pairs", lambda: True)
+    for asked in ("adds_pairs", "expands_words"):
+        patch.setattr(product, asked, lambda: True)

@@ -113,11 +113,24 @@ def compressed(build, values, rest, mask):
     return rest
 
 
+def expanded(build, packed, rest, mask):
+    """The first lanes of `packed`, one after another, in those that `mask` allows; of `rest` elsewhere."""
+    place = I32(0)
+    for lane in map(I32, range(packed.type.count)):
+        allowed = build.extract_element(mask, lane)
+        # Behind the last lane nothing is allowed any more.
+        value = build.extract_element(packed, build.and_(place, I32(packed.type.count - 1)))
+        rest = build.select(allowed, build.insert_element(rest, value, lane), rest)
+        place = build.add(place, build.zext(allowed, I32))
+    return rest
+
+
 BY_LANE = {
     "llvm.x86.avx512.permvar.sf.512": permuted,
     "llvm.x86.avx512.vpermi2var.d.512": permuted_two,
     "llvm.x86.avx512.vpermi2var.ps.512": permuted_two,
     f"llvm.x86.avx512.mask.compress.v{LANES}i32": compressed,
+    f"llvm.x86.avx512.mask.expand.v{LANES}f32": expanded,
 }
 
 

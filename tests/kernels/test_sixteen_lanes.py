@@ -19,6 +19,8 @@ PRODUCTS = (
     "test_blocks.py",
     "test_activations.py",
     "test_pairs.py",
+    "test_skinny.py",
+    "test_bitmap.py",
 )
 
 pytestmark = [

@@ -31,6 +31,15 @@ WIDE = {"avx512": r"\tvpmuludq\t.*%zmm", "avx2": r"\tvpmuludq\t.*%ymm", "neon": 
 FUSED = r"\t(vfn?m(add|sub)|fml[as]|fn?m(add|sub))"
 
 
+def bitmaps(isa):
+    if isa != "avx512":
+        return
+    for numbers in ("float32", "bfloat16", "float16"):
+        yield KernelSpec("bitmap", isa, abreast=1, numbers=numbers, values=numbers, bias=True, activation="gelu")
+    for samples in (1, 3, 8):
+        yield KernelSpec("bitmap", isa, abreast=samples, numbers="bfloat16", values="bfloat16", pairs=True)
+
+
 def specs(isa):
     for rows in (1, 4, 8):
         for operation in ("gather", "scatter"):
@@ -56,6 +65,7 @@ def specs(isa):
             bias=True,
             activation="gelu",
         )
+    yield from bitmaps(isa)
     yield from halves(isa)
     yield KernelSpec("pack", isa, vectors=2, packed=True)
     yield KernelSpec("pack", isa, vectors=2, ragged=True, packed=False)
@@ -104,7 +114,7 @@ def test_every_operation_assembles_for_every_instruction_set(isa):
         seen.add(spec.operation)
         wanted = VECTORS[isa] if spec.operation != "pack" or isa != "neon" else r"\tst[rp]\tq\d"
         assert spec.operation in INDICES + STREAMS or re.search(wanted, text), spec
-    lacking = set() if isa == "avx512" else set(AMX)
+    lacking = set() if isa == "avx512" else {*AMX, "bitmap"}
     assert seen == set(EMITTERS) - lacking - (set() if serves(TARGETS[isa], 2, 4) else {"n_of_m"})
 
 

@@ -31,9 +31,10 @@ def _guarded_results(monkeypatch):
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("batch", [*range(1, 10), 16, 17, 33, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4", "v16", "b4x4", "b1x9", "2:4"])
+@pytest.mark.parametrize("pattern", ["unstructured", "half", "v2", "v4", "v16", "b4x4", "b1x9", "2:4"])
 def test_nothing_beyond_is_touched(isa, pattern, dtype, batch, rows, features_first):
-    density = 0.5 if pattern == "2:4" else 0.11
+    density = {"2:4": 0.5, "half": 0.5}.get(pattern, 0.11)
+    pattern = "unstructured" if pattern == "half" else pattern
     topology = Topology.random((48, 180), density, pattern, torch.Generator().manual_seed(batch))
     values, bias = copied(torch.randn(topology.nnz).to(dtype)), copied(torch.randn(48).to(dtype))
 

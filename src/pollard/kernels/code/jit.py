@@ -20,7 +20,7 @@ from pollard.kernels.code import disk, openmp
 from pollard.kernels.code.emit import emit
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import AMX, KernelSpec
-from pollard.kernels.code.target import FEATURES, PAIRS, TILES, TRIPLES, host_isas
+from pollard.kernels.code.target import FEATURES, PAIRS, TILES, TRIPLES, WORDS, host_isas
 
 Entry = Any  # a ctypes function: (arguments as bytes, units, threads)
 
@@ -113,7 +113,7 @@ def _machine(spec: KernelSpec) -> Any:
 def _features(spec: KernelSpec) -> str:
     # The name of a CPU stands for all that it has: a virtual machine may hide some of it, and need not run on what it names.
     own = f"{binding.get_host_cpu_features().flatten()}," if _cpu(spec.isa) else ""
-    named = TILES if spec.operation in AMX else (PAIRS,) if spec.pairs else ()
+    named = TILES if spec.operation in AMX else (PAIRS, WORDS)[: 1 + (spec.operation == "bitmap")] if spec.pairs else ()
     return ",".join([f"{own}{FEATURES[spec.isa]}", *(f"+{each}" for each in named)])
 
 

@@ -13,6 +13,7 @@ from llvmlite import ir
 from pollard.kernels.code.flow import BYTE, I32, I64, POINTER, VOID, Flow, Value
 
 F32 = ir.FloatType()
+I16 = ir.IntType(16)
 BLOCK = 4  # lanes of 128 bits, within which shuffles are cheap
 
 
@@ -84,6 +85,24 @@ class Code(Flow):
     def permuted_pair(self, left: Value, right: Value, lanes: Value) -> Value:
         """The lanes of `left` followed by `right`, of 16 each, that `lanes`, 32-bit integers, name: AVX-512."""
         return self.call("llvm.x86.avx512.vpermi2var.ps.512", left.type, [left, lanes, right])
+
+    def halves(self, pointer: Value, lanes: int) -> Value:
+        """`lanes` words of 16 bits from `pointer` on."""
+        return self.ir.load(self.ir.bitcast(pointer, ir.VectorType(I16, lanes).as_pointer()), align=2)
+
+    def masked_halves(self, pointer: Value, mask: Value, lanes: int) -> Value:
+        """Those that `mask` allows, zero elsewhere; the others are not touched."""
+        kind = ir.VectorType(I16, lanes)
+        name = f"llvm.masked.load.v{lanes}i16.p0"
+        return self.call(name, kind, [pointer, I32(2), mask, ir.Constant(kind, None)])
+
+    def expanded(self, packed: Value, mask: Value, blank: Value) -> Value:
+        """The first lanes of `packed` one after another in the lanes that `mask` allows, those of `blank` elsewhere: AVX-512, of 16 bits VBMI2.
+
+        Where a compiler knows that `blank` is zero it names no register for it, and Zen 5 then waits for what the result's held before.
+        """
+        kind = f"v{packed.type.count}{'f32' if packed.type.element == F32 else 'i16'}"
+        return self.call(f"llvm.x86.avx512.mask.expand.{kind}", packed.type, [packed, blank, mask])
 
     def splat_word(self, pointer: Value, lanes: int) -> Value:
         """The 32 bits at `pointer` in every lane, no alignment asked."""
@@ -226,4 +245,4 @@ def _halves(lanes: int, span: int, unit: int) -> tuple[list[int], list[int]]:
     return even, [lane + unit for lane in even]
 
 
-__all__ = ["BYTE", "F32", "I32", "I64", "POINTER", "VOID", "Code", "Value", "each", "vector"]
+__all__ = ["BYTE", "F32", "I16", "I32", "I64", "POINTER", "VOID", "Code", "Value", "each", "vector"]

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 from pollard.errors import KernelError
 
-PRODUCTS = ("gather", "matvec", "n_of_m", "skinny", "scatter", "sddmm", "pack", "convolve", "transposed", "correlate")
+PRODUCTS = (
+    "gather",
+    "matvec",
+    "n_of_m",
+    "skinny",
+    "bitmap",
+    "scatter",
+    "sddmm",
+    "pack",
+    "convolve",
+    "transposed",
+    "correlate",
+)
 AMX = ("amx_gather", "amx_scatter", "amx_sddmm")
 INDICES = (
     "above", "absent", "between", "choose", "count", "cut", "draw", "list", "mark", "move", "order", "outlast", "place", "rewire", "tally", "tick",
@@ -21,7 +33,7 @@ class KernelSpec:
     """One kernel.
 
     operation: ``gather`` reads the columns a row keeps (``Y = W X``), ``matvec`` does so for one sample, ``n_of_m`` where `n` of
-    every `m` weights are kept, ``skinny`` for a few samples, ``scatter`` adds to them (``dX = W^T dY``), ``sddmm`` takes dot products on the pattern
+    every `m` weights are kept, ``skinny`` for a few samples, ``bitmap`` for one or a few where a bit for each column says what is kept, ``scatter`` adds to them (``dX = W^T dY``), ``sddmm`` takes dot products on the pattern
     (``dW``), ``pack`` lays a dense operand out in panels. ``convolve``, ``transposed`` and ``correlate`` are ``gather``,
     ``scatter`` and ``sddmm`` over images. Those with ``amx_`` do so in the tiles of AMX, for sixteen rows that share their columns. Index work: ``mark``, ``rewire`` and ``absent`` merge rows,
     ``tally`` counts what stays of them, ``place`` lists it, ``tick`` and ``list`` make numbers distinct and ascending,
@@ -35,11 +47,11 @@ class KernelSpec:
     last vector of the last panel is partly filled. dots: dot products at a time (``sddmm``). tiled: the columns of W are
     walked in cache-sized tiles. packed: the gathered or scattered operand lies in panels, otherwise features-first (for
     ``pack`` and ``skinny``: the source is batch-first, to be transposed). permuted: only flagged grains stay (``absent``), or W is taken by columns (``amx_gather``). bias: fused
-    into ``gather``, ``matvec``, ``n_of_m``, ``skinny`` and ``convolve``, and so is an activation, which a finished sum goes through. batch_first: rows of the result are
-    contiguous, not its features (``gather``, ``skinny``, ``scatter``). size: bytes of a value (``move``), or of a row group in what is made
+    into ``gather``, ``matvec``, ``n_of_m``, ``skinny``, ``bitmap`` and ``convolve``, and so is an activation, which a finished sum goes through. batch_first: rows of the result are
+    contiguous, not its features (``gather``, ``skinny``, ``bitmap``, ``scatter``). size: bytes of a value (``move``), or of a row group in what is made
     (``turn``). index: bytes of a column in W, or of what stands for it in a transpose. chains: sums of a row that run side by
     side, where there are too few of other rows and columns (``gather``). numbers: of dense operands and results, as they lie
-    in memory. values: of W, and of the bias. pairs: of bfloat16 numbers, which one instruction multiplies and adds. abreast: samples side by side (``skinny`` and those over images). reach: where vectors of a patch begin in the field and in
+    in memory. values: of W, and of the bias. pairs: of bfloat16 numbers, which one instruction multiplies and adds. abreast: samples side by side (``skinny``, ``bitmap`` and those over images). reach: where vectors of a patch begin in the field and in
     what is made or multiplied with it (``convolve``, ``transposed``, ``correlate``).
 
     >>> spec = KernelSpec("gather", "avx2", rows=4, block=4, vectors=3, tiled=True)

@@ -19,6 +19,7 @@ TRIPLES = {
     "neon": "aarch64-unknown-linux-gnu",
 }
 PAIRS = "avx512bf16"  # as LLVM calls it; Linux: avx512_bf16
+WORDS = "avx512vbmi2"  # Linux: avx512_vbmi2
 TILES = ("amx-tile", "amx-bf16")
 FEATURES = {
     "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+f16c,+bmi,+bmi2,-prefer-256-bit",
@@ -70,6 +71,12 @@ def host_isas() -> tuple[str, ...]:
 def adds_pairs() -> bool:
     """Whether this CPU has an instruction that adds products of pairs of bfloat16 numbers, in vectors of AVX-512."""
     return "avx512" in host_isas() and bool(binding.get_host_cpu_features().get(PAIRS))
+
+
+@cache
+def expands_words() -> bool:
+    """Whether it has, besides, one that spreads such numbers out to the lanes that a mask allows."""
+    return adds_pairs() and bool(binding.get_host_cpu_features().get(WORDS))
 
 
 @cache

@@ -171,6 +171,24 @@ def _places_in_runs(topology: Topology, pad: int) -> Tensor:
     return torch.from_numpy(found)
 
 
+def bits(topology: Topology, word: int) -> Tensor:
+    """Which columns each row of single weights keeps, a bit each from the lowest on, uint8 `(rows, bytes)`: rows begin with a `word`. Kept with the topology."""
+    return made_once(topology, ("bits", word), lambda: _bits(topology, word))
+
+
+def _bits(topology: Topology, word: int) -> Tensor:
+    rows, width = topology.groups, -(-topology.width // word) * word
+    found = torch.empty((rows, width // 8), dtype=torch.uint8, device="cpu")
+    pointers, columns = topology.indices.row_pointers.numpy(), topology.indices.columns.numpy()
+    step = max(1, CHUNK // width)
+    for first in range(0, rows, step):
+        begins = pointers[first : first + step + 1]
+        kept = np.zeros((len(begins) - 1, width), np.bool_)
+        kept[np.repeat(np.arange(len(kept)), np.diff(begins)), columns[begins[0] : begins[-1]]] = True
+        found[first : first + step] = torch.from_numpy(np.packbits(kept, axis=1, bitorder="little"))
+    return found
+
+
 @one_at_a_time
 def made_once(topology: Topology, key: Hashable, make: Callable[[], Made]) -> Made:
     """What `make` makes, kept with `topology` under `key`; raises InvalidInput where a CUDA graph would have to make it at each replay."""

@@ -124,9 +124,7 @@ def explain_run(
     assert target is not None, "kernels are generated for it"
     named = name_of(values)
     read = as_read(operation, topology, Operand.of(operand), target, named)
-    product = Product.of(
-        kernel_for(operation, topology.pattern, read, target, named), topology, read, target, named, rows=rows
-    )
+    product = Product.of(kernel_for(operation, topology, read, target, named), topology, read, target, named, rows=rows)
     decision = product.decide(None)
 
     def describe(choice: Choice) -> str:

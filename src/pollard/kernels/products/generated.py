@@ -11,30 +11,36 @@ from pollard.kernels.code.emit.n_of_m import serves
 from pollard.kernels.code.target import Target, current, without_tiles
 from pollard.kernels.products.operand import Operand, name_of
 from pollard.kernels.products.prepared import prepared
-from pollard.kernels.products.product import Product
+from pollard.kernels.products.product import Product, in_pairs
 from pollard.kernels.products.task import Call, Task
 
 WORTH = 1 << 15  # kept weights: what they gain by it takes as long as two copies of a few samples
+# Densities from which on single weights of few samples are told by bits: the time for them depends on the columns, not on what is kept. That of
+# bfloat16 in pairs is half as long, and longer for more than `FEW` samples.
+MUCH, MUCH_IN_PAIRS, FEW = 0.2, (0.125, 0.16), 4
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
 
-def operation(kind: str, pattern: Pattern, operand: Operand, target: Target, values: str) -> str:
+def operation(kind: str, topology: Topology, operand: Operand, target: Target, values: str) -> str:
     """The operation that computes a kind of product: one sample and few have forward products of their own, and bfloat16 in sixteen rows those in tiles.
 
     operand: the first of the product's, the values being of that dtype. None of it is measured, so that bits depend on no measurement.
 
     >>> from pollard.kernels.code.target import TARGETS
-    >>> operation("forward", Pattern.parse("2:4"), Operand(1, 8, True, 1, "float32"), TARGETS["avx2"], "float32")
+    >>> topology = Topology.random((8, 8), 0.5, "2:4")
+    >>> operation("forward", topology, Operand(1, 8, True, 1, "float32"), TARGETS["avx2"], "float32")
     'n_of_m'
     """
-    batch = operand.batch
+    batch, pattern = operand.batch, topology.pattern
     if batch > 1 and _in_tiles(kind, pattern, target, (operand.dtype, values)):
         return f"amx_{KERNELS[kind]}"
     if kind != "forward" or batch > target.lanes // 2:
         return KERNELS[kind]
-    if batch > 1:
-        return "skinny"
-    return "n_of_m" if pattern.m and serves(target, pattern.n, pattern.m) else "matvec"
+    if batch == 1 and pattern.m and serves(target, pattern.n, pattern.m):
+        return "n_of_m"
+    if _by_bits(topology, operand, target, values):
+        return "bitmap"
+    return "skinny" if batch > 1 else "matvec"
 
 
 def _in_tiles(kind: str, pattern: Pattern, target: Target, dtypes: tuple[str, str]) -> bool:
@@ -44,13 +50,22 @@ def _in_tiles(kind: str, pattern: Pattern, target: Target, dtypes: tuple[str, st
     return dtypes[0] == "bfloat16" and (dtypes[1] == "bfloat16" or kind == "value_grad")
 
 
+def _by_bits(topology: Topology, operand: Operand, target: Target, values: str) -> bool:
+    """Whether single weights of a few samples are so many that a bit for each column is sooner read than an index for each weight."""
+    if target.isa != "avx512" or topology.pattern.size > 1:
+        return False
+    if in_pairs(operand.dtype, values):
+        return topology.density >= MUCH_IN_PAIRS[operand.batch > FEW]
+    return operand.batch == 1 and topology.density >= MUCH
+
+
 def as_read(kind: str, topology: Topology, operand: Operand, target: Target, values: str) -> Operand:
     """The operand as its kernel reads it: few samples in half precision are widened before, where enough weights are kept.
 
     A unit of half precision is twice as many samples as one of float32, for twice the work; and a number is read more often than it is widened.
     """
     few = operand.batch <= target.lanes and topology.nnz >= WORTH
-    if few and operation(kind, topology.pattern, operand, target, values) in KERNELS.values():
+    if few and operation(kind, topology, operand, target, values) in KERNELS.values():
         return operand._replace(dtype="float32")
     return operand
 
@@ -88,7 +103,7 @@ def _call(task: Task, topology: Topology, tensors: tuple[Tensor, ...], target: T
         "input_grad": (),
     }
     values = name_of(task.values)
-    wanted = operation(task.kind, topology.pattern, matrices[0], target, values)
+    wanted = operation(task.kind, topology, matrices[0], target, values)
     product = Product.of(wanted, topology, matrices[-1], target, values, rows=task.rows)
     found = prepared(product, matrices, variants[task.kind], lambda: ready(tensors))
     return (lambda *given: found(*ready(given))) if any(copied) else found

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.abreast import width as width_of
+from pollard.kernels.code.emit.bitmap import WORD, rows_abreast, vector_of
 from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
@@ -19,8 +20,8 @@ from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import caches
 from pollard.kernels.products import results, tiled
-from pollard.kernels.products.derived import ByColumns, Tiling, bounds, by_columns, calls, places_in_runs, tiling
-from pollard.kernels.products.operand import Operand, Packing
+from pollard.kernels.products.derived import ByColumns, Tiling, bits, bounds, by_columns, calls, places_in_runs, tiling
+from pollard.kernels.products.operand import Operand, Packing, name_of
 from pollard.kernels.products.ordered import ordering
 from pollard.kernels.products.product import Product
 from pollard.kernels.products.tuning import Choice, near_batch
@@ -41,7 +42,7 @@ def prepared(
 ) -> Call:
     """The call for `product` of such `matrices`; its kernel is chosen by running it on what `take` gives, if it never was.
 
-    variant: of "gather", "matvec", "n_of_m" and "skinny", whether there is a bias, and the activation; of "sddmm", whether the gradient is
+    variant: of "gather", "matvec", "n_of_m", "skinny" and "bitmap", whether there is a bias, and the activation; of "sddmm", whether the gradient is
     features-first. Raises KernelError if a kernel does not compile.
     """
     # What is prepared serves all batches that are cut alike, so that there are few of them however many batches come.
@@ -214,6 +215,33 @@ def _skinny(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     return fit
 
 
+def _bitmap(product: Product, choice: Choice, bias: bool, activation: str) -> Fit:
+    topology, threads, (out, width) = product.topology, product.threads, product.topology.shape
+    spec, words = product.spec(choice, bias=bias, activation=activation), -(-width // WORD)
+    launch = Launch(
+        spec, threads, threads, pointers=topology.indices.row_pointers, bits=bits(topology, WORD),
+        bounds=bounds(topology, threads, rows_abreast(spec)), PASSES=1, WORDS=words, WHOLE=width // WORD, LIMIT=topology.nnz - vector_of(spec), BLANK=0,
+    )  # fmt: skip
+
+    def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
+        operand = matrices[0]
+        room, stride = results.matrix(operand.batch, out, operand.dtype, rows=product.rows)
+        # Samples are read a vector of features at a time, as they are, or one that is widened.
+        side_by_side = operand.stride == 1 if operand.batch == 1 else not operand.features_first
+        read = torch.bfloat16 if spec.pairs else torch.float32
+        ready, apart = side_by_side and operand.dtype == name_of(read), operand.stride if side_by_side else width
+        run = launch.at(threads, LDX=apart, LDY=stride)
+
+        def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
+            y, samples = room(x), x if ready else x.to(read).contiguous()
+            run(values.data_ptr(), samples.data_ptr(), y.data_ptr(), address(offset))
+            return y
+
+        return call
+
+    return fit
+
+
 def _scatter(product: Product, choice: Choice) -> Fit:
     # The transpose of an unstructured W can be gathered like W itself: no stores, for 6 bytes more a kept weight, and 4 of
     # workspace. Both add in the order of rows, so both give the same bits.
@@ -282,7 +310,7 @@ def _sddmm(product: Product, choice: Choice, upstream_first: bool) -> Fit:
 
 
 _MAKERS: dict[str, Callable[..., Fit]] = {
-    "gather": _gather, "amx_gather": tiled.gather, "matvec": _matvec, "n_of_m": _matvec, "skinny": _skinny, "scatter": _scatter, "amx_scatter": _scatter, "sddmm": _sddmm, "amx_sddmm": _sddmm
+    "gather": _gather, "amx_gather": tiled.gather, "matvec": _matvec, "n_of_m": _matvec, "skinny": _skinny, "bitmap": _bitmap, "scatter": _scatter, "amx_scatter": _scatter, "sddmm": _sddmm, "amx_sddmm": _sddmm
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import AMX, KernelSpec
-from pollard.kernels.code.target import Target, adds_pairs
+from pollard.kernels.code.target import Target, adds_pairs, expands_words
 from pollard.kernels.products import tuning
 from pollard.kernels.products.derived import forget, widths
 from pollard.kernels.products.operand import Operand
@@ -29,7 +29,7 @@ VECTORS: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 DOTS = ("sddmm", "amx_sddmm")
-FEW_SAMPLES = ("matvec", "n_of_m", "skinny")
+FEW_SAMPLES = ("matvec", "n_of_m", "skinny", "bitmap")
 
 # Registers for what is neither a sum nor held.
 SPARE = 2
@@ -39,6 +39,11 @@ CHAINS = 4
 
 # Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
 SHARE = 1 << 15
+
+
+def in_pairs(numbers: str, values: str) -> bool:
+    """Whether single weights that are told by bits are multiplied two at a time."""
+    return numbers == values == "bfloat16" and expands_words()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class Product:
     @property
     def abreast(self) -> int:
         """Samples that a kernel for so many takes side by side; 0 of one for any number."""
-        return self.batch if self.operation == "skinny" else 0
+        return self.batch if self.operation in {"skinny", "bitmap"} else 0
 
     @property
     def in_steps(self) -> bool:
@@ -162,7 +167,9 @@ class Product:
     def _one_by_one(self) -> list[Choice]:
         lanes = self.target.lanes
         if self.operation in FEW_SAMPLES:
-            return [Choice(1, 0, packed=not self.operand.features_first)]
+            few = Choice(1, 0, packed=not self.operand.features_first)
+            by_bits = replace(few, packed=False, pairs=in_pairs(self.operand.dtype, self.values))
+            return [by_bits if self.operation == "bitmap" else few]
         if self.operation == "sddmm":
             # A shorter run costs as much as one that makes so many dot products. Few of them take more loads a product, but
             # waste less of the short runs of tiles that fit in L1.

@@ -9,6 +9,7 @@ from llvmlite import ir
 from pollard.kernels.code.emit import amx_gather as _amx_gather
 from pollard.kernels.code.emit import amx_scatter as _amx_scatter
 from pollard.kernels.code.emit import amx_sddmm as _amx_sddmm
+from pollard.kernels.code.emit import bitmap as _bitmap
 from pollard.kernels.code.emit import choose as _choose
 from pollard.kernels.code.emit import convolve as _convolve
 from pollard.kernels.code.emit import correlate as _correlate
@@ -39,6 +40,7 @@ EMITTERS: dict[str, Callable[[KernelSpec], ir.Module]] = {
     "amx_scatter": _amx_scatter.scatter,
     "amx_sddmm": _amx_sddmm.sddmm,
     "between": _outlast.between,
+    "bitmap": _bitmap.bitmap,
     "choose": _choose.choose,
     "convolve": _convolve.convolve,
     "correlate": _correlate.correlate,
@@ -77,6 +79,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "amx_scatter": _amx_scatter.ARGUMENTS,
     "amx_sddmm": _amx_sddmm.ARGUMENTS,
     "between": _outlast.OUTLAST,
+    "bitmap": _bitmap.ARGUMENTS,
     "choose": _choose.CHOOSE,
     "convolve": _convolve.ARGUMENTS,
     "correlate": _correlate.ARGUMENTS,

@@ -8,11 +8,11 @@ from pollard.kernels.code.emit import amx
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.batch_first import Resting
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
-from pollard.kernels.code.emit.numbers import I16, NUMBERS, dense, zipped
+from pollard.kernels.code.emit.numbers import NUMBERS, dense, zipped
 from pollard.kernels.code.emit.panels import Panel, each_kind
 from pollard.kernels.code.emit.rows import column_of
 from pollard.kernels.code.emit.tiles import ask_for
-from pollard.kernels.code.simd import I32, Code, Value
+from pollard.kernels.code.simd import I16, I32, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 

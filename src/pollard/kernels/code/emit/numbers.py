@@ -10,11 +10,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from pollard.kernels.code.simd import BLOCK, F32, I32, I64, VOID, Code, Value, each, vector
+from pollard.kernels.code.simd import BLOCK, F32, I16, I32, I64, VOID, Code, Value, each, vector
 from pollard.kernels.code.spec import KernelSpec
 
 HALF = ir.HalfType()
-I16 = ir.IntType(16)
 HIGH = I32(-(1 << 16))
 QUIET = I32(0x00400000)  # the bit that every NaN of torch's has
 
@@ -109,6 +108,10 @@ class Numbers:
         """A vector of as many numbers as it has `lanes`, in their order."""
         return code.load(pointer, lanes)
 
+    def of_halves(self, code: Code, halves: Value) -> Value:
+        """What `few` makes of words of 16 bits, where a number has as many."""
+        raise NotImplementedError
+
     def store_few(self, code: Code, values: Value, pointer: Value) -> None:
         """Write the lanes of `values` to `pointer`, in their order, rounded."""
         self.put_few(code, self.rounded(code, values), pointer)
@@ -192,7 +195,10 @@ class _BFloat16(_Halves):
     def few(self, code: Code, pointer: Value, lanes: int) -> Value:
         if lanes == 1:
             return self.one(code, pointer)
-        halves = _get(code, pointer, ir.VectorType(I16, lanes))
+        return self.of_halves(code, code.halves(pointer, lanes))
+
+    def of_halves(self, code: Code, halves: Value) -> Value:
+        lanes = halves.type.count
         words = code.ir.shl(code.ir.zext(halves, ir.VectorType(I32, lanes)), each(I32(16), lanes))
         return code.ir.bitcast(words, vector(lanes))
 
@@ -252,7 +258,11 @@ class _Float16(_Halves):
     def few(self, code: Code, pointer: Value, lanes: int) -> Value:
         if lanes == 1:
             return self.one(code, pointer)
-        return code.ir.fpext(_get(code, pointer, ir.VectorType(HALF, lanes)), vector(lanes))
+        return self.of_halves(code, code.halves(pointer, lanes))
+
+    def of_halves(self, code: Code, halves: Value) -> Value:
+        lanes = halves.type.count
+        return code.ir.fpext(code.ir.bitcast(halves, ir.VectorType(HALF, lanes)), vector(lanes))
 
     def put_few(self, code: Code, values: Value, pointer: Value) -> None:
         lanes = code.lanes_of(values)
