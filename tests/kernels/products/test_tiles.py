@@ -181,8 +181,8 @@ def test_rows_that_keep_nothing_are_written():
 
 def test_who_is_served_is_a_matter_of_kinds_alone(monkeypatch):
     def served(kind, pattern="b16x2", batch=2, numbers="bfloat16", values="bfloat16", isa="avx512"):
-        given = Operand(batch, 64, True, batch, numbers)
-        return generated.operation(kind, Pattern.parse(pattern), given, TARGETS[isa], values).startswith("amx_")
+        given, topology = Operand(batch, 64, True, batch, numbers), Topology.random((64, 64), 0.5, pattern)
+        return generated.operation(kind, topology, given, TARGETS[isa], values).startswith("amx_")
 
     assert all(served(kind) and served(kind, "v16", 4096) for kind in generated.KERNELS)
     assert served("value_grad", values="float32")
