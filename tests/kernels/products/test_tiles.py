@@ -10,7 +10,6 @@ import torch
 
 import tiled
 from parity import assert_parity, assert_same_rows, operand
-from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code import jit, permission, target
 from pollard.kernels.code.target import TARGETS

@@ -223,9 +223,9 @@ class Code(Flow):
         """The smaller of two integers."""
         return self.ir.select(self.less(left, right), self.integer(left), self.integer(right))
 
-    def prefetch(self, pointer: Value) -> None:
-        """Ask for the cache line at `pointer`, into L2: L1 belongs to the tile at hand."""
-        self.call("llvm.prefetch.p0", VOID, [pointer, I32(0), I32(2), I32(1)])
+    def prefetch(self, pointer: Value, *, near: bool = False) -> None:
+        """Ask for the cache line at `pointer`, into L2: L1 belongs to the tile at hand; or where it is wanted soon, into L1."""
+        self.call("llvm.prefetch.p0", VOID, [pointer, I32(0), I32(3 if near else 2), I32(1)])
 
 
 def _suffix(kind: Any) -> str:

@@ -12,6 +12,7 @@ from pollard.kernels.code.spec import KernelSpec
 
 LINE = 64
 AHEAD = 8192  # bytes of a stream that is read once: what the hardware asks for by itself comes too late
+NEAR = 4  # row groups ahead of the one at hand
 ABREAST = 4  # columns of a grain, whose code is written out, at most
 
 
@@ -47,6 +48,7 @@ def each_tile(
             with code.when(_has_work(code, spec, tile, code.less(start, end))):
                 if spec.tiled:
                     _ask_ahead(code, spec, arguments, end)
+                    _ask_near(code, spec, arguments, begins, code.minimum(code.add(group.index, NEAR), groups[1]))
                 body(tile, group.index, (start, end))
 
 
@@ -91,6 +93,15 @@ def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
         return grains
     needed = code.ir.or_(grains, tile.is_first)
     return code.ir.or_(needed, tile.is_last) if spec.activation or spec.rests else needed
+
+
+def _ask_near(code: Code, spec: KernelSpec, arguments: Arguments, begins: Value, group: Value) -> None:
+    # Where a loop ends comes as a surprise, after which the first numbers of the next row would be waited for: they are in L2.
+    start = code.index_at(begins, group)
+    columns = code.offset(arguments["columns"], code.mul(start, spec.index))
+    values = NUMBERS[spec.values].at(code, arguments["values"], code.mul(start, spec.rows * spec.columns))
+    for pointer in (columns, values):
+        code.prefetch(pointer, near=True)
 
 
 def _ask_ahead(code: Code, spec: KernelSpec, arguments: Arguments, end: Value) -> None:
