@@ -60,8 +60,9 @@ def few_samples(threads: int) -> list[Case]:
     """One sample, four and eight through a layer whose dense form is in no cache: a token at a time."""
     shapes = [(4096, 4096, batch) for batch in FEW]
     given: dict[str, Any] = {"threads": (threads,), "dtypes": ("float32", "bfloat16")}
-    grid = cases(("forward",), shapes, patterns=("unstructured", "v4", "v8", "b16x2"), densities=(0.1,), **given)
-    return grid + cases(("forward",), shapes[:1], patterns=("2:4",), densities=(0.5,), **given)
+    grid = cases(("forward",), shapes, patterns=("unstructured",), densities=(0.5, 0.3, 0.1), **given)
+    grid += cases(("forward",), shapes, patterns=("v4", "v8", "b16x2"), densities=(0.1,), **given)
+    return grid + cases(("forward",), shapes, patterns=("2:4",), densities=(0.5,), **given)
 
 
 def networks(threads: int) -> list[Case]:

@@ -50,12 +50,19 @@ def test_they_equal_their_twins(density, shape, samples, dtypes, layout):
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
 @pytest.mark.parametrize("samples", range(1, 10))
 def test_who_is_multiplied_by_bits(dtypes, samples):
-    both = dtypes == ("bfloat16", "bfloat16")
-    found = {density: operation(topology((64, 500), density), samples, dtypes) for density in (0.1, 0.14, 0.18, 0.25)}
-    least = (0.14 if samples <= 4 else 0.18) if both else 0.25
-    for density, name in found.items():
-        by_bits = density >= least and (samples == 1 or (both and samples <= 8))
-        assert (name == "bitmap") == by_bits, density
+    if dtypes == ("bfloat16", "bfloat16"):
+        least = 0.125 if samples <= 4 else 0.16 if samples <= 8 else 2
+    else:
+        least = (1 + samples) / 10 if samples <= 4 else 2
+    for density in (0.1, 0.14, 0.18, 0.25, 0.35, 0.45, 0.55):
+        found = operation(topology((64, 500), density), samples, dtypes)
+        assert (found == "bitmap") == (density >= least), density
+
+
+def test_samples_of_float32_that_stay_in_no_cache_are_looked_up():
+    wide = topology((4, 8192), 0.5)
+    assert [operation(wide, samples) for samples in (1, 2)] == ["bitmap", "skinny"]
+    assert operation(wide, 2, ("bfloat16", "bfloat16")) == "bitmap"
 
 
 @pytest.mark.parametrize(("pattern", "isa"), [("v2", "avx512"), ("b1x2", "avx512"), ("unstructured", "avx2")])
@@ -68,7 +75,7 @@ def test_few_samples_of_n_of_m_are_and_one_is_picked():
     found = Topology.random((64, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
     both = ("bfloat16", "bfloat16")
     assert [operation(found, samples, both) for samples in (1, 2, 8)] == ["n_of_m", "bitmap", "bitmap"]
-    assert operation(found, 2) == "skinny"
+    assert operation(found, 5) == "skinny"
     assert_parity(found, 3, "row-major", BFLOAT16, BFLOAT16)
 
 
@@ -154,6 +161,7 @@ def test_the_instruction_is_found_where_the_cpu_tells_of_it(monkeypatch):
 def test_without_it_a_sample_of_bfloat16_is_widened(monkeypatch):
     monkeypatch.setattr(product, "expands_words", lambda: False)
     found = topology()
-    assert operation(found, 1, ("bfloat16", "bfloat16")) == "bitmap"
-    assert operation(found, 2, ("bfloat16", "bfloat16")) == "skinny"
-    assert_parity(found, 1, "row-major", BFLOAT16, BFLOAT16)
+    both = ("bfloat16", "bfloat16")
+    assert [operation(found, samples, both) for samples in (1, 3, 4)] == ["bitmap", "bitmap", "skinny"]
+    for samples in (1, 3):
+        assert_parity(found, samples, "row-major", BFLOAT16, BFLOAT16)

@@ -15,9 +15,10 @@ from pollard.kernels.products.product import Product, in_pairs
 from pollard.kernels.products.task import Call, Task
 
 WORTH = 1 << 15  # kept weights: what they gain by it takes as long as two copies of a few samples
-# Densities from which on single weights of few samples are told by bits: the time for them depends on the columns, not on what is kept. That of
-# bfloat16 in pairs is half as long, and longer for more than `FEW` samples.
-MUCH, MUCH_IN_PAIRS, FEW = 0.2, (0.125, 0.16), 4
+# Densities from which on single weights of few samples are told by bits: the time for them depends on columns and samples, not on what is kept. In
+# float32 that of one sample, and what each other adds; in pairs of bfloat16 that of up to `FEW`, and of more.
+MUCH, MORE, MUCH_IN_PAIRS, FEW = 0.2, 0.1, (0.125, 0.16), 4
+HELD = 12_288  # numbers of a few samples of float32 that stay in the nearest cache, while W comes by
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
 
@@ -56,7 +57,8 @@ def _by_bits(topology: Topology, operand: Operand, target: Target, values: str) 
         return False
     if in_pairs(operand.dtype, values):
         return topology.density >= MUCH_IN_PAIRS[operand.batch > FEW]
-    return operand.batch == 1 and topology.density >= MUCH
+    held = operand.batch == 1 or (operand.batch <= FEW and operand.batch * topology.width <= HELD)
+    return held and topology.density >= MUCH + MORE * (operand.batch - 1)
 
 
 def as_read(kind: str, topology: Topology, operand: Operand, target: Target, values: str) -> Operand:
