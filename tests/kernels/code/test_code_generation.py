@@ -65,6 +65,7 @@ def specs(isa):
             bias=True,
             activation="gelu",
         )
+    yield KernelSpec("skinny", isa, abreast=2, tiled=True, index=2, bias=True, activation="gelu")
     yield from bitmaps(isa)
     yield from halves(isa)
     yield KernelSpec("pack", isa, vectors=2, packed=True)

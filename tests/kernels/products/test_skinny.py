@@ -8,6 +8,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.target import TARGETS
 from pollard.kernels.products import dispatch, generated
 from pollard.kernels.products.operand import Operand
+from pollard.kernels.products.product import Product
 
 PATTERNS = ("unstructured", "v2", "v4", "v8", "v16", "b2x3", "b4x4", "b16x2", "b1x9", "b1x64", "b8x16", "2:4")
 
@@ -82,3 +83,70 @@ def test_a_topology_serves_every_number_of_samples(isa):
     for samples in (2, 8, 3, 4, 2, 1, 9, 3):
         for layout in ("row-major", "column-major"):
             assert_parity(topology, samples, layout)
+
+
+# Columns of which a tile holds a part, with rows of few, of enough for a turn and of none in a tile.
+WIDE = ((12, 5000), (3, 17_000))
+
+
+def uneven(shape, pattern, density=0.1):
+    mask = Topology.random(shape, density, pattern, torch.Generator().manual_seed(7)).mask()
+    rows = Topology.full((shape[0], 1), pattern).pattern.rows
+    mask[:rows, 2000:] = False
+    mask[rows : 2 * rows, :4100] = False
+    return Topology.from_mask(mask, pattern)
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("layout", ["row-major", "column-major", "strided"])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4"])
+@pytest.mark.parametrize("shape", WIDE)
+def test_tiles_of_columns_equal_their_twins(isa, shape, pattern, samples, dtypes, layout):
+    assert_parity(uneven((4 * shape[0], shape[1]), pattern), samples, layout, *dtypes)
+
+
+def tiled(topology, samples, isa="avx512"):
+    found = Product.of(
+        "skinny", topology, Operand(samples, topology.shape[1], False, 0, "float32"), TARGETS[isa], "float32"
+    )
+    return found.spec(found.decide(None).choice).tiled
+
+
+def test_who_comes_in_tiles_is_a_matter_of_shapes(monkeypatch):
+    monkeypatch.setenv("POLLARD_TUNING", "default")
+    wide = uneven((8, 5000), "unstructured")
+    assert [tiled(wide, samples) for samples in (2, 3, 4, 8)] == [True, True, True, True]
+    assert not tiled(Topology.random((8, 2048), 0.3), 4)
+    assert tiled(Topology.random((8, 2049), 0.3), 4)
+    # So few in a tile that it is no use; so many rows that a number is looked up for.
+    assert not tiled(uneven((8, 5000), "unstructured", 0.01), 8)
+    assert not tiled(uneven((16, 5000), "v4"), 8)
+
+
+@pytest.mark.parametrize("samples", [2, 4, 8])
+@pytest.mark.parametrize("place", [0, 1800, 2047, 2048, 3000, 4999])
+def test_an_infinite_number_that_is_kept_is_infinite_in_the_result(isa, samples, place):
+    mask = uneven((8, 5000), "unstructured").mask()
+    mask[5, place] = True
+    topology = Topology.from_mask(mask)
+    x = torch.ones(samples, 5000)
+    x[0, place] = torch.inf
+    y = dispatch.forward(x, torch.ones(topology.nnz), topology)
+    assert torch.equal(y[0].isinf(), topology.mask()[:, place])
+    assert torch.equal(y[1:], topology.mask().sum(1).float().expand(samples - 1, -1))
+
+
+def test_bits_in_tiles_depend_on_neither_threads_nor_layouts(isa):
+    topology = uneven((40, 5000), "v2")
+    values, bias = torch.linspace(-1, 1, topology.nnz), torch.linspace(-2, 2, 40)
+    x, found = operand(4, 5000, "row-major", 3), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found += [
+            dispatch.forward(given, values, topology, bias, activation="gelu", rows=rows)
+            for given in (x, x.t().contiguous().t())
+            for rows in (False, True)
+        ]
+    assert all(torch.equal(each, found[0]) for each in found)

@@ -98,6 +98,8 @@ class KernelSpec:
         """Whether sums rest between tiles beside the result: it could not hold them without rounding (``gather``), or not side by side."""
         if self.operation == "convolve":
             return self.tiled and self.abreast == 1
+        if self.operation == "skinny":
+            return self.tiled
         return self.operation == "gather" and self.tiled and (self.batch_first or self.numbers != "float32")
 
     def __str__(self) -> str:

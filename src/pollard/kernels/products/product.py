@@ -8,6 +8,7 @@ import torch
 
 from pollard.formats.indices import index_dtype
 from pollard.formats.topology import Topology
+from pollard.kernels.code.emit.abreast import width as width_of
 from pollard.kernels.code.emit.amx_gather import MOST as TILED
 from pollard.kernels.code.emit.numbers import NUMBERS, Numbers
 from pollard.kernels.code.emit.panels import Panels
@@ -36,6 +37,9 @@ SPARE = 2
 
 # Sums that keep a core busy: an addition takes about as long as the loads of so many.
 CHAINS = 4
+
+# Bytes of a few samples that stay in L1 while W comes by, and grains of a row group for which to come back to it. Neither is this CPU's own: bits depend on them.
+HELD, RUN, TALL = 32 << 10, 48, 2
 
 # Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
 SHARE = 1 << 15
@@ -167,7 +171,7 @@ class Product:
     def _one_by_one(self) -> list[Choice]:
         lanes = self.target.lanes
         if self.operation in FEW_SAMPLES:
-            few = Choice(1, 0, packed=not self.operand.features_first)
+            few = Choice(1, self._held() if self.operation == "skinny" else 0, packed=not self.operand.features_first)
             by_bits = replace(few, packed=False, pairs=in_pairs(self.operand.dtype, self.values))
             return [by_bits if self.operation == "bitmap" else few]
         if self.operation == "sddmm":
@@ -193,6 +197,14 @@ class Product:
         if self.topology.pattern.size > 1:
             return scattered
         return tuning.candidates(self.topology, panels, transposed=True) + scattered
+
+    def _held(self) -> int:
+        """Columns of grains whose samples, side by side in float32, the nearest cache holds, if a row keeps enough in so many; else 0, which is all."""
+        columns = HELD // (4 * width_of(self.batch))
+        if self.topology.pattern.size > TALL or columns >= self.topology.width:
+            return 0
+        run = self.topology.grains * columns / (self.topology.width * self.topology.groups)
+        return columns if run >= RUN else 0
 
     def _in_tiles(self) -> list[Choice]:
         if self.operation == "amx_sddmm":

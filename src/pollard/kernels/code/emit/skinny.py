@@ -10,16 +10,17 @@ from pollard.kernels.code.emit.abreast import lay_abreast, width
 from pollard.kernels.code.emit.activations import activated
 from pollard.kernels.code.emit.frame import Arguments, kernel_module
 from pollard.kernels.code.emit.numbers import NUMBERS
-from pollard.kernels.code.emit.tiles import ask_for_columns, ask_for_values, run_of_groups
+from pollard.kernels.code.emit.tiles import Tile, ask_for_columns, ask_for_values, each_tile, run_of_groups
 from pollard.kernels.code.simd import I32, I64, Code, Value
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import TARGETS
 
 # The samples are laid out abreast at `laid`, unless that is nowhere: then x lies so already.
 ARGUMENTS = (
-    "values", "x", "laid", "y", "bias", "pointers", "columns", "bounds", "PASSES", "IN", "LDX", "LDY",
+    "values", "x", "laid", "y", "bias", "resting", "tiles", "columns", "bounds", "PASSES", "TILES", "STRIDE", "END", "IN", "LDX", "LDY",
 )  # fmt: skip
 SUMS = 4  # vectors that run side by side, at least: an addition takes about as long as the loads of so many
+LONG = 8  # grains of a turn: what is left of fewer is soon added
 WRITTEN = 4  # turns of a grain whose code is written out, at most
 
 
@@ -27,7 +28,8 @@ def skinny(spec: KernelSpec) -> ir.Module:
     """The module of the kernel; a unit of work is a run of row groups.
 
     Kept columns of a group are taken as many at a time as fill `SUMS` vectors or more, each of which has sums of its own; then as many as
-    fill one, or the rows of one column, and the last few by themselves. All sums are added in the end, so that their order is that of shapes alone.
+    fill one, or the rows of one column, and the last few by themselves. All sums are added in the end, so that their order is that of shapes alone. Where the
+    samples are more than the nearest cache holds, a tile of columns comes after the other, and between them sums are at rest.
     """
 
     def before(code: Code, arguments: Arguments) -> None:
@@ -37,8 +39,11 @@ def skinny(spec: KernelSpec) -> ir.Module:
     def unit(code: Code, arguments: Arguments, work: tuple[Value, Value]) -> None:
         laid = arguments["laid"]
         samples = code.ir.select(_nowhere(code, laid), arguments["x"], laid)
-        with code.loop(*run_of_groups(code, arguments, *work)) as group:
-            _Group(code, spec, arguments, samples, group.index).run()
+
+        def row_group(tile: Tile, group: Value, grains: tuple[Value, Value]) -> None:
+            _Group(code, spec, arguments, samples, group).run(tile, grains)
+
+        each_tile(code, spec, arguments, run_of_groups(code, arguments, *work), row_group)
 
     return kernel_module(ARGUMENTS, unit, x86=spec.isa != "neon", before=before)
 
@@ -61,18 +66,65 @@ class _Group:
         self.many = self.vectors * self.fold // spec.rows  # columns of a turn
         self.whole = self.fold <= spec.rows  # whether the rows of a column fill vectors
 
-    def run(self) -> None:
-        """Sum and store."""
-        code, spec, pointers = self.code, self.spec, self.arguments["pointers"]
-        start, end = code.index_at(pointers, self.group), code.index_at(pointers, code.add(self.group, 1))
-        sums = self._fresh()
+    def run(self, tile: Tile, grains: tuple[Value, Value]) -> None:
+        """Sum the grains of a tile, and store what that is with those before."""
+        code, (start, end), sums = self.code, grains, self._fresh()
         for step in self._steps():
             with code.loop(start, code.sub(end, step - 1), step, sums) as some:
                 self._ask(some.index, step)
                 some.carry(self._grains(some.index, step, some.carried))
             start, sums = some.index, some.carried
-        total = activated(code, spec.activation, self._total(sums), spec.numbers)
-        self._store([self.numbers.rounded(code, each) for each in total])
+            if self.spec.tiled and step >= LONG:
+                start, sums = self._last(step, (start, end), grains[0], sums)
+        total = self._total(sums)
+        if not self.spec.tiled:
+            self._finish(total)
+            return
+        total = self._with_those_before(tile, total)
+        with code.when(tile.is_last):
+            biases = self._bias()
+            self._finish([code.ir.fadd(*pair) for pair in zip(total, biases, strict=True)])
+
+    def _last(self, step: int, left: tuple[Value, Value], begin: Value, sums: list[Value]) -> tuple[Value, list[Value]]:
+        """What is `left` of a row that fills a turn: its last turn again, but for what was added already. Loops that end soon surprise."""
+        code, (start, end) = self.code, left
+        first = code.sub(end, step)
+        again = code.ir.and_(code.less(start, end), code.ir.not_(code.less(first, begin)))
+        with code.loop(0, code.one_if(again), carried=sums) as once:
+            made = self._grains(first, step, once.carried)
+            done = code.splat_index(code.mul(code.sub(start, first), self.spec.columns), self.lanes)
+            once.carry(
+                [
+                    self._unless(done, *pair)
+                    for pair in zip(range(len(sums)), zip(made, once.carried, strict=True), strict=True)
+                ]
+            )
+        return code.ir.select(again, end, start), once.carried
+
+    def _unless(self, done: Value, vector: int, sums: tuple[Value, Value]) -> Value:
+        """The first of two `sums`, or the second where a column is among those `done`."""
+        made, before = sums
+        if vector >= self.vectors:
+            return before  # that of single columns
+        places = [(vector * self.fold + lane // self.width) // self.spec.rows for lane in range(self.lanes)]
+        new = self.code.ir.icmp_signed(">=", ir.Constant(done.type, places), done)
+        return self.code.ir.select(new, made, before)
+
+    def _with_those_before(self, tile: Tile, total: list[Value]) -> list[Value]:
+        """The sums of all tiles so far, which rest until the next."""
+        code, lanes = self.code, self.code.lanes_of(total[0])
+        place = code.floats(self.arguments["resting"], code.mul(self.group, self.spec.rows * self.width))
+        found = []
+        for vector, own in enumerate(total):
+            at = code.floats(place, vector * lanes)
+            before = code.ir.select(tile.is_first, code.zero(lanes), code.load(at, lanes))
+            found.append(code.ir.fadd(before, own))
+            code.store(found[-1], at)
+        return found
+
+    def _finish(self, total: list[Value]) -> None:
+        found = activated(self.code, self.spec.activation, total, self.spec.numbers)
+        self._store([self.numbers.rounded(self.code, each) for each in found])
 
     def _steps(self) -> list[int]:
         # Grains at a time, ever fewer: as many as fill a turn, as fill its first vectors, one.
@@ -84,14 +136,18 @@ class _Group:
         its bias.
         """
         rest = [self.code.zero(self.lanes)] * (self.vectors - self.tall)
+        first = self._nothing() if self.spec.tiled else self._bias()
         if self.whole:
-            return [*self._bias(), *rest]
-        return [*[self.code.zero(self.lanes)] * self.tall, *rest, *self._bias()]
+            return [*first, *rest]
+        return [*[self.code.zero(self.lanes)] * self.tall, *rest, *first]
+
+    def _nothing(self) -> list[Value]:
+        return [self.code.zero(min(self.spec.rows, self.fold) * self.width)] * self.tall
 
     def _bias(self) -> list[Value]:
         code, spec, rows = self.code, self.spec, min(self.spec.rows, self.fold)
         if not spec.bias:
-            return [code.zero(rows * self.width)] * self.tall
+            return self._nothing()
         first = self.values.at(code, self.arguments["bias"], code.mul(self.group, spec.rows))
         starts = [self.values.at(code, first, vector * rows) for vector in range(self.tall)]
         return [self._spread(self.values.few(code, start, rows), range(rows)) for start in starts]

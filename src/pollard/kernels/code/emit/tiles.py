@@ -89,7 +89,7 @@ def ask_for_columns(code: Code, spec: KernelSpec, arguments: Arguments, first: V
 
 def _has_work(code: Code, spec: KernelSpec, tile: Tile, grains: Value) -> Value:
     # Every row of an output has to be written once, though it keeps nothing: by its first tile, by its last where that does more.
-    if spec.operation not in ("gather", "convolve"):
+    if spec.operation not in ("gather", "convolve", "skinny"):
         return grains
     needed = code.ir.or_(grains, tile.is_first)
     return code.ir.or_(needed, tile.is_last) if spec.activation or spec.rests else needed
