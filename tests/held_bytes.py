@@ -23,6 +23,7 @@ where it is not true.
 * *forward*: with what the kernels of a forward product derive, the borders of tiles of 512 columns. The same tiles serve the gradient of the values.
 * *backward*: with what the gradient of the input derives besides. For the unstructured pattern that may be the transpose, as here, where measurement finds it
   faster; without it, and where the input takes no gradient, the figure is that of the forward product.
+* Not counted: few samples of single weights of which much is kept derive [a bit for each column](decisions/0010-fewer-bytes.md#much-kept-of-single-weights-bits), 0.25 bytes a weight where half is kept, and never more than 1. <!-- given: arithmetic -->
 * *float32*, *bfloat16*: the value itself on top. A gradient takes as much as a value, and what an optimizer holds is its own affair: Adam twice a value.
 
 Temporary copies are not counted, such as the values in the order of the transpose, for the time of a product with it.

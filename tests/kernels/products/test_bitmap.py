@@ -10,7 +10,7 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code import target
 from pollard.kernels.code.target import TARGETS
 from pollard.kernels.products import dispatch, generated, product
-from pollard.kernels.products.derived import bits, derived_bytes
+from pollard.kernels.products.derived import column_bits, derived_bytes
 from pollard.kernels.products.operand import Operand
 
 BFLOAT16 = torch.bfloat16
@@ -81,7 +81,7 @@ def test_few_samples_of_n_of_m_are_and_one_is_picked():
 
 def test_bits_are_the_mask():
     found = topology()
-    bit = np.unpackbits(bits(found, 64).numpy(), axis=1, bitorder="little")
+    bit = np.unpackbits(column_bits(found, 64).numpy(), axis=1, bitorder="little")
     assert bit.shape == (33, 256)
     assert torch.equal(torch.from_numpy(bit[:, :200]).bool(), found.mask())
     assert not bit[:, 200:].any()
@@ -93,7 +93,7 @@ def test_bits_are_made_once_and_counted():
     dispatch.forward(x, values, found)
     held = derived_bytes(found)
     dispatch.forward(x, values, found)
-    assert bits(found, 64) is bits(found, 64)
+    assert column_bits(found, 64) is column_bits(found, 64)
     assert derived_bytes(found) == held
     assert held >= 33 * 256 // 8
 

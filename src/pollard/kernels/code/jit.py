@@ -113,8 +113,16 @@ def _machine(spec: KernelSpec) -> Any:
 def _features(spec: KernelSpec) -> str:
     # The name of a CPU stands for all that it has: a virtual machine may hide some of it, and need not run on what it names.
     own = f"{binding.get_host_cpu_features().flatten()}," if _cpu(spec.isa) else ""
-    named = TILES if spec.operation in AMX else (PAIRS, WORDS)[: 1 + (spec.operation == "bitmap")] if spec.pairs else ()
-    return ",".join([f"{own}{FEATURES[spec.isa]}", *(f"+{each}" for each in named)])
+    return ",".join([f"{own}{FEATURES[spec.isa]}", *(f"+{each}" for each in _beyond(spec))])
+
+
+def _beyond(spec: KernelSpec) -> tuple[str, ...]:
+    # What a kernel wants that not every CPU of its instruction set has.
+    if spec.operation in AMX:
+        return TILES
+    if not spec.pairs:
+        return ()
+    return (PAIRS, WORDS) if spec.operation == "bitmap" else (PAIRS,)
 
 
 def _cpu(isa: str) -> str:

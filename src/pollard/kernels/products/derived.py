@@ -171,12 +171,12 @@ def _places_in_runs(topology: Topology, pad: int) -> Tensor:
     return torch.from_numpy(found)
 
 
-def bits(topology: Topology, word: int) -> Tensor:
+def column_bits(topology: Topology, word: int) -> Tensor:
     """Which columns each row of single weights keeps, a bit each from the lowest on, uint8 `(rows, bytes)`: rows begin with a `word`. Kept with the topology."""
-    return made_once(topology, ("bits", word), lambda: _bits(topology, word))
+    return made_once(topology, ("column bits", word), lambda: _column_bits(topology, word))
 
 
-def _bits(topology: Topology, word: int) -> Tensor:
+def _column_bits(topology: Topology, word: int) -> Tensor:
     rows, width = topology.groups, -(-topology.width // word) * word
     found = torch.empty((rows, width // 8), dtype=torch.uint8, device="cpu")
     pointers, columns = topology.indices.row_pointers.numpy(), topology.indices.columns.numpy()

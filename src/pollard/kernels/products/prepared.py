@@ -21,7 +21,16 @@ from pollard.kernels.code.once import one_at_a_time
 from pollard.kernels.code.spec import KernelSpec
 from pollard.kernels.code.target import caches
 from pollard.kernels.products import results, tiled
-from pollard.kernels.products.derived import ByColumns, Tiling, bits, bounds, by_columns, calls, places_in_runs, tiling
+from pollard.kernels.products.derived import (
+    ByColumns,
+    Tiling,
+    bounds,
+    by_columns,
+    calls,
+    column_bits,
+    places_in_runs,
+    tiling,
+)
 from pollard.kernels.products.operand import Operand, Packing, name_of
 from pollard.kernels.products.ordered import ordering
 from pollard.kernels.products.product import Product
@@ -228,7 +237,7 @@ def _bitmap(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
     topology, threads, (out, width) = product.topology, product.threads, product.topology.shape
     spec, words = product.spec(choice, bias=bias, activation=activation), -(-width // WORD)
     launch = Launch(
-        spec, threads, threads, pointers=topology.indices.row_pointers, bits=bits(topology, WORD),
+        spec, threads, threads, pointers=topology.indices.row_pointers, bits=column_bits(topology, WORD),
         bounds=bounds(topology, threads, rows_abreast(spec)), PASSES=1, WORDS=words, WHOLE=width // WORD, LIMIT=topology.nnz - vector_of(spec), BLANK=0,
     )  # fmt: skip
 
