@@ -132,6 +132,17 @@ def test_rows_that_keep_nothing_are_their_bias():
     assert torch.equal(y[0], bias + mask.sum(1))
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_samples_may_be_parts_of_longer_rows(samples, dtypes):
+    found, values = topology((16, 200), 0.6), torch.linspace(-1, 1, topology((16, 200), 0.6).nnz).to(dtypes[1])
+    assert operation(found, samples, tuple(str(each).removeprefix("torch.") for each in dtypes)) == "bitmap"
+    x = torch.cat(
+        [operand(samples, 200, "row-major", 3, dtypes[0]), torch.full((samples, 30), torch.nan, dtype=dtypes[0])], 1
+    )[:, :200]
+    assert torch.equal(dispatch.forward(x, values, found), dispatch.forward(x.contiguous(), values, found))
+
+
 @pytest.mark.parametrize("samples", [1, 2, 3, 8])
 def test_bits_depend_on_neither_threads_nor_layouts(samples):
     found, x = topology((97, 360)), operand(samples, 360, "row-major", 3, BFLOAT16)

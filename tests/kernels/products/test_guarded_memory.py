@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guarded import guarded
-from parity import DTYPES
+from parity import DTYPES, HALVES
 from pollard.formats.topology import Topology
 from pollard.kernels.products import dispatch, results
 
@@ -46,6 +46,19 @@ def test_nothing_beyond_is_touched(isa, pattern, dtype, batch, rows, features_fi
     dispatch.forward(x, values, topology, bias, activation="relu", rows=rows)
     dispatch.input_grad(grad, values, topology, rows=rows)
     dispatch.value_grad(grad, x, topology)
+
+
+@pytest.mark.pairwise
+@pytest.mark.usefixtures("_guarded_results")
+@pytest.mark.parametrize("density", [0.1, 0.6])
+@pytest.mark.parametrize("batch", range(1, 9))
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
+@pytest.mark.parametrize("width", [5000, 8211])
+def test_nor_beyond_parts_of_longer_rows(isa, width, dtypes, batch, density):
+    topology = Topology.random((24, width), density, "unstructured", torch.Generator().manual_seed(batch))
+    values, x = copied(torch.randn(topology.nnz).to(dtypes[1])), torch.randn(batch, width + 30).to(dtypes[0])
+    part = copied(x[:, :width])
+    assert torch.equal(dispatch.forward(part, values, topology), dispatch.forward(part.contiguous(), values, topology))
 
 
 READ = "import ctypes, torch; from guarded import guarded; a = guarded((3,), (1,), torch.float32); ctypes.string_at(a.data_ptr() + {}, 1)"

@@ -247,8 +247,8 @@ def _bitmap(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
         # Samples are read a vector of features at a time, as they are, or one that is widened.
         side_by_side = operand.stride == 1 if operand.batch == 1 else not operand.features_first
         read = torch.bfloat16 if spec.pairs else torch.float32
-        ready, apart = side_by_side and operand.dtype == name_of(read), operand.stride if side_by_side else width
-        run = launch.at(threads, LDX=apart, LDY=stride)
+        ready = side_by_side and operand.dtype == name_of(read)
+        run = launch.at(threads, LDX=operand.stride if ready else width, LDY=stride)
 
         def call(x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
             y, samples = room(x), x if ready else x.to(read).contiguous()
