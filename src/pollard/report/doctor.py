@@ -34,13 +34,18 @@ from pollard.settings import Settings
 
 # Not multiples of any vector or tile: the tails of every kernel run too.
 SHAPE, BATCH = (48, 84), 37
-DENSITY = 0.2
-ONE = 1  # sample, which has kernels of its own
+DENSITY = 0.25
+# Samples that have kernels of their own.
+ONE, FEW = 1, 3
+SAMPLES = {ONE: ", one sample", FEW: ", three samples"}
 # Pattern, dtype, batch.
 KINDS: tuple[tuple[str, torch.dtype, int], ...] = (
     *((str(Pattern(rows)), torch.float32, BATCH) for rows in ROWS),
-    *((pattern, torch.float32, batch) for pattern in ("b4x2", "2:4") for batch in (BATCH, ONE)),
+    *((pattern, torch.float32, BATCH) for pattern in ("b4x2", "2:4")),
+    *((pattern, torch.float32, ONE) for pattern in ("unstructured", "b4x2", "2:4")),
+    *((pattern, torch.float32, FEW) for pattern in ("unstructured", "v4")),
     *((pattern, dtype, BATCH) for pattern in ("unstructured", "v4") for dtype in (torch.bfloat16, torch.float16)),
+    *(("unstructured", torch.bfloat16, batch) for batch in (ONE, FEW)),
 )
 # Of convolutions: channels of the result and of the images, and their sides: vectors along rows, and across samples.
 CHANNELS, SIDES = (8, 5), (20, 4)
@@ -170,7 +175,7 @@ def _kernel_check(name: str, kind: tuple[str, torch.dtype, int], seed: int, devi
     (kernel, twin), (pattern, dtype, batch) = _OPERATIONS[name], kind
     operands = _Operands.draw(Pattern.parse(pattern), dtype, batch, seed)
     there = operands.to(device)
-    label = f"{name} {pattern}" + f" {name_of(dtype)}" * (dtype != torch.float32) + ", one sample" * (batch == ONE)
+    label = f"{name} {pattern}" + f" {name_of(dtype)}" * (dtype != torch.float32) + SAMPLES.get(batch, "")
     label += " on CUDA" * (device != "cpu")
     # What is rounded to half precision at the end, once.
     rounded = torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
