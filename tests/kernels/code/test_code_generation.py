@@ -31,6 +31,24 @@ WIDE = {"avx512": r"\tvpmuludq\t.*%zmm", "avx2": r"\tvpmuludq\t.*%ymm", "neon": 
 FUSED = r"\t(vfn?m(add|sub)|fml[as]|fn?m(add|sub))"
 
 
+def few(isa):
+    for rows, columns, batch_first in ((1, 1, False), (1, 9, True), (4, 1, True), (16, 2, False)):
+        samples = TARGETS[isa].lanes // 2
+        yield KernelSpec(
+            "skinny",
+            isa,
+            rows=rows,
+            columns=columns,
+            abreast=samples,
+            batch_first=batch_first,
+            bias=True,
+            activation="gelu",
+        )
+    for rows in (2, 4):
+        yield KernelSpec("skinny", isa, rows=rows, abreast=1, bias=True, activation="gelu")
+    yield KernelSpec("skinny", isa, abreast=2, tiled=True, index=2, bias=True, activation="gelu")
+
+
 def bitmaps(isa):
     if isa != "avx512":
         return
@@ -53,19 +71,7 @@ def specs(isa):
     if serves(TARGETS[isa], 2, 4):
         for numbers in ("float32", "bfloat16", "float16"):
             yield KernelSpec("n_of_m", isa, n=2, m=4, bias=True, activation="relu", numbers=numbers, values=numbers)
-    for rows, columns, batch_first in ((1, 1, False), (1, 9, True), (4, 1, True), (16, 2, False)):
-        samples = TARGETS[isa].lanes // 2
-        yield KernelSpec(
-            "skinny",
-            isa,
-            rows=rows,
-            columns=columns,
-            abreast=samples,
-            batch_first=batch_first,
-            bias=True,
-            activation="gelu",
-        )
-    yield KernelSpec("skinny", isa, abreast=2, tiled=True, index=2, bias=True, activation="gelu")
+    yield from few(isa)
     yield from bitmaps(isa)
     yield from halves(isa)
     yield KernelSpec("pack", isa, vectors=2, packed=True)

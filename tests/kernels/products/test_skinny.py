@@ -16,7 +16,7 @@ PATTERNS = ("unstructured", "v2", "v4", "v8", "v16", "b2x3", "b4x4", "b16x2", "b
 @pytest.mark.pairwise
 @pytest.mark.parametrize("layout", ["row-major", "column-major", "strided", "broadcast"])
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
-@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_few_samples_equal_their_twins(isa, pattern, samples, dtypes, layout):
     # Rows of no columns, of fewer than a turn takes, of many; features that fill vectors and those left over.
@@ -35,9 +35,16 @@ def test_they_are_few_where_half_of_a_vector_holds_them(isa, batch):
     assert found == {**generated.KERNELS, "forward": few}
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_sample_is_among_them_where_grains_have_a_few_rows(isa, pattern):
+    topology = Topology.random((32, 1152), 0.5 if pattern == "2:4" else 0.1, pattern, torch.Generator().manual_seed(0))
+    found = generated.operation("forward", topology, Operand(1, 1152, True, 1, "float32"), TARGETS[isa], "float32")
+    assert (found == "skinny") == (topology.pattern.rows in {2, 4})
+
+
 @pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("samples", [2, 3, 4])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
 @pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4", "v16", "b4x4"])
 def test_bits_depend_on_neither_threads_nor_layouts(isa, pattern, samples, dtype):
     topology = Topology.random((96, 360), 0.2, pattern, torch.Generator().manual_seed(0))
@@ -54,16 +61,17 @@ def test_bits_depend_on_neither_threads_nor_layouts(isa, pattern, samples, dtype
     assert all(torch.equal(each, found[0]) for each in found)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_what_is_not_kept_and_samples_that_are_not_there_count_for_nothing(isa, pattern):
+def test_what_is_not_kept_and_samples_that_are_not_there_count_for_nothing(isa, pattern, samples):
     topology = Topology.random((32, 576), 0.5 if pattern == "2:4" else 0.1, pattern, torch.Generator().manual_seed(1))
-    values, x = torch.ones(topology.nnz), torch.full((3, 576), torch.inf)
+    values, x = torch.ones(topology.nnz), torch.full((samples, 576), torch.inf)
     kept = topology.mask().any(0)
     x[:, kept] = 1.0
     # The sample after the last is infinite as well, where it is read at all.
-    column_major = torch.full((576, 4), torch.inf)[:, :3].t()
+    column_major = torch.full((576, samples + 1), torch.inf)[:, :samples].t()
     column_major.copy_(x)
-    counts = topology.mask().sum(1).float().expand(3, -1)
+    counts = topology.mask().sum(1).float().expand(samples, -1)
     for given in (x, column_major, x.t().contiguous().t()):
         assert torch.equal(dispatch.forward(given, values, topology), counts)
 

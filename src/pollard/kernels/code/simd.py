@@ -52,11 +52,17 @@ class Code(Flow):
 
         One by one: the instructions that do so at once take longer on many CPUs.
         """
-        level = []
-        for first in range(0, len(indices), BLOCK):
-            part = ir.Constant(vector(BLOCK), ir.Undefined)
-            for lane, index in enumerate(indices[first : first + BLOCK]):
-                part = self.ir.insert_element(part, self.load(self.floats(pointer, index), 1), I32(lane))
+        return self.side_by_side([self.load(self.floats(pointer, index), 1) for index in indices])
+
+    def side_by_side(self, numbers: Sequence[Value]) -> Value:
+        """A power of two of numbers, a lane each; of one, itself."""
+        size, level = min(BLOCK, len(numbers)), []
+        if size == 1:
+            return numbers[0]
+        for first in range(0, len(numbers), size):
+            part = ir.Constant(vector(size), ir.Undefined)
+            for lane, number in enumerate(numbers[first : first + size]):
+                part = self.ir.insert_element(part, number, I32(lane))
             level.append(part)
         return self.joined(level)
 

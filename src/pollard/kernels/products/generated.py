@@ -18,6 +18,7 @@ WORTH = 1 << 15  # kept weights: what they gain by it takes as long as two copie
 # Densities from which on single weights of few samples are told by bits: the time for them depends on columns and samples, not on what is kept. In
 # float32 that of one sample, and what each other adds; in pairs of bfloat16 that of up to `FEW`, and of more.
 MUCH, MORE, MUCH_IN_PAIRS, FEW = 0.2, 0.1, (0.125, 0.16), 4
+FEW_ROWS = 4
 HELD = 12_288  # numbers of a few samples of float32 that stay in the nearest cache, while W comes by
 KERNELS = {"forward": "gather", "input_grad": "scatter", "value_grad": "sddmm"}
 
@@ -41,7 +42,8 @@ def operation(kind: str, topology: Topology, operand: Operand, target: Target, v
         return "n_of_m"
     if _by_bits(topology, operand, target, values):
         return "bitmap"
-    return "skinny" if batch > 1 else "matvec"
+    # Rows of a grain that fill a vector need no others beside them; a row alone is summed in its lanes.
+    return "skinny" if batch > 1 or 1 < pattern.rows <= FEW_ROWS else "matvec"
 
 
 def _in_tiles(kind: str, pattern: Pattern, target: Target, dtypes: tuple[str, str]) -> bool:

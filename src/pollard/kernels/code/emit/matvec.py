@@ -1,5 +1,5 @@
 """``y = W x`` for one sample, whose numbers are float32 side by side: a row alone by vectors of its grains, or the rows of grains
-side by side, several at a time, since a sum alone waits for each of its additions.
+side by side, several at a time, since a sum alone waits for each of its additions. Grains of two to four rows are taken as those of few samples are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``Y = W X`` for a few samples: a vector holds several weights, each for all samples, which alone would leave most of its lanes empty."""
+"""``Y = W X`` for a few samples, or one where grains have a few rows: a vector holds several weights, each for all samples, which alone would leave most of its lanes empty."""
 
 from __future__ import annotations
 
@@ -210,8 +210,11 @@ class _Group:
         """What these weights of the columns at `places` are multiplied with, column by column."""
         code, rows = self.code, self.spec.rows
         columns = [weight // rows for weight in weights]
-        joined = code.joined([code.load(places[c], self.width) for c in range(columns[0], columns[-1] + 1)])
+        found = [code.load(places[c], self.width) for c in range(columns[0], columns[-1] + 1)]
+        joined = code.joined(found) if self.width > 1 else code.side_by_side(found)
         lanes = [(column - columns[0]) * self.width + sample for column in columns for sample in range(self.width)]
+        if code.lanes_of(joined) == 1:
+            return code.splat(joined, len(lanes))
         return joined if lanes == list(range(code.lanes_of(joined))) else code.shuffle(joined, joined, lanes)
 
     def _spread(self, several: Value, places: range) -> Value:
