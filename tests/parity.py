@@ -68,6 +68,19 @@ def assert_same_rows(features_first, rows):
     assert rows.is_contiguous()
 
 
+def by_threads_and_layouts(x, values, topology, bias):
+    """The same product on one thread and two, of x however it lies, in rows and not."""
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found += [
+            dispatch.forward(given, values, topology, bias, activation="gelu", rows=rows)
+            for given in (x, x.t().contiguous().t(), torch.cat([x, x], 1)[:, : x.shape[1]])
+            for rows in (False, True)
+        ]
+    return found
+
+
 def products(topology, batch, dtype=torch.float32):
     values = torch.randn(topology.nnz, generator=torch.Generator().manual_seed(1)).to(dtype)
     x, grad = (operand(batch, side, "row-major", 3 + side, dtype) for side in reversed(topology.shape))

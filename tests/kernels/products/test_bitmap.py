@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import paired
-from parity import HALVES, assert_parity, operand
+from parity import HALVES, assert_parity, by_threads_and_layouts, operand
 from pollard.formats.topology import Topology
 from pollard.kernels.code import target
 from pollard.kernels.code.target import TARGETS
@@ -147,14 +147,7 @@ def test_samples_may_be_parts_of_longer_rows(samples, dtypes):
 def test_bits_depend_on_neither_threads_nor_layouts(samples):
     found, x = topology((97, 360)), operand(samples, 360, "row-major", 3, BFLOAT16)
     values, bias = torch.linspace(-1, 1, found.nnz).to(BFLOAT16), torch.linspace(-2, 2, 97).to(BFLOAT16)
-    results = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        results += [
-            dispatch.forward(given, values, found, bias, activation="gelu", rows=rows)
-            for given in (x, x.t().contiguous().t(), torch.cat([x, x], 1)[:, :360])
-            for rows in (False, True)
-        ]
+    results = by_threads_and_layouts(x, values, found, bias)
     assert all(torch.equal(each, results[0]) for each in results)
 
 

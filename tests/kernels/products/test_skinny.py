@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from parity import DTYPES, HALVES, assert_parity, operand
+from parity import DTYPES, HALVES, assert_parity, by_threads_and_layouts, operand
+from pollard.formats.pattern import Pattern
 from pollard.formats.topology import Topology
 from pollard.kernels.code.target import TARGETS
 from pollard.kernels.products import dispatch, generated
@@ -50,14 +51,7 @@ def test_bits_depend_on_neither_threads_nor_layouts(isa, pattern, samples, dtype
     topology = Topology.random((96, 360), 0.2, pattern, torch.Generator().manual_seed(0))
     values, bias = torch.linspace(-1, 1, topology.nnz, dtype=dtype), torch.linspace(-2, 2, 96, dtype=dtype)
     x = operand(samples, 360, "row-major", 3, dtype)
-    found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found += [
-            dispatch.forward(given, values, topology, bias, activation="gelu", rows=rows)
-            for given in (x, x.t().contiguous().t(), torch.cat([x, x], 1)[:, :360])
-            for rows in (False, True)
-        ]
+    found = by_threads_and_layouts(x, values, topology, bias)
     assert all(torch.equal(each, found[0]) for each in found)
 
 
@@ -99,7 +93,7 @@ WIDE = ((12, 5000), (3, 17_000))
 
 def uneven(shape, pattern, density=0.1):
     mask = Topology.random(shape, density, pattern, torch.Generator().manual_seed(7)).mask()
-    rows = Topology.full((shape[0], 1), pattern).pattern.rows
+    rows = Pattern.parse(pattern).rows
     mask[:rows, 2000:] = False
     mask[rows : 2 * rows, :4100] = False
     return Topology.from_mask(mask, pattern)
@@ -108,8 +102,8 @@ def uneven(shape, pattern, density=0.1):
 @pytest.mark.pairwise
 @pytest.mark.parametrize("layout", ["row-major", "column-major", "strided"])
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), *HALVES], ids=str)
-@pytest.mark.parametrize("samples", [2, 3, 4, 5, 8])
-@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4"])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("pattern", ["unstructured", "v2", "v4", "b1x2"])
 @pytest.mark.parametrize("shape", WIDE)
 def test_tiles_of_columns_equal_their_twins(isa, shape, pattern, samples, dtypes, layout):
     assert_parity(uneven((4 * shape[0], shape[1]), pattern), samples, layout, *dtypes)
@@ -131,6 +125,8 @@ def test_who_comes_in_tiles_is_a_matter_of_shapes(monkeypatch):
     # So few in a tile that it is no use; so many rows that a number is looked up for.
     assert not tiled(uneven((8, 5000), "unstructured", 0.01), 8)
     assert not tiled(uneven((16, 5000), "v4"), 8)
+    assert not tiled(uneven((8, 5000), "b1x2"), 8)
+    assert tiled(uneven((8, 17_000), "v2"), 1)
 
 
 @pytest.mark.parametrize("samples", [2, 4, 8])
@@ -149,12 +145,6 @@ def test_an_infinite_number_that_is_kept_is_infinite_in_the_result(isa, samples,
 def test_bits_in_tiles_depend_on_neither_threads_nor_layouts(isa):
     topology = uneven((40, 5000), "v2")
     values, bias = torch.linspace(-1, 1, topology.nnz), torch.linspace(-2, 2, 40)
-    x, found = operand(4, 5000, "row-major", 3), []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found += [
-            dispatch.forward(given, values, topology, bias, activation="gelu", rows=rows)
-            for given in (x, x.t().contiguous().t())
-            for rows in (False, True)
-        ]
+    x = operand(4, 5000, "row-major", 3)
+    found = by_threads_and_layouts(x, values, topology, bias)
     assert all(torch.equal(each, found[0]) for each in found)

@@ -13,7 +13,6 @@ from pollard.formats.topology import Topology
 from pollard.kernels.code.emit.abreast import width as width_of
 from pollard.kernels.code.emit.bitmap import WORD, rows_abreast, vector_of
 from pollard.kernels.code.emit.n_of_m import PAD as N_OF_M_PAD
-from pollard.kernels.code.emit.numbers import NUMBERS
 from pollard.kernels.code.emit.panels import Panels
 from pollard.kernels.code.emit.sddmm import STEP as BATCH_STEP
 from pollard.kernels.code.launch import Launch, address, equal_runs
@@ -118,7 +117,7 @@ def _returning(topology: Topology, tiles: Tiling, row: int) -> float:
     return _rows_in_l2(4, row) / topology.pattern.rows if tiles.tiles > 1 else math.inf
 
 
-def _rows_in_l2(part: int, row: float) -> float:
+def _rows_in_l2(part: int, row: int) -> float:
     # Rows of so many bytes that fill that part of L2.
     return caches().l2 // part / row
 
@@ -205,16 +204,7 @@ def _matvec(product: Product, choice: Choice, bias: bool, activation: str) -> Fi
 def _skinny(product: Product, choice: Choice, bias: bool, activation: str) -> Fit:
     topology, threads, (out, width) = product.topology, product.threads, product.topology.shape
     spec, tiles = product.spec(choice, bias=bias, activation=activation), tiling(topology, product.width(choice))
-    # Of W a block of rows comes by for one tile after another: it had better stay in L2.
-    row = spec.rows * spec.columns * NUMBERS[spec.values].bytes + spec.index
-    passes = (
-        _passes(topology.groups, threads, _rows_in_l2(2, max(1, row * topology.grains / topology.groups)))
-        if spec.tiled
-        else 1
-    )
-    launch = Launch(
-        spec, threads, threads, columns=topology.indices.columns, bounds=bounds(topology, threads * passes), PASSES=passes, IN=width, **_tiles(tiles)
-    )  # fmt: skip
+    launch = Launch(spec, threads, threads, **_walk(topology, tiles, threads), IN=width)
 
     def fit(matrices: tuple[Operand, ...], _: Panels) -> Call:
         operand = matrices[0]

@@ -38,8 +38,8 @@ SPARE = 2
 # Sums that keep a core busy: an addition takes about as long as the loads of so many.
 CHAINS = 4
 
-# Bytes of a few samples that stay in L1 while W comes by, and grains of a row group for which to come back to it. Neither is this CPU's own: bits depend on them.
-HELD, RUN, TALL = 32 << 10, 48, 2
+# Bytes of a few samples that stay in L1 while W comes by, grains of a row group for which to come back to it, and its rows at most. None is this CPU's own: bits depend on them.
+TILE, RUN, TALL = 32 << 10, 48, 2
 
 # Vector operations, some 20 us, that are worth waking a thread for: on a busy machine it may come milliseconds late.
 SHARE = 1 << 15
@@ -200,8 +200,8 @@ class Product:
 
     def _held(self) -> int:
         """Columns of grains whose samples, side by side in float32, the nearest cache holds, if a row keeps enough in so many; else 0, which is all."""
-        columns = HELD // (4 * width_of(self.batch))
-        if self.topology.pattern.size > TALL or columns >= self.topology.width:
+        columns = TILE // (4 * width_of(self.batch))
+        if self.topology.pattern.columns > 1 or self.topology.pattern.rows > TALL or columns >= self.topology.width:
             return 0
         run = self.topology.grains * columns / (self.topology.width * self.topology.groups)
         return columns if run >= RUN else 0

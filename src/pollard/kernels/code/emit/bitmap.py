@@ -149,11 +149,9 @@ class _Rows:
 
     def _some(self, source: Value, mask: Value, kind: str) -> Value:
         """The numbers at `source` that `mask` allows, zero elsewhere; the others are not touched."""
-        code, columns = self.code, self.columns
-        if kind == "float32":
-            return code.masked_load(source, mask, columns)
-        halves = code.masked_halves(source, mask, columns)
-        return halves if self.spec.pairs else NUMBERS[kind].of_halves(code, halves)
+        if self.spec.pairs:
+            return self.code.masked_halves(source, mask, self.columns)
+        return NUMBERS[kind].some(self.code, source, mask, self.columns)
 
     def _added(self, weights: Value, features: Value, total: Value) -> Value:
         code = self.code

@@ -4,6 +4,7 @@ float32.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,9 +109,9 @@ class Numbers:
         """A vector of as many numbers as it has `lanes`, in their order."""
         return code.load(pointer, lanes)
 
-    def of_halves(self, code: Code, halves: Value) -> Value:
-        """What `few` makes of words of 16 bits, where a number has as many."""
-        raise NotImplementedError
+    def some(self, code: Code, pointer: Value, mask: Value, lanes: int) -> Value:
+        """Those of as many numbers that `mask` allows, zero elsewhere; the others are not touched."""
+        return code.masked_load(pointer, mask, lanes)
 
     def store_few(self, code: Code, values: Value, pointer: Value) -> None:
         """Write the lanes of `values` to `pointer`, in their order, rounded."""
@@ -125,10 +126,20 @@ class Numbers:
         code.store(values, pointer)
 
 
-class _Halves(Numbers):
+class _Halves(Numbers, ABC):
     """Two numbers a 32-bit word: a unit is a vector of words, which makes two of float32."""
 
     bytes, parts = 2, 2
+
+    @abstractmethod
+    def of_halves(self, code: Code, halves: Value) -> Value:
+        """The numbers that words of 16 bits are."""
+
+    def few(self, code: Code, pointer: Value, lanes: int) -> Value:
+        return self.one(code, pointer) if lanes == 1 else self.of_halves(code, code.halves(pointer, lanes))
+
+    def some(self, code: Code, pointer: Value, mask: Value, lanes: int) -> Value:
+        return self.of_halves(code, code.masked_halves(pointer, mask, lanes))
 
     def words(self, code: Code, pointer: Value, lanes: int, mask: Mask | None = None) -> Value:
         kind = ir.VectorType(I32, lanes)
@@ -156,8 +167,8 @@ class _Halves(Numbers):
         put(code, _get(code, source, I16), target)
 
     def side_by_side(self, code: Code, pointers: Sequence[Value], lanes: int) -> list[Value]:
-        kind, wide = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
-        low, high = ([code.ir.zext(_get(code, each, kind), wide) for each in pointers[half::2]] for half in (0, 1))
+        wide = ir.VectorType(I32, lanes)
+        low, high = ([code.ir.zext(code.halves(each, lanes), wide) for each in pointers[half::2]] for half in (0, 1))
         return [
             code.ir.or_(below, code.ir.shl(above, each(I32(16), lanes))) for below, above in zip(low, high, strict=True)
         ]
@@ -191,11 +202,6 @@ class _BFloat16(_Halves):
     def beside(self, code: Code, values: Sequence[Value], lanes: int) -> Value:
         even, odd = (_rounded(code, value, lanes) for value in values)
         return code.ir.or_(code.ir.lshr(even, each(I32(16), lanes)), code.ir.and_(odd, each(HIGH, lanes)))
-
-    def few(self, code: Code, pointer: Value, lanes: int) -> Value:
-        if lanes == 1:
-            return self.one(code, pointer)
-        return self.of_halves(code, code.halves(pointer, lanes))
 
     def of_halves(self, code: Code, halves: Value) -> Value:
         lanes = halves.type.count
@@ -255,11 +261,6 @@ class _Float16(_Halves):
         first, second = (code.ir.fptrunc(value, ir.VectorType(HALF, lanes)) for value in values)
         return code.ir.bitcast(code.shuffle(first, second, places), ir.VectorType(I32, lanes))
 
-    def few(self, code: Code, pointer: Value, lanes: int) -> Value:
-        if lanes == 1:
-            return self.one(code, pointer)
-        return self.of_halves(code, code.halves(pointer, lanes))
-
     def of_halves(self, code: Code, halves: Value) -> Value:
         lanes = halves.type.count
         return code.ir.fpext(code.ir.bitcast(halves, ir.VectorType(HALF, lanes)), vector(lanes))
@@ -295,7 +296,7 @@ def zipped(code: Code, above: Value, below: Value) -> list[Value]:
 
 def zipped_splats(code: Code, above: Value, below: Value, count: int, lanes: int) -> list[Value]:
     """Words in all lanes: each of the `count` numbers at `above` in the upper half, its counterpart at `below` in the lower."""
-    upper, lower = (_get(code, each, ir.VectorType(I16, count)) for each in (above, below))
+    upper, lower = (code.halves(each, count) for each in (above, below))
     pairs = [place for number in range(count) for place in (number, count + number)]
     words = code.ir.bitcast(code.shuffle(lower, upper, pairs), ir.VectorType(I32, count))
     return [code.shuffle(words, words, [number] * lanes) for number in range(count)]

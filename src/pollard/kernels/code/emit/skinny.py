@@ -93,12 +93,8 @@ class _Group:
         with code.loop(0, code.one_if(again), carried=sums) as once:
             made = self._grains(first, step, once.carried)
             done = code.splat_index(code.mul(code.sub(start, first), self.spec.columns), self.lanes)
-            once.carry(
-                [
-                    self._unless(done, *pair)
-                    for pair in zip(range(len(sums)), zip(made, once.carried, strict=True), strict=True)
-                ]
-            )
+            pairs = enumerate(zip(made, once.carried, strict=True))
+            once.carry([self._unless(done, vector, pair) for vector, pair in pairs])
         return code.ir.select(again, end, start), once.carried
 
     def _unless(self, done: Value, vector: int, sums: tuple[Value, Value]) -> Value:
